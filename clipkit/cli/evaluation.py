@@ -1,0 +1,121 @@
+"""`clipkit eval ...` and `clipkit suites ...`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from clipkit.cli.options import (
+    CacheOption,
+    DataOption,
+    JsonOption,
+    ModelOption,
+    OutOption,
+    QuietOption,
+    RecipeOption,
+    SetOption,
+    SuiteOption,
+    cache_dir,
+    show,
+)
+from clipkit.recipe import EvalRecipe, load_recipe
+from clipkit.report.tables import score_tables, suite_tables
+from clipkit.resources import find, names
+from clipkit.run import Run
+
+eval_app = typer.Typer(no_args_is_help=True, help="Evaluate a model on a suite of tasks.")
+suites_app = typer.Typer(no_args_is_help=True, help="List and show the suites of tasks.")
+
+
+@eval_app.command("zero-shot", no_args_is_help=True)
+def zero_shot(
+    model: ModelOption,
+    suite: SuiteOption,
+    data: DataOption,
+    out: OutOption,
+    recipe: RecipeOption = None,
+    set_: SetOption = None,
+    cache: CacheOption = None,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Zero-shot classification: class names and templates against pictures.
+
+    Example: `clipkit eval zero-shot --model runs/model --suite demo --data clipkit-demo/web/eval --out runs/zero-shot`
+    """
+    _evaluate("zero-shot", model, suite, data, out, recipe, set_, cache, as_json=as_json, quiet=quiet)
+
+
+@eval_app.command("linear-probe", no_args_is_help=True)
+def linear_probe(
+    model: ModelOption,
+    suite: SuiteOption,
+    data: DataOption,
+    out: OutOption,
+    recipe: RecipeOption = None,
+    set_: SetOption = None,
+    cache: CacheOption = None,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Linear probe by the CLIP paper's protocol (appendix A.3).
+
+    Example: `clipkit eval linear-probe --model runs/model --suite demo --data clipkit-demo/web/eval --out runs/probe`
+    """
+    _evaluate("linear-probe", model, suite, data, out, recipe, set_, cache, as_json=as_json, quiet=quiet)
+
+
+def _evaluate(
+    kind: str,
+    model: str,
+    suite: str,
+    data: Path,
+    out: Path,
+    recipe: str | None,
+    set_: list[str] | None,
+    cache: Path | None,
+    *,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    knobs = load_recipe(EvalRecipe, find("recipes/eval", recipe) if recipe else None, set_ or ())
+    from clipkit.evaluation.suite import load_suite
+
+    tasks = load_suite(suite)
+    inputs = {"model": model, "suite": suite, "data": str(data)}
+    run = Run.open(out, command=f"eval {kind}", recipe=knobs, inputs=inputs, quiet=quiet)
+    if (report := run.report) is None:
+        from clipkit.evaluation import linear_probe as probe_engine
+        from clipkit.evaluation import zero_shot as zero_shot_engine
+        from clipkit.model.encoder import load_encoder
+
+        engine = zero_shot_engine.run_zero_shot if kind == "zero-shot" else probe_engine.run_linear_probe
+        encoder = load_encoder(model, precision=knobs.precision)
+        report = engine(knobs, encoder, tasks, data, run=run, cache=cache_dir(cache))
+        if not report["failed"]:
+            run.finish(report)
+    show(report, score_tables(report), as_json=as_json, where=out)
+    if report["failed"]:
+        for task, reason in report["failed"].items():
+            typer.echo(f"error: {task}: {reason}", err=True)
+        # With every task failed there is no result at all: the user's mistake, not a partial success.
+        raise typer.Exit(1 if report["scores"] else 2)
+
+
+@suites_app.command("list")
+def list_suites() -> None:
+    """Names of the suites that come with clipkit."""
+    for name in names("benchmarks/suites"):
+        typer.echo(name)
+
+
+@suites_app.command("show", no_args_is_help=True)
+def show_suite(
+    suite: Annotated[str, typer.Argument(metavar="SUITE", help="A suite file, or a name that `clipkit suites list` shows.")],
+    as_json: JsonOption = False,
+) -> None:
+    """The tasks of a suite: classes, templates, metric, layout, where the data is published."""
+    from clipkit.evaluation.suite import describe, load_suite
+
+    report = describe(load_suite(suite))
+    show(report, suite_tables(report), as_json=as_json, where=find("benchmarks/suites", suite))

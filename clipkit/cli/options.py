@@ -1,0 +1,57 @@
+"""The options that commands share, and what every command does around its engine."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from clipkit.report.tables import Table
+
+RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe file, or a name that `clipkit recipes list` shows.")]
+RecipeOption = Annotated[str | None, typer.Option("--recipe", metavar="RECIPE", help="A recipe file or name; without it, all defaults.")]
+OutOption = Annotated[Path, typer.Option("--out", metavar="DIR", help="The run's directory. The same command again resumes it.")]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KNOB=VALUE", help="Change one knob of the recipe, for example `--set seed=1`; may be repeated."),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the report as JSON instead of tables.")]
+QuietOption = Annotated[bool, typer.Option("--quiet", help="No progress on stderr.")]
+ModelOption = Annotated[
+    str,
+    typer.Option(
+        "--model",
+        metavar="MODEL",
+        help="A training run, a checkpoint file, or `openai:NAME@FILE`, `open_clip:NAME/TAG`, `hf:ID`, `timm:NAME`.",
+    ),
+]
+SuiteOption = Annotated[str, typer.Option("--suite", metavar="SUITE", help="A suite file, or a name that `clipkit suites list` shows.")]
+DataOption = Annotated[Path, typer.Option("--data", metavar="ROOT", help="The folder that holds the test sets.")]
+CacheOption = Annotated[
+    Path | None,
+    typer.Option("--cache", metavar="DIR", help="Where embeddings are kept; default $CLIPKIT_CACHE or ~/.cache/clipkit."),
+]
+
+
+def cache_dir(given: Path | None) -> Path:
+    """The embeddings' directory: the option, the environment, or the user's cache."""
+    if given is not None:
+        return given
+    if env := os.environ.get("CLIPKIT_CACHE"):
+        return Path(env)
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "clipkit"
+
+
+def show(report: Mapping[str, Any], tables: list[Table], *, as_json: bool, where: Path) -> None:
+    """The report on stdout, as tables or JSON, then where the results are (stderr when JSON)."""
+    if as_json:
+        typer.echo(json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False))
+        return
+    console = Console()
+    for table in tables:
+        console.print(table.to_rich())
+    console.print(Text(f"results in {where}"))

@@ -1,0 +1,67 @@
+"""`clipkit overlap-report`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from clipkit.cli.options import (
+    CacheOption,
+    DataOption,
+    JsonOption,
+    ModelOption,
+    OutOption,
+    QuietOption,
+    RecipeOption,
+    SetOption,
+    SuiteOption,
+    cache_dir,
+    show,
+)
+from clipkit.recipe import OverlapRecipe, load_recipe
+from clipkit.report.tables import overlap_tables
+from clipkit.resources import find
+from clipkit.run import Run
+
+
+def overlap_report(
+    model: ModelOption,
+    train: Annotated[
+        Path, typer.Option("--train", metavar="SHARDS", help="The training shards: a folder with `shards.json`, or a build-dataset run.")
+    ],
+    suite: SuiteOption,
+    data: DataOption,
+    out: OutOption,
+    recipe: RecipeOption = None,
+    set_: SetOption = None,
+    cache: CacheOption = None,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """How much the training shards overlap the test sets, and what that did to zero-shot scores.
+
+    For each test picture finds the nearest training picture; splits the test set into Overlap and Clean; compares accuracies
+    as section 5 of the CLIP paper does. Writes a table and `DIR/overlap.html` with the pairs side by side.
+
+    Example: `clipkit overlap-report --model runs/model --train runs/data/shards --suite demo --data clipkit-demo/web/eval --out runs/overlap`
+    """
+    knobs = load_recipe(OverlapRecipe, find("recipes/overlap-report", recipe) if recipe else None, set_ or ())
+    from clipkit.dataset.shards import Shards
+    from clipkit.evaluation.suite import load_suite
+
+    tasks, shards = load_suite(suite), Shards.open(train)
+    inputs = {"model": model, "train": shards.fingerprint, "suite": suite, "data": str(data)}
+    run = Run.open(out, command="overlap-report", recipe=knobs, inputs=inputs, quiet=quiet)
+    if (report := run.report) is None:
+        from clipkit.model.encoder import load_encoder
+        from clipkit.overlap import analysis
+
+        encoder = load_encoder(model, precision=knobs.precision)
+        report = analysis.report_overlap(knobs, encoder, shards, tasks, data, run=run, cache=cache_dir(cache))
+        if not report["failed"]:
+            run.finish(report)
+    show(report, overlap_tables(report), as_json=as_json, where=out)
+    if report["failed"]:
+        for task, reason in report["failed"].items():
+            typer.echo(f"error: {task}: {reason}", err=True)
+        raise typer.Exit(1 if report["tasks"] else 2)

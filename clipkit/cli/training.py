@@ -1,0 +1,39 @@
+"""`clipkit train`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from clipkit.cli.options import JsonOption, OutOption, QuietOption, RecipeArgument, SetOption, show
+from clipkit.recipe import TrainRecipe, load_recipe
+from clipkit.report.tables import train_tables
+from clipkit.resources import find
+from clipkit.run import Run
+
+
+def train(
+    recipe: RecipeArgument,
+    data: Annotated[Path, typer.Option("--data", metavar="SHARDS", help="Shards: a folder with `shards.json`, or a build-dataset run.")],
+    out: OutOption,
+    set_: SetOption = None,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Train a CLIP model on shards.
+
+    Writes checkpoints and `metrics.jsonl` to DIR; DIR is then what `--model` takes.
+
+    Example: `clipkit train recipes/train/demo.toml --data runs/data/shards --out runs/model`
+    """
+    knobs = load_recipe(TrainRecipe, find("recipes/train", recipe), set_ or ())
+    from clipkit.dataset.shards import Shards
+
+    shards = Shards.open(data)
+    run = Run.open(out, command="train", recipe=knobs, inputs={"data": shards.fingerprint}, quiet=quiet)
+    if (report := run.report) is None:
+        from clipkit.training import loop
+
+        report = loop.train(knobs, shards, run)
+        run.finish(report)
+    show(report, train_tables(report), as_json=as_json, where=out)

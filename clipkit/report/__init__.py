@@ -1,0 +1,1 @@
+"""What a run found, as terminal tables, plots and one HTML page."""

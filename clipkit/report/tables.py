@@ -1,0 +1,104 @@
+"""Reports as tables: one plain `Table`, shown by rich, Markdown or HTML."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import typer
+from rich.console import Console
+from rich.table import Table as RichTable
+from rich.text import Text
+
+Cell = str | int | float | None
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows under column names. Numbers are right-aligned; a `note` stands below."""
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[Cell]]
+    note: str = ""
+
+    @classmethod
+    def from_dicts(cls, title: str, rows: Sequence[Mapping[str, Cell]], note: str = "") -> "Table":
+        """A table whose columns are the first row's keys."""
+        columns = tuple(rows[0]) if rows else ()
+        return cls(title, columns, [tuple(row[c] for c in columns) for row in rows], note)
+
+    def to_rich(self) -> RichTable:
+        """For the terminal. Cells are plain text: markup in data is shown, not obeyed."""
+        table = RichTable(
+            title=Text(self.title), title_justify="left", caption=Text(self.note) if self.note else None, caption_justify="left"
+        )
+        for i, name in enumerate(self.columns):
+            table.add_column(Text(name), justify="right" if self._is_numeric(i) else "left", overflow="fold")
+        for row in self.rows:
+            table.add_row(*(Text(text(cell)) for cell in row))
+        return table
+
+    def to_markdown(self) -> str:
+        """For README and docs."""
+        marks = ["---:" if self._is_numeric(i) else "---" for i in range(len(self.columns))]
+        lines = [list(self.columns), marks, *([text(cell).replace("|", "\\|").replace("\n", " ") for cell in row] for row in self.rows)]
+        return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+    def _is_numeric(self, i: int) -> bool:
+        return bool(self.rows) and all(isinstance(row[i], int | float) or row[i] is None for row in self.rows)
+
+
+def text(cell: Cell) -> str:
+    """One cell as text: thousands separated, four significant digits, nothing for None. Control characters are dropped."""
+    if cell is None:
+        return ""
+    if isinstance(cell, int) and not isinstance(cell, bool):
+        return f"{cell:,}"
+    if isinstance(cell, float):
+        return f"{cell:.4g}" if abs(cell) < 1000 else f"{cell:,.0f}"
+    return "".join(c for c in str(cell) if c == "\n" or c.isprintable())
+
+
+def print_tables(tables: Sequence[Table], data: Any, *, as_json: bool) -> None:
+    """Tables, or the data behind them as JSON, on stdout."""
+    if as_json:
+        typer.echo(json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False))
+        return
+    for table in tables:
+        Console().print(table.to_rich())
+
+
+def build_tables(report: Mapping[str, Any]) -> list[Table]:
+    """Funnel, download outcomes and balance of a build-dataset report."""
+    raise NotImplementedError
+
+
+def verify_tables(report: Mapping[str, Any]) -> list[Table]:
+    """What `shards verify` found."""
+    raise NotImplementedError
+
+
+def train_tables(report: Mapping[str, Any]) -> list[Table]:
+    """Summary of a training run."""
+    raise NotImplementedError
+
+
+def score_tables(report: Mapping[str, Any]) -> list[Table]:
+    """Scores of a suite with their intervals."""
+    raise NotImplementedError
+
+
+def suite_tables(report: Mapping[str, Any]) -> list[Table]:
+    """The tasks of a suite."""
+    raise NotImplementedError
+
+
+def overlap_tables(report: Mapping[str, Any]) -> list[Table]:
+    """Overlap, Clean and All per task."""
+    raise NotImplementedError
+
+
+def demo_tables(report: Mapping[str, Any]) -> list[Table]:
+    """The tour: command lines, funnel, scores, overlap."""
+    raise NotImplementedError

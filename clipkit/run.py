@@ -1,0 +1,236 @@
+"""Run: one command's output directory, where it came from, its log.
+
+    run = Run.open(out, command="train", recipe=recipe, inputs={"data": "runs/data/shards"})
+    with run.progress("training", total=steps, unit="steps") as advance:
+        ...
+        advance(1)
+    run.finish(report)
+
+Opening the same directory again with the same recipe resumes; with another recipe it refuses and names the knob.
+"""
+
+import contextlib
+import fcntl
+import json
+import logging
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import IO, Any, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+from clipkit import UserError, __version__
+from clipkit.recipe import Section, dump, flatten
+
+PACKAGES = ("torch", "daft", "img2dataset", "webdataset", "pyarrow", "numpy", "scikit-learn", "scipy", "pillow", "simplejpeg")
+
+
+class Run:
+    """An output directory with `run.json` (where it came from), `report.json` (what was found, written last) and `log.txt`."""
+
+    def __init__(self, path: Path, *, manifest: dict[str, Any], quiet: bool, lock: IO[str] | None) -> None:
+        """Use `Run.open` or `Run.scratch`."""
+        self.path = path
+        self.quiet = quiet
+        self.console = Console(stderr=True, quiet=quiet)
+        self._manifest = manifest
+        self._lock = lock
+        self._started = time.monotonic()
+        self.log = logging.getLogger(f"clipkit.run.{path}")
+        self.log.setLevel(logging.INFO)
+        self.log.propagate = False
+        if not self.log.handlers:
+            handler = logging.FileHandler(path / "log.txt", encoding="utf-8", delay=True)
+            handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+            self.log.addHandler(handler)
+
+    @classmethod
+    def open(cls, out: Path, *, command: str, recipe: Section, inputs: Mapping[str, str], quiet: bool = False) -> Self:
+        """Start a run in `out`, or resume the one that is there.
+
+        `inputs` are the other things the result depends on (data, model, suite), by option name. Raises UserError when the
+        directory holds another command's run, another recipe or other inputs, something that is no run, or a run in progress.
+        """
+        if out.exists() and not out.is_dir():
+            raise UserError(f"`--out {out}` is a file: give a directory, new or with an earlier run of the same recipe")
+        known = _read_manifest(out)
+        if known is None and out.exists() and any(path.name != ".lock" for path in out.iterdir()):
+            raise UserError(f"`--out {out}` is not empty and holds no clipkit run: give a new directory")
+        wanted = {"command": command, "recipe": dump(recipe), "inputs": dict(inputs)}
+        if known is not None:
+            _refuse_difference(out, known, wanted)
+        out.mkdir(parents=True, exist_ok=True)
+        lock = _take_lock(out)
+        manifest = known or {**wanted, **_provenance(), "seed": wanted["recipe"].get("seed"), "start": _now(), "end": None}
+        manifest["starts"] = [*manifest.get("starts", []), _now()]
+        write_json(out / "run.json", manifest)
+        run = cls(out, manifest=manifest, quiet=quiet, lock=lock)
+        run.log.info("%s %s", "resumed" if known else "started", " ".join(sys.argv))
+        return run
+
+    @classmethod
+    def scratch(cls, path: Path) -> Self:
+        """A quiet run without recipe or lock, for library use and tests."""
+        path.mkdir(parents=True, exist_ok=True)
+        return cls(path, manifest={}, quiet=True, lock=None)
+
+    @property
+    def report(self) -> dict[str, Any] | None:
+        """What the run found, or None while it is unfinished."""
+        path = self.path / "report.json"
+        return json.loads(path.read_text()) if path.exists() else None
+
+    def finish(self, report: Mapping[str, Any]) -> None:
+        """Write the report and the end time: the run is complete. The report is written last."""
+        self._manifest["end"] = _now()
+        self._manifest["seconds"] = round(time.monotonic() - self._started, 3)
+        write_json(self.path / "run.json", self._manifest)
+        write_json(self.path / "report.json", report)
+        self.log.info("finished")
+
+    def close(self) -> None:
+        """Release the directory for other processes."""
+        for handler in list(self.log.handlers):
+            handler.close()
+            self.log.removeHandler(handler)
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def say(self, text: str) -> None:
+        """One line to the person watching (stderr) and to the log."""
+        self.log.info("%s", text)
+        self.console.print(Text(text))
+
+    @contextlib.contextmanager
+    def progress(self, description: str, *, total: float | None, unit: str) -> Iterator[Callable[..., None]]:
+        """A bar with rate and ETA on stderr. Yields `advance(n=1, note="")`; `note` is shown at the end of the line."""
+        self.log.info("%s: %s %s", description, total, unit)
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            _Rate(unit),
+            TextColumn("ETA"),
+            TimeRemainingColumn(),
+            TextColumn("[dim]{task.fields[note]}"),
+        )
+        with Progress(*columns, console=self.console, disable=self.quiet, refresh_per_second=4) as bar:
+            task = bar.add_task(description, total=total, note="")
+
+            def advance(n: float = 1, note: str | None = None) -> None:
+                bar.advance(task, n)
+                if note is not None:
+                    bar.update(task, note=note)
+
+            yield advance
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON under a temporary name, then rename."""
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a temporary name beside `path`; on success flush it to disk and rename it to `path`, on failure remove it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+class _Rate(ProgressColumn):
+    def __init__(self, unit: str) -> None:
+        super().__init__()
+        self.unit = unit
+
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text(f"{speed:,.1f} {self.unit}/s" if speed else f"- {self.unit}/s", style="cyan")
+
+
+def _read_manifest(out: Path) -> dict[str, Any] | None:
+    try:
+        manifest: dict[str, Any] = json.loads((out / "run.json").read_text(encoding="utf-8"))
+        return manifest
+    except FileNotFoundError:
+        return None
+    except (json.JSONDecodeError, UnicodeDecodeError, OSError) as error:
+        raise UserError(f"`{out / 'run.json'}` cannot be read ({error}): give a new directory with `--out`") from None
+
+
+def _refuse_difference(out: Path, known: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    if known.get("command") != wanted["command"]:
+        raise UserError(
+            f"`--out {out}` holds a run of `clipkit {known.get('command')}`, not of `clipkit {wanted['command']}`: give another directory"
+        )
+    for part, word in (("recipe", "knob"), ("inputs", "option")):
+        before, after = flatten(known.get(part) or {}), flatten(wanted[part])
+        for name in sorted(before.keys() | after.keys()):
+            if before.get(name) != after.get(name):
+                raise UserError(
+                    f"`--out {out}` holds a run in which {word} `{name}` was {json.dumps(before.get(name))}, now it is "
+                    f"{json.dumps(after.get(name))}: give another directory, or the same {word} to resume"
+                )
+
+
+def _take_lock(out: Path) -> IO[str]:
+    # An flock goes with its process, so a killed run leaves no stale lock behind.
+    lock = open(out / ".lock", "w")  # noqa: SIM115
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        lock.close()
+        raise UserError(f"another process is working in `--out {out}`: wait for it, or give another directory") from None
+    return lock
+
+
+def _provenance() -> dict[str, Any]:
+    return {
+        "argv": sys.argv[1:],
+        "clipkit": __version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {name: _version(name) for name in PACKAGES},
+        "git_commit": _git_commit(),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _git_commit() -> str | None:
+    """The commit of the checkout that clipkit runs from, with `+` where it has uncommitted changes; None when installed."""
+    root = Path(__file__).resolve().parent.parent
+    if not (root / ".git").exists():
+        return None
+    try:
+        commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, timeout=10, check=True)
+        dirty = subprocess.run(["git", "status", "--porcelain", "-uno"], cwd=root, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return commit.stdout.strip() + ("+" if dirty.stdout.strip() else "")
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
