@@ -182,7 +182,7 @@ class DataKnobs(Section):
     shuffle_buffer: int = Field(10_000, ge=1, description="pairs held in memory for shuffling")
     augmentation: Literal["random-crop", "resize", "random-crop-flip"] = Field(
         "random-crop",
-        description="random-crop: the paper's random square crop of the resized image; random-crop-flip: and mirrored every second time; resize: none",
+        description="random-crop: the paper's random square crop; random-crop-flip: mirrored half the time, too; resize: none",
     )
     crop_scale: float = Field(0.9, gt=0, le=1, description="random-crop: side of the least crop as a share of the shorter side")
     hold_out: int = Field(0, ge=0, description="pairs kept out of training to measure retrieval on")
@@ -252,7 +252,7 @@ class OverlapRecipe(Section):
     seed: int = Field(0, ge=0, description="seed of the pairs that are shown")
     detector: str = Field(
         "pixels",
-        description="what two pictures are compared by: `pixels` (the built-in near-duplicate descriptor) or an encoder as --model takes it",
+        description="what two pictures are compared by: `pixels` (the built-in near-duplicate descriptor) or a model as --model takes it",
     )
     threshold: float = Field(0.9, ge=-1, le=1, description="similarity from which a test picture counts as overlap")
     thresholds: Mapping[str, float] = Field({}, description="task name = threshold, where a task needs its own")

@@ -65,7 +65,7 @@ class Run:
         known = _read_manifest(out)
         if known is None and out.exists() and any(path.name != ".lock" for path in out.iterdir()):
             raise UserError(f"`--out {out}` is not empty and holds no clipkit run: give a new directory")
-        wanted = {"command": command, "recipe": dump(recipe), "inputs": dict(inputs)}
+        wanted: dict[str, Any] = {"command": command, "recipe": dump(recipe), "inputs": dict(inputs)}
         if known is not None:
             _refuse_difference(out, known, wanted)
         out.mkdir(parents=True, exist_ok=True)
@@ -96,6 +96,14 @@ class Run:
         write_json(self.path / "run.json", self._manifest)
         write_json(self.path / "report.json", report)
         self.log.info("finished")
+
+    def __enter__(self) -> Self:
+        """The run itself; leaving the block closes it."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close the run, finished or not."""
+        self.close()
 
     def close(self) -> None:
         """Release the directory for other processes."""

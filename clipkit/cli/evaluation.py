@@ -83,17 +83,17 @@ def _evaluate(
 
     tasks = load_suite(suite)
     inputs = {"model": model, "suite": suite, "data": str(data)}
-    run = Run.open(out, command=f"eval {kind}", recipe=knobs, inputs=inputs, quiet=quiet)
-    if (report := run.report) is None:
-        from clipkit.evaluation import linear_probe as probe_engine
-        from clipkit.evaluation import zero_shot as zero_shot_engine
-        from clipkit.model.encoder import load_encoder
+    with Run.open(out, command=f"eval {kind}", recipe=knobs, inputs=inputs, quiet=quiet) as run:
+        if (report := run.report) is None:
+            from clipkit.evaluation import linear_probe as probe_engine
+            from clipkit.evaluation import zero_shot as zero_shot_engine
+            from clipkit.model.encoder import load_encoder
 
-        engine = zero_shot_engine.run_zero_shot if kind == "zero-shot" else probe_engine.run_linear_probe
-        encoder = load_encoder(model, precision=knobs.precision)
-        report = engine(knobs, encoder, tasks, data, run=run, cache=cache_dir(cache))
-        if not report["failed"]:
-            run.finish(report)
+            engine = zero_shot_engine.run_zero_shot if kind == "zero-shot" else probe_engine.run_linear_probe
+            encoder = load_encoder(model, precision=knobs.precision)
+            report = engine(knobs, encoder, tasks, data, run=run, cache=cache_dir(cache))
+            if not report["failed"]:
+                run.finish(report)
     show(report, score_tables(report), as_json=as_json, where=out)
     if report["failed"]:
         for task, reason in report["failed"].items():

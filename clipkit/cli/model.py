@@ -25,7 +25,7 @@ def show_model(
     as_json: JsonOption = False,
 ) -> None:
     """Sizes and parameter counts of one architecture."""
-    from clipkit.model.clip import architecture
+    from clipkit.model.clip import architecture, facts
 
-    facts = architecture(name).facts()
-    print_tables([Table(name, ("what", "value"), [(k, v) for k, v in facts.items()])], facts, as_json=as_json)
+    found = facts(architecture(name))
+    print_tables([Table(name, ("what", "value"), [(k, v) for k, v in found.items()])], found, as_json=as_json)

@@ -43,7 +43,7 @@ def overlap_report(
     For each test picture finds the nearest training picture; splits the test set into Overlap and Clean; compares accuracies
     as section 5 of the CLIP paper does. Writes a table and `DIR/overlap.html` with the pairs side by side.
 
-    Example: `clipkit overlap-report --model runs/model --train runs/data/shards --suite demo --data clipkit-demo/web/eval --out runs/overlap`
+    Example: `clipkit overlap-report --model runs/model --train runs/data --suite demo --data clipkit-demo/web/eval --out runs/overlap`
     """
     knobs = load_recipe(OverlapRecipe, find("recipes/overlap-report", recipe) if recipe else None, set_ or ())
     from clipkit.dataset.shards import Shards
@@ -51,15 +51,15 @@ def overlap_report(
 
     tasks, shards = load_suite(suite), Shards.open(train)
     inputs = {"model": model, "train": shards.fingerprint, "suite": suite, "data": str(data)}
-    run = Run.open(out, command="overlap-report", recipe=knobs, inputs=inputs, quiet=quiet)
-    if (report := run.report) is None:
-        from clipkit.model.encoder import load_encoder
-        from clipkit.overlap import analysis
+    with Run.open(out, command="overlap-report", recipe=knobs, inputs=inputs, quiet=quiet) as run:
+        if (report := run.report) is None:
+            from clipkit.model.encoder import load_encoder
+            from clipkit.overlap import analysis
 
-        encoder = load_encoder(model, precision=knobs.precision)
-        report = analysis.report_overlap(knobs, encoder, shards, tasks, data, run=run, cache=cache_dir(cache))
-        if not report["failed"]:
-            run.finish(report)
+            encoder = load_encoder(model, precision=knobs.precision)
+            report = analysis.report_overlap(knobs, encoder, shards, tasks, data, run=run, cache=cache_dir(cache))
+            if not report["failed"]:
+                run.finish(report)
     show(report, overlap_tables(report), as_json=as_json, where=out)
     if report["failed"]:
         for task, reason in report["failed"].items():

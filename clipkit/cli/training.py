@@ -30,10 +30,10 @@ def train(
     from clipkit.dataset.shards import Shards
 
     shards = Shards.open(data)
-    run = Run.open(out, command="train", recipe=knobs, inputs={"data": shards.fingerprint}, quiet=quiet)
-    if (report := run.report) is None:
-        from clipkit.training import loop
+    with Run.open(out, command="train", recipe=knobs, inputs={"data": shards.fingerprint}, quiet=quiet) as run:
+        if (report := run.report) is None:
+            from clipkit.training import loop
 
-        report = loop.train(knobs, shards, run)
-        run.finish(report)
+            report = loop.train(knobs, shards, run)
+            run.finish(report)
     show(report, train_tables(report), as_json=as_json, where=out)

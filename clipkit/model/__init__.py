@@ -1,0 +1,1 @@
+"""Pixels and text to vectors. Knows architectures, weights, tokens and preprocessing; knows nothing of datasets."""

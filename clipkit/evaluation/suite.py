@@ -1,0 +1,199 @@
+"""Tasks and suites: what a test set is called, where its pictures lie, and how its classes are put into words.
+
+A task is a short TOML file (`benchmarks/tasks/*.toml`); a suite is a list of tasks (`benchmarks/suites/*.toml`).
+"""
+
+import difflib
+import hashlib
+import json
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from clipkit import UserError
+from clipkit.evaluation.splits import Split, read_image_folder, read_webdataset
+from clipkit.resources import find
+
+MAX_TOML_BYTES = 5_000_000
+SplitName = Literal["train", "validation", "test"]
+Metric = Literal["accuracy", "mean-per-class"]
+
+
+def _names(value: Any) -> Any:
+    return (value,) if isinstance(value, str) else value
+
+
+def _has_placeholder(template: str) -> str:
+    if template.count("{}") != 1:
+        raise ValueError(f"template {template!r} should contain `{{}}` once, where the class name goes")
+    return template
+
+
+def _stays_inside(path: str) -> str:
+    if not path or PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts or "\\" in path:
+        raise ValueError(f"folder {path!r} should be a relative path without `..`")
+    return path
+
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
+Text = Annotated[str, Field(min_length=1, max_length=1_000)]
+ClassNames = Annotated[tuple[Text, ...], BeforeValidator(_names), Field(min_length=1, max_length=1_000)]
+Folder = Annotated[Text, AfterValidator(_stays_inside)]
+Template = Annotated[Text, AfterValidator(_has_placeholder)]
+
+
+class _Entry(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: Name = Field(description="what results call it")
+    title: Text = Field(description="what a person calls it")
+
+
+class Task(_Entry):
+    """One test set: its pictures, its classes in words, its metric. Frozen."""
+
+    folder: Folder = Field(description="folder under the data root")
+    layout: Literal["imagefolder", "clip-benchmark-wds"] = Field(
+        description="imagefolder: one folder per split with one folder per class; clip-benchmark-wds: the tars of CLIP_benchmark"
+    )
+    classes: tuple[ClassNames, ...] = Field(min_length=2, max_length=100_000, description="names of each class, in label order")
+    class_folders: tuple[Folder, ...] | None = Field(
+        None, description="imagefolder: folders in label order; unset: the first name of each class"
+    )
+    templates: tuple[Template, ...] = Field(min_length=1, max_length=10_000, description="texts with {} where a class name goes")
+    metric: Metric = Field(description="the main metric (CLIP Table 9)")
+    splits: Mapping[SplitName, Folder] = Field(description="split = folder under the task's folder")
+    sizes: Mapping[SplitName, Annotated[int, Field(ge=1)]] = Field({}, description="pictures per split, checked")
+    published: Text = Field(description="where the data comes from")
+
+    @model_validator(mode="after")
+    def _agrees_with_itself(self) -> "Task":
+        folders = self.folders
+        if len(folders) != len(self.classes):
+            raise ValueError(f"class_folders has {len(folders)} folders for {len(self.classes)} classes")
+        if self.layout == "imagefolder" and len(set(folders)) != len(folders):
+            raise ValueError("two classes have the same folder: name the folders of all classes in class_folders")
+        if unknown := sorted(set(self.sizes) - set(self.splits)):
+            raise ValueError(f"sizes names the split `{unknown[0]}`, which splits does not")
+        return self
+
+    @property
+    def folders(self) -> tuple[str, ...]:
+        """Folders of the classes in label order (layout `imagefolder`)."""
+        return self.class_folders if self.class_folders is not None else tuple(names[0] for names in self.classes)
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of every word of the task: its classes, templates, metric, splits."""
+        return hashlib.sha256(json.dumps(self.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
+
+    def texts(self, label: int) -> list[str]:
+        """Every name of a class in every template, names first."""
+        return [template.replace("{}", name) for name in self.classes[label] for template in self.templates]
+
+    def split(self, data_root: Path, name: SplitName) -> Split:
+        """Pictures and labels of one split. Raises UserError where the data is missing or is not what the task describes."""
+        if name not in self.splits:
+            raise UserError(f"task `{self.name}` has no split `{name}`: it has {', '.join(sorted(self.splits))}")
+        root, folder = data_root / self.folder, data_root / self.folder / self.splits[name]
+        if not folder.is_dir():
+            raise UserError(
+                f"no data for task `{self.name}` at `{folder}`: put it there ({self.published}), or change `--data {data_root}`"
+            )
+        if self.layout == "imagefolder":
+            split = read_image_folder(root, folder, name=name, class_folders=self.folders)
+        else:
+            split = read_webdataset(root, folder, name=name, classes=self.classes)
+        wanted = self.sizes.get(name)
+        if wanted is not None and len(split) != wanted:
+            raise UserError(
+                f"split `{name}` of task `{self.name}` has {len(split):,} pictures at `{folder}`, not {wanted:,}: fetch it again ({self.published})"
+            )
+        return split
+
+
+class Suite(_Entry):
+    """A list of tasks under one name. Frozen."""
+
+    tasks: tuple[Task, ...] = Field(min_length=1, max_length=1_000)
+
+    @model_validator(mode="after")
+    def _names_each_task_once(self) -> "Suite":
+        names = [task.name for task in self.tasks]
+        if repeated := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"task `{repeated[0]}` stands in it twice")
+        return self
+
+
+def load_task(name_or_path: str) -> Task:
+    """A task by the name of a shipped one or by its file. Raises UserError that names the file and the key."""
+    path = find("benchmarks/tasks", name_or_path)
+    return _validated(Task, _read_toml(path, "task"), path)
+
+
+def load_suite(name_or_path: str) -> Suite:
+    """A suite by the name of a shipped one or by its file; its tasks are shipped names or .toml files relative to the suite's.
+
+    Raises UserError that names the file and the key.
+    """
+    path = find("benchmarks/suites", name_or_path)
+    raw = _read_toml(path, "suite")
+    tasks = raw.get("tasks")
+    if not isinstance(tasks, list) or not all(isinstance(task, str) for task in tasks):
+        raise UserError(f"suite `{path}`: `tasks` should be a list of task names or .toml files")
+    raw["tasks"] = [load_task(str(path.parent / task) if task.endswith(".toml") else task) for task in tasks]
+    return _validated(Suite, raw, path)
+
+
+def describe(suite: Suite) -> dict[str, Any]:
+    """A suite as plain JSON: what `clipkit suites show` prints."""
+    return {"suite": suite.name, "title": suite.title, "tasks": [_describe_task(task) for task in suite.tasks]}
+
+
+def _describe_task(task: Task) -> dict[str, Any]:
+    return {
+        "task": task.name,
+        "title": task.title,
+        "classes": len(task.classes),
+        "templates": len(task.templates),
+        "metric": task.metric,
+        "layout": task.layout,
+        "folder": task.folder,
+        "splits": dict(sorted(task.splits.items())),
+        "sizes": dict(sorted(task.sizes.items())),
+        "example": task.texts(0)[0],
+        "published": task.published,
+    }
+
+
+Kind = TypeVar("Kind", bound=_Entry)
+
+
+def _read_toml(path: Path, what: str) -> dict[str, Any]:
+    try:
+        if path.stat().st_size > MAX_TOML_BYTES:
+            raise UserError(f"{what} `{path}` is over {MAX_TOML_BYTES:,} bytes: a {what} is a short TOML file")
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{what} `{path}` cannot be read ({error}): give a .toml file or a name that is shipped") from None
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        raise UserError(f"{what} `{path}` is not valid TOML: {error}") from None
+
+
+def _validated(kind: type[Kind], raw: Mapping[str, Any], path: Path) -> Kind:
+    what = kind.__name__.lower()
+    try:
+        return kind.model_validate(raw)
+    except ValidationError as problem:
+        errors = problem.errors()
+        error = next((e for e in errors if e["type"] == "extra_forbidden"), errors[0])
+        key = ".".join(str(part) for part in error["loc"])
+        if error["type"] == "extra_forbidden":
+            near = difflib.get_close_matches(key, list(kind.model_fields), n=1)
+            hint = f"did you mean `{near[0]}`?" if near else f"it has {', '.join(kind.model_fields)}"
+            raise UserError(f"{what} `{path}` has an unknown key `{key}`: {hint}") from None
+        where = f"{what} `{path}`, key `{key}`" if key else f"{what} `{path}`"
+        raise UserError(f"{where}: {error['msg'].removeprefix('Value error, ')}") from None

@@ -1,0 +1,188 @@
+"""The architectures as data: the published ones (CLIP tables 19 and 20, AlignCLIP's shared tower) and small ones for a CPU."""
+
+import difflib
+import functools
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+
+from clipkit import UserError
+
+Activation = Literal["quick_gelu", "gelu"]
+
+VOCABULARY = 49_408
+"""Tokens of CLIP's byte-pair vocabulary (table 18): 256 bytes twice, 48,894 merges, start and end of text."""
+
+
+@dataclass(frozen=True)
+class ViTSizes:
+    """A vision Transformer: square patches of `patch_size` pixels."""
+
+    patch_size: int
+    layers: int
+    width: int
+    heads: int
+
+    @property
+    def feature_width(self) -> int:
+        """Width of the class token."""
+        return self.width
+
+
+@dataclass(frozen=True)
+class ResNetSizes:
+    """A modified ResNet: blocks per stage, width of the stem, strides of the stem's first convolution and of its pool."""
+
+    blocks: tuple[int, ...]
+    width: int
+    heads: int
+    stem_strides: tuple[int, int] = (2, 2)
+
+    @property
+    def feature_width(self) -> int:
+        """Width of the feature map that the attention pool reads."""
+        return 2 * self.width * 2 ** len(self.blocks)
+
+    @property
+    def reduction(self) -> int:
+        """How many times smaller than the picture the feature map's sides are."""
+        return self.stem_strides[0] * self.stem_strides[1] * 2 ** (len(self.blocks) - 1)
+
+
+@dataclass(frozen=True)
+class TextSizes:
+    """The text Transformer: `context` is the most tokens of a text, start and end included."""
+
+    width: int
+    layers: int
+    heads: int
+    context: int = 77
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """Everything about a model but its weights.
+
+    `shared`: AlignCLIP's SharedCLIP, one Transformer, LayerNorm and projection for both modalities; text and image must be equally large.
+    """
+
+    name: str
+    image_size: int
+    embed_width: int
+    image: ViTSizes | ResNetSizes
+    text: TextSizes
+    activation: Activation = "quick_gelu"
+    shared: bool = False
+
+    @property
+    def feature_width(self) -> int:
+        """Width of the image features before the projection."""
+        return self.image.feature_width
+
+    def row(self) -> dict[str, Any]:
+        """One line of `clipkit models list`."""
+        kind = "ResNet" if isinstance(self.image, ResNetSizes) else "shared ViT" if self.shared else "ViT"
+        return {
+            "name": self.name,
+            "image tower": kind,
+            "pixels": self.image_size,
+            "image width": self.feature_width,
+            "text width": self.text.width,
+            "text layers": self.text.layers,
+            "context": self.text.context,
+            "embedding": self.embed_width,
+        }
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data that `from_dict` reads back."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> "Architecture":
+        """The architecture behind `as_dict`, also after JSON turned its tuples into lists. Raises KeyError, TypeError or ValueError on anything else."""
+        image = dict(data["image"])
+        if "patch_size" in image:
+            sizes: ViTSizes | ResNetSizes = ViTSizes(**image)
+        else:
+            sizes = ResNetSizes(**{**image, "blocks": tuple(image["blocks"]), "stem_strides": tuple(image["stem_strides"])})
+        made = cls(**{**data, "image": sizes, "text": TextSizes(**data["text"])})
+        made.check()
+        return made
+
+    def check(self) -> None:
+        """Raise ValueError for sizes that make no model, or one beyond any published one: the data may come from a stranger's file."""
+        parts = [self.text.width, self.text.layers, self.text.heads, self.text.context, self.embed_width, self.image_size]
+        parts += [self.image.width, self.image.heads]
+        if isinstance(self.image, ViTSizes):
+            parts += [self.image.layers, self.image.patch_size]
+            divisible = [(self.image_size, self.image.patch_size), (self.image.width, self.image.heads)]
+        else:
+            if not 1 <= len(self.image.blocks) <= 6 or len(self.image.stem_strides) != 2:
+                raise ValueError("a ResNet has 1 to 6 stages and two stem strides")
+            parts += [*self.image.blocks, *self.image.stem_strides]
+            divisible = [(self.image_size, self.image.reduction), (self.feature_width, self.image.heads)]
+        if not all(isinstance(part, int) and 1 <= part <= 65_536 for part in parts):
+            raise ValueError("sizes must be whole numbers from 1 to 65,536")
+        if any(whole % part for whole, part in [*divisible, (self.text.width, self.text.heads)]):
+            raise ValueError("picture size, patches and heads must divide evenly")
+        if max(self.text.layers, getattr(self.image, "layers", 1)) > 256 or self.activation not in ("quick_gelu", "gelu"):
+            raise ValueError("at most 256 layers, activation quick_gelu or gelu")
+        if self.shared and (not isinstance(self.image, ViTSizes) or self.text != replace(self.text, **_stack(self.image))):
+            raise ValueError("a shared architecture has a ViT and a text of the same width, layers and heads")
+
+
+def _stack(image: ViTSizes) -> dict[str, int]:
+    return {"width": image.width, "layers": image.layers, "heads": image.heads}
+
+
+def _published_resnet(name: str, image_size: int, embed_width: int, *, blocks: tuple[int, ...], width: int, text_width: int) -> Architecture:
+    image = ResNetSizes(blocks, width, heads=width // 2)
+    return Architecture(name, image_size, embed_width, image, TextSizes(text_width, 12, text_width // 64))
+
+
+def _published_vit(name: str, image_size: int, embed_width: int, *, patch_size: int, layers: int, width: int, text_width: int) -> Architecture:
+    image = ViTSizes(patch_size, layers, width, heads=width // 64)
+    return Architecture(name, image_size, embed_width, image, TextSizes(text_width, 12, text_width // 64))
+
+
+def _shared(name: str, image_size: int, embed_width: int, *, image: ViTSizes, context: int) -> Architecture:
+    text = TextSizes(**_stack(image), context=context)
+    return Architecture(name, image_size, embed_width, image, text, activation="gelu", shared=True)
+
+
+_SMALL_TEXT = TextSizes(width=128, layers=3, heads=4, context=32)
+
+_ALL = (
+    _published_resnet("RN50", 224, 1024, blocks=(3, 4, 6, 3), width=64, text_width=512),
+    _published_resnet("RN101", 224, 512, blocks=(3, 4, 23, 3), width=64, text_width=512),
+    _published_resnet("RN50x4", 288, 640, blocks=(4, 6, 10, 6), width=80, text_width=640),
+    _published_resnet("RN50x16", 384, 768, blocks=(6, 8, 18, 8), width=96, text_width=768),
+    _published_resnet("RN50x64", 448, 1024, blocks=(3, 15, 36, 10), width=128, text_width=1024),
+    _published_vit("ViT-B-32", 224, 512, patch_size=32, layers=12, width=768, text_width=512),
+    _published_vit("ViT-B-16", 224, 512, patch_size=16, layers=12, width=768, text_width=512),
+    _published_vit("ViT-L-14", 224, 768, patch_size=14, layers=24, width=1024, text_width=768),
+    _published_vit("ViT-L-14-336", 336, 768, patch_size=14, layers=24, width=1024, text_width=768),
+    _shared("ViT-B-16-shared", 224, 768, image=ViTSizes(16, 12, 768, 12), context=77),
+    Architecture("ViT-tiny-32", 32, 128, ViTSizes(4, 4, 128, 4), _SMALL_TEXT),
+    Architecture("ViT-tiny-64", 64, 128, ViTSizes(8, 4, 128, 4), _SMALL_TEXT),
+    _shared("ViT-tiny-32-shared", 32, 128, image=ViTSizes(4, 4, 128, 4), context=32),
+    _shared("ViT-tiny-64-shared", 64, 128, image=ViTSizes(8, 4, 128, 4), context=32),
+    Architecture("RN-tiny-32", 32, 128, ResNetSizes((1, 1, 1), 16, heads=8, stem_strides=(1, 2)), _SMALL_TEXT),
+    Architecture("RN-tiny-64", 64, 128, ResNetSizes((1, 1, 1), 16, heads=8, stem_strides=(2, 2)), _SMALL_TEXT),
+    Architecture("RN-small-32", 32, 256, ResNetSizes((1, 1, 1), 32, heads=8, stem_strides=(1, 1)), _SMALL_TEXT),
+)
+
+
+@functools.cache
+def architectures() -> dict[str, Architecture]:
+    """Every architecture by its name; the published ones first."""
+    return {made.name: made for made in _ALL}
+
+
+def architecture(name: str) -> Architecture:
+    """One architecture by its name. Raises UserError that suggests the nearest name."""
+    known = architectures()
+    if name in known:
+        return known[name]
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
+    hint = f"did you mean `{near[0]}`?" if near else f"give one of {', '.join(known)}"
+    raise UserError(f"no architecture `{name}`: {hint}")

@@ -1,0 +1,115 @@
+"""CLIP: an image tower and a text tower that answer in one space (CLIP figure 3, section 2.4).
+
+    model = build(architecture("ViT-tiny-32"), seed=0)
+    features_BF, projected_BD = model.encode_image(pixels_BCHW)
+    text_BD = model.encode_text(tokens_BL)
+
+State-dict names are those of OpenAI's and open_clip's `CLIP` class.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from clipkit.model import initialisation
+from clipkit.model.align import SharedClip
+from clipkit.model.architectures import VOCABULARY, Architecture, ResNetSizes, architecture, architectures
+from clipkit.model.towers import ImageFeatures, ImageTextModel, ModifiedResNet, Transformer, VisionTransformer, at_end_of_text
+
+__all__ = ["Architecture", "Clip", "ImageTextModel", "architecture", "architectures", "build", "build_empty", "facts"]
+
+
+class Clip(ImageTextModel):
+    """The two-tower model. I_e = I_f W_i and T_e = T_f W_t are left unnormalised: the loss and the encoder divide by their length."""
+
+    def __init__(self, architecture: Architecture) -> None:
+        """Towers of the architecture's sizes; use `build`."""
+        super().__init__(architecture)
+        text = architecture.text
+        self.visual = _image_tower(architecture)
+        self.transformer = Transformer(text.width, text.layers, text.heads, architecture.activation)
+        self.token_embedding = nn.Embedding(VOCABULARY, text.width)
+        self.positional_embedding = nn.Parameter(torch.empty(text.context, text.width))
+        self.ln_final = nn.LayerNorm(text.width)
+        self.text_projection = nn.Parameter(torch.empty(text.width, architecture.embed_width))
+
+    def initialise(self, generator: torch.Generator) -> None:
+        """The published initialisation."""
+        if isinstance(self.visual, ModifiedResNet):
+            initialisation.fill_resnet(self.visual, generator)
+        else:
+            initialisation.fill_vision_transformer(self.visual, generator)
+        initialisation.fill_transformer(self.transformer, generator)
+        initialisation.fill_text_input(self.token_embedding, self.positional_embedding, generator)
+        self.ln_final.reset_parameters()
+        initialisation.normal(self.text_projection, self.transformer.width**-0.5, generator)
+        initialisation.fill_logit_scale(self.logit_scale)
+
+    def encode_image(self, pixels_BCHW: Tensor) -> ImageFeatures:
+        """Normalised float pixels -> I_f and I_f W_i.
+
+        I_f is what the image tower's last linear layer reads, the features of the linear probe (CLIP appendix A.3): the class token after
+        `ln_post`, or what the attention pool hands to `c_proj`. (The paper says "before the projection" of its ViTs only; for ResNets we
+        take its figure 3 by the letter.)
+        """
+        features: ImageFeatures = self.visual(pixels_BCHW)
+        return features
+
+    def encode_text(self, tokens_BL: Tensor) -> Tensor:
+        """Causal attention; the end-of-text token of the top layer, normalised and projected, is T_f W_t."""
+        x_BLW = self.token_embedding(tokens_BL) + self.positional_embedding[: tokens_BL.shape[1]]
+        x_BLW = self.transformer(x_BLW, causal=True)
+        projected: Tensor = self.ln_final(at_end_of_text(x_BLW, tokens_BL)) @ self.text_projection
+        return projected
+
+
+def _image_tower(architecture: Architecture) -> ModifiedResNet | VisionTransformer:
+    sizes, embed_width = architecture.image, architecture.embed_width
+    if isinstance(sizes, ResNetSizes):
+        return ModifiedResNet(
+            architecture.image_size,
+            sizes.width,
+            blocks=sizes.blocks,
+            stem_strides=sizes.stem_strides,
+            heads=sizes.heads,
+            embed_width=embed_width,
+        )
+    return VisionTransformer(
+        architecture.image_size,
+        sizes.patch_size,
+        sizes.width,
+        layers=sizes.layers,
+        heads=sizes.heads,
+        embed_width=embed_width,
+        activation=architecture.activation,
+    )
+
+
+def build_empty(architecture: Architecture, *, device: str = "meta") -> ImageTextModel:
+    """The model with uninitialised weights, in training mode. On the `meta` device it takes no memory."""
+    with torch.device("meta"):
+        model = SharedClip(architecture) if architecture.shared else Clip(architecture)
+    return model if device == "meta" else model.to_empty(device=device)
+
+
+def build(architecture: Architecture, *, seed: int) -> ImageTextModel:
+    """A new model on the CPU in training mode; the same seed gives the same weights."""
+    model = build_empty(architecture, device="cpu")
+    with torch.no_grad():
+        model.initialise(torch.Generator().manual_seed(seed))
+    return model
+
+
+def facts(architecture: Architecture) -> dict[str, Any]:
+    """Sizes and parameter counts, for `clipkit models show`."""
+    model = build_empty(architecture)
+    image = model.visual.parameters() if isinstance(model, Clip) else iter(())
+    total, image_count = _count(model.parameters()), _count(image)
+    shared = {"parameters, image tower": image_count, "parameters, text tower": total - image_count} if image_count else {}
+    stages = {"blocks": "-".join(map(str, architecture.image.blocks))} if isinstance(architecture.image, ResNetSizes) else {}
+    return {**architecture.row(), **stages, "activation": architecture.activation, "parameters": total, **shared}
+
+
+def _count(parameters: Any) -> int:
+    return sum(parameter.numel() for parameter in parameters)

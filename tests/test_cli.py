@@ -1,0 +1,164 @@
+"""The command line: help everywhere, one sentence and exit code 2 for a user's mistake, 130 for Ctrl-C."""
+
+import errno
+import json
+import tomllib
+
+import click
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from clipkit import __version__
+from clipkit.cli import app
+from clipkit.cli.options import cache_dir
+from clipkit.recipe import COMMANDS, load_recipe
+from clipkit.report.tables import Table, text
+from clipkit.resources import find
+
+runner = CliRunner()
+
+
+def commands(group: click.Command, trail: tuple[str, ...] = ()) -> dict[str, click.Command]:
+    found = {" ".join(trail): group} if trail else {}
+    for name, command in getattr(group, "commands", {}).items():
+        found |= commands(command, (*trail, name))
+    return found
+
+
+COMMAND_LINE = commands(typer.main.get_command(app))
+
+
+def test_the_commands_are_the_ones_that_are_promised():
+    promised = {"build-dataset", "train", "eval zero-shot", "eval linear-probe", "overlap-report", "demo"}
+    promised |= {"recipes list", "recipes show", "recipes copy", "suites list", "suites show"}
+    assert promised <= set(COMMAND_LINE)
+
+
+@pytest.mark.parametrize("name", COMMAND_LINE)
+def test_every_command_and_option_has_help(name):
+    command = COMMAND_LINE[name]
+    assert command.help
+    for parameter in command.params:
+        assert getattr(parameter, "help", None), f"{name}: {parameter.name}"
+
+
+@pytest.mark.parametrize("name", ["build-dataset", "train", "eval zero-shot", "eval linear-probe", "overlap-report"])
+def test_the_five_commands_share_their_options_and_show_an_example(name):
+    options = {option for parameter in COMMAND_LINE[name].params for option in parameter.opts}
+    assert {"--out", "--set", "--json", "--quiet"} <= options
+    assert f"Example: `clipkit {name} " in (COMMAND_LINE[name].help or "")
+
+
+def test_version():
+    assert runner.invoke(app, ["--version"]).stdout == f"clipkit {__version__}\n"
+
+
+def test_without_arguments_the_help_is_shown():
+    assert "build-dataset" in runner.invoke(app, []).output
+
+
+MISTAKES = {
+    "a recipe that is not there": (["build-dataset", "no/such.toml", "--out", "OUT"], "no recipe at `no/such.toml`"),
+    "a misspelt recipe name": (["train", "demmo", "--data", "DATA", "--out", "OUT"], "did you mean `demo`"),
+    "an unknown knob": (["build-dataset", "demo", "--out", "OUT", "--set", "balance.limt=3"], "did you mean `balance.limit`"),
+    "a wrong type": (["train", "demo", "--data", "DATA", "--out", "OUT", "--set", "batch_size=many"], "knob `batch_size`"),
+    "no shards": (["train", "demo", "--data", "DATA", "--out", "OUT"], "DATA"),
+    "a misspelt suite": (
+        ["eval", "zero-shot", "--model", "m", "--suite", "demmo", "--data", "DATA", "--out", "OUT"],
+        "did you mean `demo`",
+    ),
+    "no model": (["eval", "zero-shot", "--model", "no/such", "--suite", "demo", "--data", "DATA", "--out", "OUT"], "no/such"),
+    "no command of that name": (["recipes", "knobs", "trian"], "give one of build-dataset, train"),
+    "no recipe of that name": (["recipes", "show", "demo"], "write COMMAND/NAME"),
+    "an architecture that is not there": (["models", "show", "ViT-B-23"], "ViT-B-32"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_one_sentence_and_exit_code_2(mistake, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    arguments, sentence = MISTAKES[mistake]
+    result = runner.invoke(app, arguments)
+    assert result.exit_code == 2, result.output
+    assert sentence in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert result.stdout == ""
+    assert not (tmp_path / "OUT" / "report.json").exists()
+
+
+def test_a_mistake_in_the_recipe_leaves_no_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    runner.invoke(app, MISTAKES["an unknown knob"][0])
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "sentence"),
+    [
+        (KeyboardInterrupt(), 130, "interrupted: run the same command again to resume"),
+        (OSError(errno.ENOSPC, "No space left on device", "shards/00000.tar"), 2, "No space left on device: `shards/00000.tar`"),
+        (PermissionError(errno.EACCES, "Permission denied", "/root/x"), 2, "Permission denied: `/root/x`"),
+    ],
+)
+def test_the_outside_world_failing_is_one_sentence(error, code, sentence, monkeypatch):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr("clipkit.cli.recipes.names", fail)
+    result = runner.invoke(app, ["recipes", "list"])
+    assert result.exit_code == code
+    assert sentence in result.stderr
+    assert "Traceback" not in result.output
+
+
+def test_a_mistake_of_ours_keeps_its_traceback(monkeypatch):
+    def fail(*_):
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr("clipkit.cli.recipes.names", fail)
+    assert isinstance(runner.invoke(app, ["recipes", "list"]).exception, RuntimeError)
+
+
+def test_recipes_are_listed_shown_and_copied(tmp_path):
+    listed = runner.invoke(app, ["recipes", "list"]).stdout.split()
+    assert {name.split("/")[0] for name in listed} == set(COMMANDS)
+    shown = runner.invoke(app, ["recipes", "show", "train/demo"]).stdout
+    assert shown == find("recipes/train", "demo").read_text()
+    target = tmp_path / "mine.toml"
+    assert runner.invoke(app, ["recipes", "copy", "train/demo", str(target)]).exit_code == 0
+    load_recipe(COMMANDS["train"], target)
+    again = runner.invoke(app, ["recipes", "copy", "train/demo", str(target)])
+    assert again.exit_code == 2
+    assert "exists already" in again.stderr
+
+
+def test_knobs_are_listed_as_json_too():
+    listed = json.loads(runner.invoke(app, ["recipes", "knobs", "train", "--json"]).stdout)
+    assert "batch_size" in listed
+
+
+def test_suites_are_listed_and_shown():
+    names = runner.invoke(app, ["suites", "list"]).stdout.split()
+    assert "demo" in names
+    shown = json.loads(runner.invoke(app, ["suites", "show", "demo", "--json"]).stdout)
+    tasks = tomllib.loads(find("benchmarks/suites", "demo").read_text())["tasks"]
+    assert [task["name"] for task in shown["tasks"]] == tasks
+
+
+def test_the_cache_is_where_the_option_the_environment_or_the_user_says(tmp_path, monkeypatch):
+    monkeypatch.setenv("CLIPKIT_CACHE", str(tmp_path / "env"))
+    assert cache_dir(tmp_path / "given") == tmp_path / "given"
+    assert cache_dir(None) == tmp_path / "env"
+    monkeypatch.delenv("CLIPKIT_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert cache_dir(None) == tmp_path / "clipkit"
+
+
+def test_tables_show_data_and_do_not_obey_it():
+    table = Table("t", ("caption", "n"), [("[red]x[/red] \x1b[31m|", 1234), ("b", 5)])
+    assert table.to_markdown().splitlines()[2] == "| [red]x[/red] [31m\\| | 1,234 |"
+    assert text(0.12345678) == "0.1235"
+    assert text(None) == ""
+    rich = table.to_rich()
+    assert [column.justify for column in rich.columns] == ["left", "right"]

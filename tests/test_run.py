@@ -1,0 +1,138 @@
+"""Run: where a result came from, resume or refuse, nothing half-written."""
+
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+
+from clipkit import UserError
+from clipkit.recipe import EvalRecipe, load_recipe
+from clipkit.run import Run, replacing, write_json
+
+
+def open_run(out, *overrides, command="eval zero-shot", inputs=None):
+    return Run.open(out, command=command, recipe=load_recipe(EvalRecipe, None, overrides), inputs=inputs or {"model": "m"}, quiet=True)
+
+
+def test_a_run_says_where_it_came_from(tmp_path):
+    run = open_run(tmp_path / "out", "seed=4")
+    run.finish({"scores": []})
+    run.close()
+    manifest = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert manifest["command"] == "eval zero-shot"
+    assert manifest["recipe"]["seed"] == manifest["seed"] == 4
+    assert manifest["inputs"] == {"model": "m"}
+    assert manifest["packages"]["torch"]
+    assert manifest["start"] <= manifest["end"]
+
+
+def test_the_same_recipe_resumes_and_keeps_the_first_start(tmp_path):
+    first = open_run(tmp_path / "out")
+    first.close()
+    second = open_run(tmp_path / "out")
+    second.finish({"n": 1})
+    second.close()
+    manifest = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert len(manifest["starts"]) == 2
+    third = open_run(tmp_path / "out")
+    assert third.report == {"n": 1}
+    third.close()
+
+
+@pytest.mark.parametrize(
+    ("change", "pattern"),
+    [
+        ({"overrides": ["probe.max_iterations=7"]}, r"knob `probe.max_iterations` was 1000, now it is 7"),
+        ({"inputs": {"model": "other"}}, r'option `model` was "m", now it is "other"'),
+        ({"command": "train"}, r"holds a run of `clipkit eval zero-shot`"),
+    ],
+)
+def test_another_recipe_is_refused_by_the_name_of_the_knob(tmp_path, change, pattern):
+    open_run(tmp_path / "out").close()
+    before = (tmp_path / "out" / "run.json").read_text()
+    with pytest.raises(UserError, match=pattern):
+        open_run(tmp_path / "out", *change.pop("overrides", ()), **change)
+    assert (tmp_path / "out" / "run.json").read_text() == before
+
+
+def test_a_directory_with_something_else_in_it_is_left_alone(tmp_path):
+    (tmp_path / "thesis.tex").write_text("precious")
+    with pytest.raises(UserError, match="is not empty and holds no clipkit run"):
+        open_run(tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["thesis.tex"]
+
+
+def test_a_file_is_no_directory(tmp_path):
+    (tmp_path / "out").write_text("")
+    with pytest.raises(UserError, match="is a file"):
+        open_run(tmp_path / "out")
+
+
+def test_a_broken_manifest_is_one_sentence(tmp_path):
+    (tmp_path / "run.json").write_text("{")
+    with pytest.raises(UserError, match=r"run.json.*cannot be read"):
+        open_run(tmp_path)
+
+
+def test_two_processes_do_not_work_in_one_directory(tmp_path):
+    run = open_run(tmp_path / "out")
+    with pytest.raises(UserError, match="another process is working"):
+        open_run(tmp_path / "out")
+    run.close()
+    open_run(tmp_path / "out").close()
+
+
+def test_a_killed_process_leaves_no_lock(tmp_path):
+    code = (
+        "import sys, time; from pathlib import Path; from clipkit.run import Run; from clipkit.recipe import EvalRecipe;"
+        "run = Run.open(Path(sys.argv[1]), command='eval zero-shot', recipe=EvalRecipe(), inputs={'model': 'm'}, quiet=True);"
+        "print('ready', flush=True); time.sleep(60)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "out")], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline().strip() == "ready"
+    process.kill()
+    process.wait()
+    process.stdout.close()
+    open_run(tmp_path / "out").close()
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_rubbish(tmp_path):
+    write_json(tmp_path / "a.json", {"old": 1})
+
+    def broken_write() -> None:
+        with replacing(tmp_path / "a.json") as temporary:
+            temporary.write_text("half")
+            raise RuntimeError("power cut")
+
+    with pytest.raises(RuntimeError, match="power cut"):
+        broken_write()
+    assert json.loads((tmp_path / "a.json").read_text()) == {"old": 1}
+    assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_a_kill_at_any_moment_leaves_a_whole_file(tmp_path):
+    path = tmp_path / "a.json"
+    write_json(path, {"n": 0, "ballast": ""})
+    code = (
+        "import sys; from pathlib import Path; from clipkit.run import write_json; n = 0\n"
+        "print('ready', flush=True)\n"
+        "while True: n += 1; write_json(Path(sys.argv[1]), {'n': n, 'ballast': 'x' * 100_000})"
+    )
+    reached = 0
+    for moment in (0.05, 0.11, 0.23):
+        with subprocess.Popen([sys.executable, "-c", code, str(path)], stdout=subprocess.PIPE) as process:
+            assert process.stdout is not None
+            process.stdout.readline()
+            time.sleep(moment)
+            process.kill()
+        reached += json.loads(path.read_text())["n"]
+    assert reached > 0
+
+
+def test_not_a_number_never_reaches_a_file(tmp_path):
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(tmp_path / "a.json", {"x": float("nan")})
+    assert list(tmp_path.iterdir()) == []
