@@ -129,7 +129,7 @@ class ImageKnobs(Section):
         description="names of image rules, in order; `clipkit.dataset.image_rules.RULES` lists them",
     )
     min_side_pixels: int = Field(64, ge=1, description="too_small: least width and height (pixels)")
-    max_pixels: int = Field(89_478_485, ge=1, description="too_large: most width x height, checked before decoding (pixels)")
+    max_pixels: int = Field(89_478_485, ge=1, le=178_956_970, description="too_large: most width x height, checked before decoding (pixels)")
     max_aspect_ratio: float = Field(3.0, ge=1, description="aspect_ratio: most long side / short side")
     placeholder_texts: int = Field(
         5, ge=2, description="placeholder: one content that stands beside this many distinct texts or more is dropped everywhere"
@@ -179,12 +179,20 @@ class DataKnobs(Section):
     """Shards -> batches."""
 
     workers: int = Field(2, ge=0, description="processes that read and decode; 0: in the training process")
-    shuffle_buffer: int = Field(10_000, ge=1, description="pairs held in memory for shuffling")
+    shuffle_buffer: int = Field(
+        50_000, ge=1, description="pairs that are shuffled together: more mixes better, fewer keeps reads near each other on the disk"
+    )
+    cache_bytes: int = Field(
+        2_000_000_000, ge=0, description="where all pictures, decoded and resized, fit in this much memory, each is decoded once (bytes, per rank)"
+    )
+    max_broken_share: float = Field(
+        0.01, ge=0, le=1, description="a pair whose picture cannot be decoded is replaced by another; the run stops beyond this share of pairs"
+    )
     augmentation: Literal["random-crop", "resize", "random-crop-flip"] = Field(
         "random-crop",
         description="random-crop: the paper's random square crop; random-crop-flip: mirrored half the time, too; resize: none",
     )
-    crop_scale: float = Field(0.9, gt=0, le=1, description="random-crop: side of the least crop as a share of the shorter side")
+    crop_scale: float = Field(0.9, gt=0, le=1, description="random-crop: side of the square as a share of the picture's shorter side")
     hold_out: int = Field(0, ge=0, description="pairs kept out of training to measure retrieval on")
 
 

@@ -78,10 +78,10 @@ class Run:
         return run
 
     @classmethod
-    def scratch(cls, path: Path) -> Self:
-        """A quiet run without recipe or lock, for library use and tests."""
+    def scratch(cls, path: Path, *, quiet: bool = True) -> Self:
+        """A run without recipe or lock, for library use, the demo and tests."""
         path.mkdir(parents=True, exist_ok=True)
-        return cls(path, manifest={}, quiet=True, lock=None)
+        return cls(path, manifest={}, quiet=quiet, lock=None)
 
     @property
     def report(self) -> dict[str, Any] | None:

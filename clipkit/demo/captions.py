@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from clipkit.demo.drawing import COLOURS, SHAPES, TEXTURES
+
 SIZES: Mapping[str, Sequence[str]] = {
     "small": ("small", "little", "tiny"),
     "medium": ("medium-sized", "simple", "single"),
@@ -66,7 +68,22 @@ ROOMS = (
     "kitchen", "living room", "bedroom", "classroom", "garden house", "library", "office", "hallway", "museum", "nursery",
     "studio", "workshop", "waiting room", "school", "café", "attic",
 )  # fmt: skip
-WORDS = ("market", "welcome", "coffee", "open", "bakery", "night", "sale", "exit", "music", "garden", "flowers", "books", "station", "summer")
+WORDS = (
+    "market",
+    "welcome",
+    "coffee",
+    "open",
+    "bakery",
+    "night",
+    "sale",
+    "exit",
+    "music",
+    "garden",
+    "flowers",
+    "books",
+    "station",
+    "summer",
+)
 
 FOREIGN = (
     "ein roter Kreis auf einem hellen Hintergrund, von Hand gemalt",
@@ -106,7 +123,13 @@ def useless(rng: np.random.Generator, kind: str) -> str:
     """A text of the web that says nothing of its picture: a `file-name`, `camera-settings`, `foreign`, `url`, `short`, `digits` or `repetition`."""
     number = int(rng.integers(1000, 9999))
     texts = {
-        "file-name": (f"IMG_{number}", f"DSC0{number}.JPG", f"2016{number}_113957.jpg", f"P101{number}.jpeg", f"Screenshot_2019{number}-{number}.png"),
+        "file-name": (
+            f"IMG_{number}",
+            f"DSC0{number}.JPG",
+            f"2016{number}_113957.jpg",
+            f"P101{number}.jpeg",
+            f"Screenshot_2019{number}-{number}.png",
+        ),
         "camera-settings": (
             f"Canon EOS 5D, 1/{number % 900 + 60} sec at f/5.6, ISO {number % 8 + 1}00, 50 mm",
             f"f/{number % 9 + 2}.8, 1/250 s, ISO 400, {number % 80 + 18}mm",
@@ -115,7 +138,10 @@ def useless(rng: np.random.Generator, kind: str) -> str:
         "url": (f"https://www.shapes.example/red-circle/{number}.html", f"www.shop.example/blue-square?id={number}"),
         "short": ("circle", "red", "image", "a"),
         "digits": (f"{number} 4711 0815 {number} 12/34 a circle", f"#{number} - 300x200 @ 72 100% red 9,99 12,95"),
-        "repetition": ("red circle red circle red circle red circle red circle", "blue square, blue square, blue square, blue square, blue square"),
+        "repetition": (
+            "red circle red circle red circle red circle red circle",
+            "blue square, blue square, blue square, blue square, blue square",
+        ),
     }
     return str(rng.choice(texts[kind]))
 
@@ -123,10 +149,11 @@ def useless(rng: np.random.Generator, kind: str) -> str:
 USELESS = ("file-name", "camera-settings", "foreign", "url", "short", "digits", "repetition")
 
 
-def query_list(colours: Sequence[str], shapes: Sequence[str], textures: Sequence[str]) -> list[str]:
-    """The queries of the demo: words, plurals, pairs of words, and some that no page contains."""
-    queries = [*colours, *shapes, *(f"{shape}s" for shape in shapes), *textures, *WORDS, "pattern", "sign", "wallpaper"]
-    queries += [f"{colour} {shape}" for colour in colours for shape in shapes]
+def query_list() -> list[str]:
+    """The queries of the demo: words, plurals, pairs of words, and two that no page contains."""
+    shapes = [*SHAPES, *(f"{shape}es" if shape.endswith("s") else f"{shape}s" for shape in SHAPES)]
+    queries = [*COLOURS, *shapes, *TEXTURES, *WORDS, "pattern", "sign", "wallpaper"]
+    queries += [f"{colour} {shape}" for colour in COLOURS for shape in SHAPES]
     return [*queries, "giant panda", "steam locomotive"]
 
 

@@ -77,7 +77,9 @@ def draw_texture(rng: np.random.Generator, texture: str, colours: Sequence[str])
     mask = _texture(rng, texture, width, height)[..., None]
     pixels = first * mask + second * (1 - mask)
     light = 1 - 0.25 * _ramp(rng, width, height)[..., None]
-    return Drawing(_finished(Image.fromarray((pixels * light).astype(np.uint8))), {"texture": texture, "colour": colours[0], "other": colours[1]})
+    return Drawing(
+        _finished(Image.fromarray((pixels * light).astype(np.uint8))), {"texture": texture, "colour": colours[0], "other": colours[1]}
+    )
 
 
 def draw_word(rng: np.random.Generator, word: str, colour: str) -> Drawing:
@@ -214,9 +216,7 @@ def _clutter(rng: np.random.Generator, canvas: Image.Image) -> None:
             draw.ellipse((x[0] - radius, y[0] - radius, x[0] + radius, y[0] + radius), fill=(grey, grey, grey))
 
 
-def _figure(
-    rng: np.random.Generator, canvas: Image.Image, colour: str, shape: str, centre: tuple[float, float], radius: float
-) -> None:
+def _figure(rng: np.random.Generator, canvas: Image.Image, colour: str, shape: str, centre: tuple[float, float], radius: float) -> None:
     fill = _shade(rng, colour)
     turn = rng.uniform(0, 2 * np.pi) if shape in ("star", "arrow") else rng.uniform(-0.35, 0.35)
     points = _outline(shape)

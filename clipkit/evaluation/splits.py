@@ -29,7 +29,7 @@ HASHED_AT_ONCE = 256
 
 
 class _Place(NamedTuple):
-    path: Path
+    path: str
     offset: int
     size: int
     label: int
@@ -84,7 +84,7 @@ def read_image_folder(root: Path, folder: Path, *, name: str, class_folders: Seq
     if missing or unexpected:
         raise UserError(f"`{folder}` should have one folder per class: missing {_some(missing)}; unexpected {_some(unexpected)}")
     places = [
-        _Place(Path(entry.path), 0, _checked_size(entry.stat().st_size, entry.path), label)
+        _Place(entry.path, 0, _checked_size(entry.stat().st_size, entry.path), label)
         for label, class_folder in enumerate(class_folders)
         for entry in _visible(folder / class_folder, root)
         if _is_picture_file(entry)
@@ -209,7 +209,7 @@ def _place(path: Path, tar: tarfile.TarFile, key: str, members: Sequence[tarfile
     if picture.issparse():
         raise UserError(f"`{path}` holds `{picture.name}` as a sparse file: pack the test set again with plain files")
     label = _label(tar, labels[0], path, num_classes)
-    return _Place(path, picture.offset_data, _checked_size(picture.size, f"{path}/{picture.name}"), label)
+    return _Place(str(path), picture.offset_data, _checked_size(picture.size, f"{path}/{picture.name}"), label)
 
 
 def _label(tar: tarfile.TarFile, member: tarfile.TarInfo, path: Path, num_classes: int) -> int:

@@ -107,10 +107,10 @@ class Task(_Entry):
             split = read_image_folder(root, folder, name=name, class_folders=self.folders)
         else:
             split = read_webdataset(root, folder, name=name, classes=self.classes)
-        wanted = self.sizes.get(name)
-        if wanted is not None and len(split) != wanted:
+        if (wanted := self.sizes.get(name, len(split))) != len(split):
             raise UserError(
-                f"split `{name}` of task `{self.name}` has {len(split):,} pictures at `{folder}`, not {wanted:,}: fetch it again ({self.published})"
+                f"split `{name}` of task `{self.name}` has {len(split):,} pictures at `{folder}`, not {wanted:,}: "
+                f"fetch it again ({self.published})"
             )
         return split
 
@@ -178,9 +178,13 @@ def _read_toml(path: Path, what: str) -> dict[str, Any]:
             raise UserError(f"{what} `{path}` is over {MAX_TOML_BYTES:,} bytes: a {what} is a short TOML file")
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{what} `{path}` cannot be read ({error}): give a .toml file or a name that is shipped") from None
+        raise UserError(f"{what} `{path}` cannot be read ({_reason(error)}): give a .toml file or a name that is shipped") from None
     except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise UserError(f"{what} `{path}` is not valid TOML: {error}") from None
+
+
+def _reason(error: Exception) -> str:
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)
 
 
 def _validated(kind: type[Kind], raw: Mapping[str, Any], path: Path) -> Kind:

@@ -1,7 +1,8 @@
 """SharedCLIP, the architecture of AlignCLIP: one Transformer, one final LayerNorm and one projection for pictures and texts.
 
-Only the ways in are the modality's own: patches, class token and positions of the picture; tokens and positions of the text. Sharing the
-parameters narrows the gap between the modalities. (Eslami and de Melo, "Mitigate the Gap", ICLR 2025; pooling at end-of-text as in its code.)
+Only the ways in are the modality's own: patches, class token and positions of the picture; tokens and positions of the text. Sharing
+the parameters narrows the gap between the modalities (Eslami and de Melo, "Mitigate the Gap", ICLR 2025; pooled at end-of-text, as its
+code does).
 """
 
 import torch
@@ -19,7 +20,7 @@ class SharedClip(ImageTextModel):
         """Needs an architecture with `shared`."""
         super().__init__(architecture)
         image, text = architecture.image, architecture.text
-        assert isinstance(image, ViTSizes) and architecture.shared
+        assert isinstance(image, ViTSizes)
         self.visual = PatchEmbedding(architecture.image_size, image.patch_size, image.width)
         self.token_embedding = nn.Embedding(VOCABULARY, text.width)
         self.positional_embedding = nn.Parameter(torch.empty(text.context, text.width))

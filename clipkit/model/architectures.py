@@ -40,12 +40,12 @@ class ResNetSizes:
     @property
     def feature_width(self) -> int:
         """Width of the feature map that the attention pool reads."""
-        return 2 * self.width * 2 ** len(self.blocks)
+        return self.width * 2 << len(self.blocks)
 
     @property
     def reduction(self) -> int:
         """How many times smaller than the picture the feature map's sides are."""
-        return self.stem_strides[0] * self.stem_strides[1] * 2 ** (len(self.blocks) - 1)
+        return self.stem_strides[0] * self.stem_strides[1] << (len(self.blocks) - 1)
 
 
 @dataclass(frozen=True)
@@ -83,13 +83,12 @@ class Architecture:
         kind = "ResNet" if isinstance(self.image, ResNetSizes) else "shared ViT" if self.shared else "ViT"
         return {
             "name": self.name,
-            "image tower": kind,
+            "tower": kind,
             "pixels": self.image_size,
-            "image width": self.feature_width,
-            "text width": self.text.width,
-            "text layers": self.text.layers,
+            "features": self.feature_width,
+            "text": f"{self.text.layers} x {self.text.width}",
             "context": self.text.context,
-            "embedding": self.embed_width,
+            "joint": self.embed_width,
         }
 
     def as_dict(self) -> dict[str, Any]:
@@ -98,7 +97,10 @@ class Architecture:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> "Architecture":
-        """The architecture behind `as_dict`, also after JSON turned its tuples into lists. Raises KeyError, TypeError or ValueError on anything else."""
+        """The architecture behind `as_dict`, also after JSON made lists of its tuples.
+
+        Raises KeyError, TypeError or ValueError on anything else.
+        """
         image = dict(data["image"])
         if "patch_size" in image:
             sizes: ViTSizes | ResNetSizes = ViTSizes(**image)
@@ -134,12 +136,16 @@ def _stack(image: ViTSizes) -> dict[str, int]:
     return {"width": image.width, "layers": image.layers, "heads": image.heads}
 
 
-def _published_resnet(name: str, image_size: int, embed_width: int, *, blocks: tuple[int, ...], width: int, text_width: int) -> Architecture:
+def _published_resnet(
+    name: str, image_size: int, embed_width: int, *, blocks: tuple[int, ...], width: int, text_width: int
+) -> Architecture:
     image = ResNetSizes(blocks, width, heads=width // 2)
     return Architecture(name, image_size, embed_width, image, TextSizes(text_width, 12, text_width // 64))
 
 
-def _published_vit(name: str, image_size: int, embed_width: int, *, patch_size: int, layers: int, width: int, text_width: int) -> Architecture:
+def _published_vit(
+    name: str, image_size: int, embed_width: int, *, patch_size: int, layers: int, width: int, text_width: int
+) -> Architecture:
     image = ViTSizes(patch_size, layers, width, heads=width // 64)
     return Architecture(name, image_size, embed_width, image, TextSizes(text_width, 12, text_width // 64))
 

@@ -22,9 +22,7 @@ def fill_like_torch(module: nn.Module, generator: torch.Generator) -> None:
             nn.init.zeros_(part.in_proj_bias)
         elif isinstance(part, nn.Linear | nn.Conv2d):
             _fill_weight_and_bias(part, generator)
-        elif isinstance(part, nn.LayerNorm):
-            part.reset_parameters()
-        elif isinstance(part, nn.BatchNorm2d):
+        elif isinstance(part, nn.LayerNorm | nn.BatchNorm2d):
             part.reset_parameters()
     for part in module.modules():
         if isinstance(part, SelfAttention):
@@ -36,7 +34,7 @@ def fill_transformer(transformer: Transformer, generator: torch.Generator) -> No
     fill_like_torch(transformer, generator)
     width = transformer.width
     ends_branch = (width * 2 * len(transformer.resblocks)) ** -0.5
-    for block in transformer.resblocks:
+    for block in transformer.blocks():
         normal(block.attn.in_proj_weight, width**-0.5, generator)
         normal(block.attn.out_proj.weight, ends_branch, generator)
         normal(block.mlp.c_fc.weight, (2 * width) ** -0.5, generator)

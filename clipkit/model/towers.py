@@ -5,7 +5,7 @@ Towers are built without meaningful weights; `clipkit.model.initialisation` fill
 """
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -54,17 +54,31 @@ class SelfAttention(nn.Module):
         return out
 
 
+class Perceptron(nn.Module):
+    """Two linear layers, four times `width` between them."""
+
+    def __init__(self, width: int, activation: Activation) -> None:
+        """`activation` stands between the layers."""
+        super().__init__()
+        self.c_fc = nn.Linear(width, 4 * width)
+        self.activation = ACTIVATIONS[activation]()
+        self.c_proj = nn.Linear(4 * width, width)
+
+    def forward(self, x_BLW: Tensor) -> Tensor:
+        """(B, L, W) -> (B, L, W)."""
+        out: Tensor = self.c_proj(self.activation(self.c_fc(x_BLW)))
+        return out
+
+
 class Block(nn.Module):
     """A pre-norm residual block: attention, then a multilayer perceptron four times as wide."""
 
     def __init__(self, width: int, heads: int, activation: Activation) -> None:
-        """`activation`: of the perceptron."""
+        """`heads` and `activation`: of the two halves."""
         super().__init__()
         self.attn = SelfAttention(width, heads)
         self.ln_1 = nn.LayerNorm(width)
-        self.mlp = nn.Sequential(
-            OrderedDict(c_fc=nn.Linear(width, 4 * width), gelu=ACTIVATIONS[activation](), c_proj=nn.Linear(4 * width, width))
-        )
+        self.mlp = Perceptron(width, activation)
         self.ln_2 = nn.LayerNorm(width)
 
     def forward(self, x_BLW: Tensor, *, causal: bool) -> Tensor:
@@ -85,9 +99,15 @@ class Transformer(nn.Module):
 
     def forward(self, x_BLW: Tensor, *, causal: bool) -> Tensor:
         """(B, L, W) -> (B, L, W)."""
-        for block in self.resblocks:
+        for block in self.blocks():
             x_BLW = block(x_BLW, causal=causal)
         return x_BLW
+
+    def blocks(self) -> Iterator[Block]:
+        """The blocks, first to last."""
+        for block in self.resblocks:
+            assert isinstance(block, Block)
+            yield block
 
 
 class PatchEmbedding(nn.Module):
@@ -189,7 +209,7 @@ class ModifiedResNet(nn.Module):
     def __init__(
         self, image_size: int, width: int, *, blocks: Sequence[int], stem_strides: tuple[int, int], heads: int, embed_width: int
     ) -> None:
-        """`width`: of the stem; the feature has 2 ** (len(blocks) + 1) times as many. `stem_strides`: of the first convolution and of the pool."""
+        """`width`: of the stem; the features have 2 ** (len(blocks) + 1) times as many. `stem_strides`: of first convolution and pool."""
         super().__init__()
         first_stride, pool_stride = stem_strides
         self.conv1 = nn.Conv2d(3, width // 2, 3, stride=first_stride, padding=1, bias=False)

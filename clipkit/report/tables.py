@@ -76,7 +76,9 @@ def build_tables(report: Mapping[str, Any]) -> list[Table]:
 
 def verify_tables(report: Mapping[str, Any]) -> list[Table]:
     """What `shards verify` found."""
-    raise NotImplementedError
+    problems = report["problems"]
+    summary = Table("shards", ("shards", "pairs", "problems"), [(report["shards"], report["count"], len(problems))])
+    return [summary, Table.from_dicts("problems", problems)] if problems else [summary]
 
 
 def train_tables(report: Mapping[str, Any]) -> list[Table]:
@@ -85,13 +87,42 @@ def train_tables(report: Mapping[str, Any]) -> list[Table]:
 
 
 def score_tables(report: Mapping[str, Any]) -> list[Table]:
-    """Scores of a suite with their intervals."""
-    raise NotImplementedError
+    """Scores of a suite with their intervals, in percent; `*` marks the main metric of a task."""
+    scores = report["scores"]
+    rows = [
+        {
+            "task": score["task"],
+            "metric": score["metric"] + ("*" if score["is_main"] else ""),
+            "score": f"{score['value']:.2%}",
+            f"{100 * report['confidence']:g}% interval": f"{score['low']:.2%} to {score['high']:.2%}",
+            "pictures": score["count"],
+            "seconds": score["seconds"],
+        }
+        for score in scores
+    ]
+    main = [score["value"] for score in scores if score["is_main"]]
+    mean = f"* main metric; mean over {len(main)} of {len(main) + len(report['failed'])} tasks {sum(main) / len(main):.2%}" if main else ""
+    return [Table.from_dicts(f"{report['command']}: {report['model']} on {report['suite']}", rows, note=mean)]
 
 
 def suite_tables(report: Mapping[str, Any]) -> list[Table]:
-    """The tasks of a suite."""
-    raise NotImplementedError
+    """The tasks of a suite: what they ask, and where their data is published."""
+    tasks = report["tasks"]
+    facts = [
+        {
+            "task": task["task"],
+            "classes": task["classes"],
+            "templates": task["templates"],
+            "metric": task["metric"],
+            "splits": ", ".join(f"{name} {task['sizes'].get(name, '')}".strip() for name in task["splits"]),
+            "layout": task["layout"],
+            "folder": task["folder"],
+            "a text": task["example"],
+        }
+        for task in tasks
+    ]
+    sources = [{"task": task["task"], "title": task["title"], "published": task["published"]} for task in tasks]
+    return [Table.from_dicts(f"{report['suite']}: {report['title']}", facts), Table.from_dicts("where the data is published", sources)]
 
 
 def overlap_tables(report: Mapping[str, Any]) -> list[Table]:

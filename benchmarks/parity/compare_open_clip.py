@@ -1,0 +1,231 @@
+"""Compares clipkit with open_clip: the same weights, the same texts, the same pictures; prints one JSON object of the greatest differences.
+
+    python -m venv /tmp/peer && /tmp/peer/bin/pip install open_clip_torch
+    /tmp/peer/bin/pip install --no-deps -e . && /tmp/peer/bin/pip install simplejpeg instant-clip-tokenizer rich pydantic typer
+    /tmp/peer/bin/python benchmarks/parity/compare_open_clip.py
+
+Exit code 1 when a tower differs by more than 1e-5, a token differs, or a pixel by more than one grey level. `--write FILE` also keeps
+open_clip's answers for two small models with weights from a formula: `tests/model/open_clip_reference.json` is such a file.
+"""
+
+import argparse
+import io
+import json
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from clipkit.model.architectures import Architecture, ResNetSizes, TextSizes, ViTSizes, architecture
+from clipkit.model.clip import build_empty
+from clipkit.model.preprocess import OPENAI_MEAN, OPENAI_STD, Preprocess
+from clipkit.model.tokenizer import Tokenizer
+from torch import Tensor, nn
+
+TEXTS = (
+    "a photo of a cat",
+    "A Photo of a CAT.",
+    "",
+    "  white \t space\n everywhere  ",
+    "Tom &amp;amp; Jerry &lt;3 caf&eacute;",
+    "donâ€™t panic: schÃ¶n",
+    "it's we're they've I'll I'd 's 't",
+    "日本語の写真です",
+    "Ελληνικά ΌΣΟΣ κείμενα",
+    "Фотография кота",
+    "صورة قطة",
+    "תמונה של חתול",
+    "รูปแมว",
+    "बिल्ली की तस्वीर",
+    "한국어 사진",
+    "😀👩‍👩‍👧‍👦🏳️‍🌈",
+    "İstanbul'da ışık",
+    "ﬁne ligatures ① ½ Ⅷ",
+    "1234567890 3.14 £€¥ #hash @name http://example.org/a?b=c&d=e",
+    "a photo of <start_of_text> and <end_of_text> inside",
+    "zero\u200bwidth\u00a0no\u00adbreak\ufeff",
+    "e\u0301 combining, \u1e9e capital sharp s",
+    "long " * 200,
+    "supercalifragilisticexpialidocious" * 20,
+    "!!! ??? ... --- ___ ''' \"\"\"",
+    "C:\\path\\to\\file.jpg IMG_20160716_113957.JPG",
+)
+
+REFERENCE_TEXT = TextSizes(width=32, layers=2, heads=2, context=24)
+REFERENCES = (
+    Architecture("reference-ViT", 32, 16, ViTSizes(8, 2, 32, 2), REFERENCE_TEXT),
+    Architecture("reference-ViT-gelu", 32, 16, ViTSizes(8, 2, 32, 2), REFERENCE_TEXT, activation="gelu"),
+    Architecture("reference-RN", 64, 16, ResNetSizes((1, 2, 1, 1), 8, heads=4), REFERENCE_TEXT),
+)
+
+SIDES = ((224, 224), (225, 224), (301, 227), (640, 427), (427, 640), (100, 75), (32, 32), (1024, 768), (223, 500))
+
+
+def formula_weights(model: nn.Module) -> None:
+    """Fill a state dict, name by name, from a formula that any framework can repeat: sines of growing frequency, scaled by fan-in."""
+    for name, tensor in sorted(model.state_dict().items()):
+        if not tensor.is_floating_point():
+            continue
+        n = torch.arange(tensor.numel(), dtype=torch.float64)
+        wave = torch.sin(0.37 * n + 1.7 * torch.sin(0.011 * n) + sum(name.encode()) % 97)
+        if name == "logit_scale":
+            value = torch.full_like(wave, 2.0)
+        elif name.endswith("running_var") or (tensor.ndim == 1 and name.endswith("weight")):
+            value = 1 + 0.1 * wave
+        elif tensor.ndim <= 1:
+            value = 0.1 * wave
+        else:
+            value = wave / math.sqrt(tensor[0].numel())
+        tensor.copy_(value.view(tensor.shape).float())
+
+
+def formula_pixels(size: int, count: int = 2) -> Tensor:
+    """Smooth float pixels (B, 3, size, size) from a formula."""
+    n = torch.arange(count * 3 * size * size, dtype=torch.float64)
+    return torch.sin(0.05 * n + 0.002 * n.sqrt()).view(count, 3, size, size).float()
+
+
+def peer_model(ours: Architecture) -> nn.Module:
+    """open_clip's model of one of our architectures."""
+    import open_clip
+
+    image, text = ours.image, ours.text
+    if isinstance(image, ResNetSizes):
+        # open_clip's ResNets have width * 32 / head_width heads.
+        vision = {"layers": image.blocks, "width": image.width, "patch_size": None, "head_width": image.width * 32 // image.heads}
+    else:
+        vision = {"layers": image.layers, "width": image.width, "patch_size": image.patch_size, "head_width": image.width // image.heads}
+    model = open_clip.CLIP(
+        embed_dim=ours.embed_width,
+        vision_cfg={**vision, "image_size": ours.image_size},
+        text_cfg={"context_length": text.context, "width": text.width, "heads": text.heads, "layers": text.layers},
+        quick_gelu=ours.activation == "quick_gelu",
+    )
+    return model.eval()
+
+
+@torch.no_grad()
+def compare_towers(name: str) -> dict[str, float]:
+    """Greatest difference of unit embeddings between open_clip's model and ours with the same random weights."""
+    torch.manual_seed(0)
+    peer = peer_model(architecture(name))
+    ours = build_empty(architecture(name), device="cpu").eval()
+    for tensor in peer.state_dict().values():
+        # Published batch norms have statistics and gains of their own; a new model's hide what they do.
+        if tensor.is_floating_point() and tensor.ndim == 1:
+            tensor.add_(0.2 * torch.rand_like(tensor))
+    ours.load_state_dict(peer.state_dict())
+    pixels = torch.randn(4, 3, ours.architecture.image_size, ours.architecture.image_size)
+    tokens = Tokenizer(ours.architecture.text.context)(TEXTS, padded=True)
+    unit = torch.nn.functional.normalize
+    return {
+        "image": _greatest(peer.encode_image(pixels, normalize=True), unit(ours.encode_image(pixels).projected_BD, dim=-1)),
+        "text": _greatest(peer.encode_text(tokens, normalize=True), unit(ours.encode_text(tokens), dim=-1)),
+    }
+
+
+def compare_tokens() -> int:
+    """How many of the texts get other tokens."""
+    import open_clip
+
+    theirs = open_clip.get_tokenizer("ViT-B-32")(list(TEXTS))
+    ours = Tokenizer(77)(TEXTS, padded=True)
+    return int((theirs != ours).any(dim=1).sum())
+
+
+def compare_pixels(size: int = 224) -> int:
+    """Greatest difference in grey levels between open_clip's transform and ours, over JPEG and PNG of many sizes and modes.
+
+    As in open_clip's reader of shards, its transform is given RGB pictures. (Given a palette, it would resize without interpolation.)
+    """
+    import open_clip
+
+    theirs = open_clip.image_transform(size, is_train=False, mean=OPENAI_MEAN, std=OPENAI_STD)
+    ours = Preprocess(size)
+    greatest = 0
+    for data in drawn_pictures():
+        peer = theirs(Image.open(io.BytesIO(data)).convert("RGB"))
+        back = (peer * torch.tensor(OPENAI_STD).view(3, 1, 1) + torch.tensor(OPENAI_MEAN).view(3, 1, 1)) * 255
+        greatest = max(greatest, int((back.round() - ours(data).float()).abs().max()))
+    return greatest
+
+
+def drawn_pictures() -> list[bytes]:
+    """Noisy gradients as JPEG (colour, grey, CMYK) and PNG (RGB, RGBA, palette, grey) of odd sizes."""
+    noise = np.random.default_rng(0)
+    pictures = []
+    for width, height in SIDES:
+        smooth = np.linspace(0, 200, width)[None, :, None] * np.linspace(0.2, 1, height)[:, None, None] * np.array([1.0, 0.7, 0.4])
+        image = Image.fromarray((smooth + noise.integers(0, 55, (height, width, 3))).astype(np.uint8))
+        made = [("JPEG", image), ("JPEG", image.convert("L")), ("JPEG", image.convert("CMYK")), ("PNG", image)]
+        made += [("PNG", image.convert("RGBA")), ("PNG", image.convert("P")), ("PNG", image.convert("L"))]
+        for kind, variant in made:
+            file = io.BytesIO()
+            variant.save(file, kind)
+            pictures.append(file.getvalue())
+    return pictures
+
+
+@torch.no_grad()
+def reference() -> dict[str, Any]:
+    """open_clip's unnormalised answers for two small models whose weights and pixels come from formulas, and its tokens."""
+    import open_clip
+
+    tokens = open_clip.get_tokenizer("ViT-B-32")(list(TEXTS), context_length=REFERENCE_TEXT.context)
+    models = []
+    for ours in REFERENCES:
+        model = peer_model(ours)
+        formula_weights(model)
+        image_BD, text_BD = model.encode_image(formula_pixels(ours.image_size)), model.encode_text(tokens[:8])
+        models.append({"architecture": ours.as_dict(), "image": image_BD.tolist(), "text": text_BD.tolist()})
+    return {"open_clip": open_clip.__version__, "texts": TEXTS, "tokens": [_bare(row) for row in tokens.tolist()], "models": models}
+
+
+def _bare(row: list[int]) -> list[int]:
+    return row[: row.index(49_407) + 1]
+
+
+def _greatest(a: Tensor, b: Tensor) -> float:
+    return float((a - b).abs().max())
+
+
+def _allow_torchvision_without_its_library() -> object:
+    """torchvision's wheel for CUDA does not import beside a CPU torch, because two operators stay undeclared: declare them."""
+    try:
+        import torchvision  # noqa: F401
+
+        return None
+    except RuntimeError:
+        for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
+            del sys.modules[name]
+        library = torch.library.Library("torchvision", "DEF")
+        for operator in ("nms", "qnms"):
+            library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        return library
+
+
+def main() -> int:
+    """Compare, print, and answer with the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", default=["RN50", "ViT-B-32"], help="architectures that both have")
+    parser.add_argument("--write", type=Path, help="also write open_clip's answers for the small models to this file")
+    given = parser.parse_args()
+    keep = _allow_torchvision_without_its_library()
+    import open_clip
+
+    towers = {name: compare_towers(name) for name in given.models}
+    found = {"open_clip": open_clip.__version__, "torch": torch.__version__, "towers": towers}
+    found |= {"texts": len(TEXTS), "texts_that_differ": compare_tokens(), "grey_levels": compare_pixels()}
+    print(json.dumps(found, indent=2))
+    if given.write:
+        given.write.write_text(json.dumps(reference(), ensure_ascii=False) + "\n", encoding="utf-8")
+    del keep
+    worst = max(value for tower in towers.values() for value in tower.values())
+    return int(worst > 1e-5 or found["texts_that_differ"] > 0 or found["grey_levels"] > 1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

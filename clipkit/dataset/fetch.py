@@ -1,0 +1,313 @@
+"""One image by its URL: a total deadline, a cap on bytes, redirects, opt-outs, and no way into private networks.
+
+Every URL ends in exactly one named outcome, never in an exception:
+
+* `ok`; `opted_out` (X-Robots-Tag); `not_found` (404, 410); `forbidden` (401, 403); `http_error_NNN` (any other status);
+* `timeout`; `connection` (refused, reset, cut off); `dns_failure` (the resolver could not say); `no_such_host`; `tls`;
+* `too_long`; `empty`; `redirects` (too many, or nowhere); `bad_response` (not HTTP); `bad_url`; `private_address`.
+"""
+
+import contextlib
+import http.client
+import ipaddress
+import re
+import socket
+import ssl
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from io import BufferedReader, RawIOBase
+from typing import Any, NamedTuple
+from urllib.parse import quote, urljoin, urlsplit
+
+from clipkit import UserError
+from clipkit.recipe import DownloadKnobs
+
+__all__ = ["Fetched", "Fetcher", "check_knobs", "is_passing", "is_public", "opts_out"]
+
+MAX_URL_LENGTH = 8_192
+OPT_OUTS = {"noai", "noimageai", "noindex", "noimageindex", "noml", "none"}
+"""Directives that keep an image out; `none` is short for `noindex, nofollow`."""
+
+_VALUED_DIRECTIVES = {"max-snippet", "max-image-preview", "max-video-preview", "unavailable_after"}
+_PASSING = {"timeout", "connection", "dns_failure", "http_error_429"}
+_ADDRESSES_TRIED = 4
+_CHUNK = 1 << 16
+
+
+class Fetched(NamedTuple):
+    """How one URL ended; `image` holds bytes where the outcome is "ok"."""
+
+    outcome: str
+    image: bytes | None = None
+
+
+def is_passing(outcome: str) -> bool:
+    """Whether the reason may pass, so that another round is worth it: timeouts, broken connections, 429 and 5xx."""
+    return outcome in _PASSING or outcome.startswith("http_error_5")
+
+
+def is_public(address: str) -> bool:
+    """Whether an IP address belongs to the public Internet, also where IPv6 wraps an IPv4 address."""
+    ip = ipaddress.ip_address(address.partition("%")[0])
+    if isinstance(ip, ipaddress.IPv6Address):
+        inner = ip.ipv4_mapped or ip.sixtofour or (ip.teredo and ip.teredo[1])
+        if ip in _NAT64:
+            inner = ipaddress.IPv4Address(ip.packed[-4:])
+        if inner:
+            return is_public(str(inner))
+    return ip.is_global and not ip.is_multicast and not ip.is_reserved
+
+
+_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
+
+
+def opts_out(headers: Sequence[str], agent: str) -> bool:
+    """Whether X-Robots-Tag headers keep an image out for `agent` (a lower-case product name).
+
+    A header is a list of directives, each perhaps with an agent in front, which then holds to the end of that header:
+    `noai`, `otherbot: noindex, nofollow`, `max-image-preview: large, noai` (a directive with a value, not an agent).
+    """
+    for header in headers:
+        addressee = None
+        for part in header.lower().split(","):
+            name, colon, rest = (piece.strip() for piece in part.partition(":"))
+            if colon and name not in _VALUED_DIRECTIVES:
+                addressee, name = name, rest
+            if name in OPT_OUTS and addressee in (None, "*", agent):
+                return True
+    return False
+
+
+def check_knobs(knobs: DownloadKnobs) -> None:
+    """Raise UserError for a User-Agent that is no header and for a `connect_to` that is not HOST:PORT = ADDRESS:PORT."""
+    if not knobs.user_agent.isascii() or not knobs.user_agent.isprintable():
+        raise UserError(f"knob `download.user_agent` is {knobs.user_agent!r}: a header has printable ASCII characters only")
+    _connections(knobs.connect_to)
+
+
+class Fetcher:
+    """Fetches images by the rules of the knobs. Its `fetch` may be called from many threads."""
+
+    def __init__(self, knobs: DownloadKnobs) -> None:
+        """Raises UserError as `check_knobs`."""
+        check_knobs(knobs)
+        self.knobs = knobs
+        self.agent = re.split(r"[/\s]", knobs.user_agent.strip(), maxsplit=1)[0].lower()
+        self.connections = _connections(knobs.connect_to)
+        self.tls = ssl.create_default_context()
+        # A resolver cannot be told to hurry: it is asked in a thread that is not waited for past the deadline.
+        self._resolvers = ThreadPoolExecutor(knobs.threads, thread_name_prefix="dns")
+
+    def fetch(self, url: str) -> Fetched:
+        """Fetch one image. Does not raise for anything that a URL, a server or a network does."""
+        deadline = time.monotonic() + self.knobs.timeout_seconds
+        try:
+            for _ in range(self.knobs.max_redirects + 1):
+                fetched, url = self._hop(url, deadline)
+                if fetched is not None:
+                    return fetched
+            return Fetched("redirects")
+        except _EndedError as ended:
+            return Fetched(ended.outcome)
+        except Exception as error:
+            if outcome := _outcome_of(error):
+                return Fetched(outcome)
+            raise
+
+    def _hop(self, url: str, deadline: float) -> tuple[Fetched | None, str]:
+        """One request: (what it ended in, "") or (None, where it is redirected to)."""
+        scheme, host, port, target = _parse_url(url)
+        connect = lambda: self._connect(scheme, host, port, deadline)  # noqa: E731
+        with contextlib.closing(_Connection(host, port, 443 if scheme == "https" else 80, connect)) as connection:
+            connection.request("GET", target, headers={"User-Agent": self.knobs.user_agent, "Accept": "image/*,*/*;q=0.5"})
+            with connection.getresponse() as response:
+                is_redirect = response.status in (301, 302, 303, 307, 308)
+                # A 404 that should not be indexed is a 404.
+                if (is_redirect or response.status == 200) and self._is_opted_out(response):
+                    return Fetched("opted_out"), ""
+                if is_redirect:
+                    return None, _redirected(url, response.headers.get("Location"))
+                return self._read(response), ""
+
+    def _is_opted_out(self, response: http.client.HTTPResponse) -> bool:
+        return self.knobs.obey_opt_outs and opts_out(response.headers.get_all("X-Robots-Tag", []), self.agent)
+
+    def _read(self, response: http.client.HTTPResponse) -> Fetched:
+        if response.status != 200:
+            named = {401: "forbidden", 403: "forbidden", 404: "not_found", 410: "not_found"}
+            return Fetched(named.get(response.status, f"http_error_{response.status}"))
+        expected, most = response.length, self.knobs.max_image_bytes
+        if expected is not None and expected > most:
+            return Fetched("too_long")
+        body = bytearray()
+        while chunk := response.read(_CHUNK):
+            body += chunk
+            if len(body) > most:
+                return Fetched("too_long")
+        if expected is not None and len(body) < expected:
+            return Fetched("connection")
+        return Fetched("ok", bytes(body)) if body else Fetched("empty")
+
+    def _connect(self, scheme: str, host: str, port: int, deadline: float) -> "_DeadlineSocket":
+        mapped = self.connections.get((host, port))
+        addresses = self._resolve(*(mapped or (host, port)), deadline)
+        if mapped is None and not self.knobs.allow_private_addresses:
+            addresses = [entry for entry in addresses if is_public(entry[1][0])]
+            if not addresses:
+                raise _EndedError("private_address")
+        plain = _connect_to_one(addresses[:_ADDRESSES_TRIED], deadline)
+        if scheme == "http":
+            return _DeadlineSocket(plain, deadline)
+        try:
+            plain.settimeout(_left(deadline))
+            return _DeadlineSocket(self.tls.wrap_socket(plain, server_hostname=host), deadline)
+        except BaseException:
+            plain.close()
+            raise
+
+    def _resolve(self, host: str, port: int, deadline: float) -> list[tuple[int, Any]]:
+        """Addresses as (family, address), each once, in the resolver's order."""
+        asked = self._resolvers.submit(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
+        try:
+            found = asked.result(_left(deadline))
+        except socket.gaierror as error:
+            raise _EndedError("dns_failure" if error.errno == socket.EAI_AGAIN else "no_such_host") from None
+        except UnicodeError:  # a label of more than 63 characters
+            raise _EndedError("bad_url") from None
+        finally:
+            asked.cancel()
+        return list(dict.fromkeys((int(family), address) for family, _, _, _, address in found))
+
+
+class _EndedError(Exception):
+    def __init__(self, outcome: str) -> None:
+        super().__init__(outcome)
+        self.outcome = outcome
+
+
+def _outcome_of(error: Exception) -> str | None:
+    """The outcome that stands for an exception of the network; None for one that is our own bug."""
+    kinds: tuple[tuple[type[Exception] | tuple[type[Exception], ...], str], ...] = (
+        (TimeoutError, "timeout"),
+        ((ConnectionError, http.client.IncompleteRead, ssl.SSLEOFError, ssl.SSLZeroReturnError), "connection"),
+        (ssl.SSLError, "tls"),
+        (http.client.HTTPException, "bad_response"),
+        (OSError, "connection"),
+    )
+    return next((outcome for kind, outcome in kinds if isinstance(error, kind)), None)
+
+
+def _connect_to_one(addresses: Sequence[tuple[int, Any]], deadline: float) -> socket.socket:
+    """A connection to the first address that answers. An address that does not answer leaves half of the time to the others."""
+    failure: OSError = ConnectionError("no address")
+    for i, (family, address) in enumerate(addresses):
+        left = _left(deadline)
+        connection = socket.socket(family, socket.SOCK_STREAM)
+        try:
+            connection.settimeout(left if i == len(addresses) - 1 else left / 2)
+            connection.connect(address)
+            return connection
+        except OSError as error:
+            connection.close()
+            failure = error
+    raise failure
+
+
+def _left(deadline: float) -> float:
+    left = deadline - time.monotonic()
+    if left <= 0:
+        raise TimeoutError
+    return left
+
+
+class _Connection(http.client.HTTPConnection):
+    """HTTP/1.1 over a socket that `connect` of the caller opens: names and Host header stay the URL's."""
+
+    def __init__(self, host: str, port: int, default_port: int, opened: Callable[[], "_DeadlineSocket"]) -> None:
+        self.default_port = default_port
+        super().__init__(host, port)
+        self._opened = opened
+
+    def connect(self) -> None:
+        self.sock = self._opened()
+
+
+class _DeadlineSocket:
+    """The part of a socket that http.client uses, with one deadline over all reads and writes instead of a timeout for each."""
+
+    def __init__(self, connection: socket.socket, deadline: float) -> None:
+        self._socket = connection
+        self._deadline = deadline
+        self._is_read = False
+
+    def sendall(self, data: bytes) -> None:
+        self._socket.settimeout(_left(self._deadline))
+        self._socket.sendall(data)
+
+    def makefile(self, mode: str) -> BufferedReader:
+        self._is_read = True
+        return BufferedReader(_DeadlineReader(self._socket, self._deadline), _CHUNK)
+
+    def close(self) -> None:
+        # http.client closes the socket before it reads a body that ends with the connection: then the reader closes it.
+        if not self._is_read:
+            self._socket.close()
+
+
+class _DeadlineReader(RawIOBase):
+    def __init__(self, connection: socket.socket, deadline: float) -> None:
+        self._socket = connection
+        self._deadline = deadline
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        self._socket.settimeout(_left(self._deadline))
+        return self._socket.recv_into(buffer)
+
+    def close(self) -> None:
+        self._socket.close()
+        super().close()
+
+
+def _parse_url(url: str) -> tuple[str, str, int, str]:
+    """(scheme, host, port, request target). User names in the URL are never sent."""
+    try:
+        parts = urlsplit(url.strip())
+        host = (parts.hostname or "").encode("idna" if not (parts.hostname or "").isascii() else "ascii").decode()
+        port = parts.port or {"http": 80, "https": 443}[parts.scheme]
+        target = quote(parts.path or "/", safe="%/:=&~+!$,;'@()*") + (
+            f"?{quote(parts.query, safe='%/:=&?~+!$,;@()*')}" if parts.query else ""
+        )
+    except (ValueError, KeyError):
+        raise _EndedError("bad_url") from None
+    if not host or len(url) > MAX_URL_LENGTH or not target.startswith("/") or re.search(r"[\s\x00-\x20\x7f/@\\]", host):
+        raise _EndedError("bad_url")
+    return parts.scheme, host, port, target
+
+
+def _redirected(url: str, location: str | None) -> str:
+    if not location:
+        raise _EndedError("redirects")
+    with contextlib.suppress(UnicodeError):
+        # http.client reads headers as Latin-1; a bare non-ASCII Location is UTF-8 in practice.
+        location = location.encode("latin-1").decode("utf-8")
+    try:
+        return urljoin(url, location)
+    except ValueError:
+        raise _EndedError("bad_url") from None
+
+
+def _connections(connect_to: Mapping[str, str]) -> dict[tuple[str, int], tuple[str, int]]:
+    return {_host_and_port(source): _host_and_port(target) for source, target in connect_to.items()}
+
+
+def _host_and_port(text: str) -> tuple[str, int]:
+    host, _, port = text.rpartition(":")
+    if not host or not port.isdecimal() or not 0 < int(port) < 65_536:
+        raise UserError(
+            f'knob `download.connect_to` has `{text}`: write "HOST:PORT" = "ADDRESS:PORT", as in "a.example:80" = "127.0.0.1:8000"'
+        )
+    return host.strip("[]").lower(), int(port)

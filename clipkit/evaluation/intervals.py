@@ -1,0 +1,50 @@
+"""How sure a score is: exact intervals for shares, bootstrap intervals for everything else."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import beta
+
+
+class Interval(NamedTuple):
+    """Both ends of a confidence interval."""
+
+    low: float
+    high: float
+
+
+def clopper_pearson(successes: int, count: int, confidence: float) -> Interval:
+    """The exact two-sided interval of a share of `successes` among `count` (CLIP section 5 uses it at 99.5%).
+
+    Never covers less than `confidence`. 0 to 1 where `count` is 0.
+    """
+    if not 0 <= successes <= count:
+        raise ValueError(f"{successes} successes among {count}")
+    tail = (1 - confidence) / 2
+    low = beta.ppf(tail, successes, count - successes + 1) if successes > 0 else 0.0
+    high = beta.ppf(1 - tail, successes + 1, count - successes) if successes < count else 1.0
+    return Interval(float(low), float(high))
+
+
+def bootstrap(
+    statistic: Callable[[NDArray[np.int64]], float],
+    strata_N: NDArray[np.int64],
+    *,
+    confidence: float,
+    seed: int,
+    resamples: int = 1_000,
+) -> Interval:
+    """The percentile bootstrap interval of a statistic of N pictures.
+
+    `statistic` takes N indices of drawn pictures. Pictures are drawn with replacement within their stratum, so a class keeps its size;
+    give equal strata to draw freely.
+    """
+    random = np.random.default_rng(seed)
+    order_N = np.argsort(strata_N, kind="stable")
+    _, first, sizes = np.unique(strata_N[order_N], return_index=True, return_counts=True)
+    first_N, size_N = np.repeat(first, sizes), np.repeat(sizes, sizes)
+    values = [statistic(order_N[first_N + random.integers(0, size_N)]) for _ in range(resamples)]
+    low, high = np.quantile(values, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return Interval(float(low), float(high))

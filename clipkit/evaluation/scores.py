@@ -1,0 +1,153 @@
+"""From predictions to scores: metrics with intervals, result files that CLIP_benchmark's tools read, and the loop over a suite."""
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from clipkit import UserError
+from clipkit.evaluation.intervals import Interval, bootstrap, clopper_pearson
+from clipkit.evaluation.metrics import mean_per_class_recall, top_k, top_k_hits
+from clipkit.evaluation.suite import Suite, Task
+from clipkit.model.encoder import Encoder
+from clipkit.recipe import EvalRecipe
+from clipkit.run import Run, replacing, write_json
+
+# What a protocol is called in CLIP_benchmark's result files, and what its metrics begin with.
+Kind = Literal["zero-shot", "linear-probe"]
+BENCHMARK_TASK: Mapping[Kind, str] = {"zero-shot": "zeroshot_classification", "linear-probe": "linear_probe"}
+PREFIX: Mapping[Kind, str] = {"zero-shot": "", "linear-probe": "lp_"}
+MAIN_METRIC = {"accuracy": "acc1", "mean-per-class": "mean_per_class_recall"}
+
+
+class Outcome(NamedTuple):
+    """What a classifier did on the test split of one task, and facts about how, which go into the result file."""
+
+    logits_NC: NDArray[np.floating]
+    labels_N: NDArray[np.int64]
+    facts: Mapping[str, Any]
+
+
+class Value(NamedTuple):
+    """One metric with its interval."""
+
+    metric: str
+    value: float
+    interval: Interval
+
+
+def score_suite(
+    kind: Kind, classify: Callable[[Task], Outcome], recipe: EvalRecipe, encoder: Encoder, suite: Suite, *, run: Run
+) -> dict[str, Any]:
+    """Run `classify` over the tasks of a suite and score what it says: the report of `clipkit eval KIND`.
+
+    Tasks whose result file is already in the run, from the same weights and the same task, are not run again. A UserError of one
+    task is its reason in `failed`; the other tasks go on.
+    """
+    scores: list[dict[str, Any]] = []
+    failed: dict[str, str] = {}
+    for task in suite.tasks:
+        path = run.path / "results" / f"{task.name}.json"
+        identity = {"fingerprint": encoder.fingerprint, "task_fingerprint": task.fingerprint}
+        result = _finished(path, identity)
+        if result is None:
+            try:
+                result = _score_task(kind, classify, recipe, encoder, task, run=run) | identity
+            except UserError as error:
+                failed[task.name] = str(error)
+                run.say(f"{task.name}: {error}")
+                continue
+            write_json(path, result)
+        scores += result["scores"]
+    return {
+        "command": f"eval {kind}",
+        "model": encoder.name,
+        "suite": suite.name,
+        "confidence": recipe.confidence,
+        "scores": scores,
+        "failed": failed,
+    }
+
+
+def measure(logits_NC: NDArray[np.floating], labels_N: NDArray[np.int64], *, confidence: float, seed: int) -> list[Value]:
+    """Top-1, top-5 (from six classes on) and mean per-class recall with intervals: exact ones for the shares, a bootstrap for the mean."""
+    hits_N = top_k_hits(logits_NC, labels_N, 1)
+    values = [_share("acc1", hits_N, confidence)]
+    if logits_NC.shape[1] > 5:
+        values.append(_share("acc5", top_k_hits(logits_NC, labels_N, 5), confidence))
+    interval = bootstrap(lambda drawn: mean_per_class_recall(hits_N[drawn], labels_N[drawn]), labels_N, confidence=confidence, seed=seed)
+    return [*values, Value("mean_per_class_recall", mean_per_class_recall(hits_N, labels_N), interval)]
+
+
+def _share(metric: str, hits_N: NDArray[np.bool_], confidence: float) -> Value:
+    right, count = int(hits_N.sum()), len(hits_N)
+    return Value(metric, right / count, clopper_pearson(right, count, confidence))
+
+
+def _finished(path: Path, identity: Mapping[str, str]) -> dict[str, Any] | None:
+    if not path.exists():
+        return None
+    result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return result if identity.items() <= result.items() else None
+
+
+def _score_task(
+    kind: Kind, classify: Callable[[Task], Outcome], recipe: EvalRecipe, encoder: Encoder, task: Task, *, run: Run
+) -> dict[str, Any]:
+    """One task's result: CLIP_benchmark's fields first, then ours."""
+    started = time.monotonic()
+    outcome = classify(task)
+    values = measure(outcome.logits_NC, outcome.labels_N, confidence=recipe.confidence, seed=recipe.seed)
+    _write_predictions(run.path / "predictions" / f"{task.name}.parquet", outcome)
+    about = {
+        "task": task.name,
+        "protocol": recipe.protocol,
+        "count": len(outcome.labels_N),
+        "seconds": round(time.monotonic() - started, 3),
+    }
+    return {
+        "dataset": task.name,
+        "model": encoder.name,
+        "pretrained": encoder.fingerprint[:16],
+        "task": BENCHMARK_TASK[kind],
+        "metrics": {f"{PREFIX[kind]}acc5": None} | {PREFIX[kind] + value.metric: value.value for value in values},
+        "language": "en",
+        **{name: about[name] for name in ("protocol", "count", "seconds")},
+        "confidence": recipe.confidence,
+        "scores": [_score(value, about, PREFIX[kind], is_main=value.metric == MAIN_METRIC[task.metric]) for value in values],
+        **outcome.facts,
+    }
+
+
+def _score(value: Value, about: Mapping[str, Any], prefix: str, *, is_main: bool) -> dict[str, Any]:
+    return {
+        "task": about["task"],
+        "protocol": about["protocol"],
+        "metric": prefix + value.metric,
+        "value": value.value,
+        "low": value.interval.low,
+        "high": value.interval.high,
+        "count": about["count"],
+        "seconds": about["seconds"],
+        "is_main": is_main,
+    }
+
+
+def _write_predictions(path: Path, outcome: Outcome) -> None:
+    """One row per picture: its index in the split, its label, the class predicted, the first five classes, whether it was right."""
+    best_N5 = top_k(outcome.logits_NC, 5).astype(np.int32)
+    columns = {
+        "index": np.arange(len(best_N5), dtype=np.int32),
+        "label": outcome.labels_N.astype(np.int32),
+        "prediction": best_N5[:, 0],
+        "top5": pa.FixedSizeListArray.from_arrays(best_N5.ravel(), best_N5.shape[1]).cast(pa.list_(pa.int32())),
+        "is_right": best_N5[:, 0] == outcome.labels_N,
+    }
+    with replacing(path) as temporary:
+        pq.write_table(pa.table(columns), temporary)

@@ -1,0 +1,75 @@
+"""Zero-shot classification: the texts of the classes are the classifier (CLIP sections 3.1.2 to 3.1.4)."""
+
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from clipkit import UserError
+from clipkit.evaluation.embeddings import embed
+from clipkit.evaluation.scores import Outcome, score_suite
+from clipkit.evaluation.splits import Split
+from clipkit.evaluation.suite import Suite, Task
+from clipkit.model.encoder import Encoder
+from clipkit.recipe import EvalRecipe
+from clipkit.run import Run
+
+TEXTS_AT_ONCE = 256
+
+
+class Predictions(NamedTuple):
+    """What a classifier says about N pictures, and what they are."""
+
+    logits_NC: NDArray[np.float32]  # zero-shot: logit scale x cosine
+    labels_N: NDArray[np.int64]
+
+
+def class_embeddings(encoder: Encoder, task: Task) -> torch.Tensor:
+    """The classifier of a task (C, D): the mean of the unit vectors of all of a class's texts, at unit length again.
+
+    The mean is taken in embedding space, over templates and over the names of a class (CLIP 3.1.4). Raises UserError where the
+    texts of a class cancel out or the encoder gives NaN.
+    """
+    texts = [(label, text) for label in range(len(task.classes)) for text in task.texts(label)]
+    sums_CD = torch.zeros(len(task.classes), encoder.width, dtype=torch.float64)
+    for start in range(0, len(texts), TEXTS_AT_ONCE):
+        labels, batch = zip(*texts[start : start + TEXTS_AT_ONCE], strict=True)
+        sums_CD.index_add_(0, torch.tensor(labels), torch.nn.functional.normalize(encoder.encode_texts(batch).double(), dim=1))
+    weights_CD = torch.nn.functional.normalize(sums_CD, dim=1)
+    broken_C = ~(weights_CD.norm(dim=1) > 0.5)  # not `<`: NaN is broken too
+    if broken_C.any():
+        name = task.classes[int(broken_C.int().argmax())][0]
+        raise UserError(f"model `{encoder.name}` gives no direction for class {name!r} of task `{task.name}`: its weights are damaged")
+    return weights_CD.float()
+
+
+def predict(encoder: Encoder, task: Task, split: Split, *, run: Run, cache: Path, batch_size: int, workers: int) -> Predictions:
+    """Zero-shot logits of every picture of a split. Raises UserError for an image-only encoder."""
+    _require_text(encoder)
+    weights_CD = class_embeddings(encoder, task)
+    embeddings = embed(encoder, split, cache=cache, run=run, batch_size=batch_size, workers=workers)
+    return Predictions((encoder.logit_scale * embeddings.projected_ND @ weights_CD.T).numpy(), split.labels_N)
+
+
+def run_zero_shot(recipe: EvalRecipe, encoder: Encoder, suite: Suite, data_root: Path, *, run: Run, cache: Path) -> dict[str, Any]:
+    """Zero-shot scores of a suite: the report of `clipkit eval zero-shot`.
+
+    A task that fails is named in `failed`, the others go on. Leaves `results/TASK.json` and `predictions/TASK.parquet` in the run.
+    """
+    _require_text(encoder)
+    classify = partial(_classify, recipe, encoder, data_root=data_root, run=run, cache=cache)
+    return score_suite("zero-shot", classify, recipe, encoder, suite, run=run)
+
+
+def _classify(recipe: EvalRecipe, encoder: Encoder, task: Task, *, data_root: Path, run: Run, cache: Path) -> Outcome:
+    split = task.split(data_root, "test")
+    predictions = predict(encoder, task, split, run=run, cache=cache, batch_size=recipe.batch_size, workers=recipe.workers)
+    return Outcome(*predictions, facts={"content_hash": split.content_hash})
+
+
+def _require_text(encoder: Encoder) -> None:
+    if not encoder.has_text:
+        raise UserError(f"model `{encoder.name}` encodes images only: zero-shot needs texts too, use `clipkit eval linear-probe` for it")

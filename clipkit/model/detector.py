@@ -1,0 +1,212 @@
+"""PixelDescriptor: finds near-duplicate pictures without training.
+
+Two steps, as a coarse search over everything and a fine look at the few candidates it finds.
+
+* **Search.** A picture is shrunk to SIDE x SIDE pixels, split into brightness and two opponent colours, and its low cosine frequencies
+  become one unit vector: the mean is dropped and frequency f is weighted by f^TILT * exp(-(f / CUTOFF)^2), which evens out the spectrum of
+  natural pictures, so that a bright blob on a dark ground does not match every other one, and drops what JPEG and resizing destroy.
+  A test picture is searched for as it is and through VIEWS: parts of it (the training picture may be a crop of it) and frames around it
+  (it may be a crop of the training picture).
+* **Verification.** For a candidate the window of the test picture that the training picture shows is sought edge by edge, to a fraction of
+  a pixel; the similarity is the normalised correlation of the filtered pictures over what both show. The aspect ratio is free.
+
+CLIP's own detector (appendix C) was trained on such changes and is not published. Like it, and unlike CLIP's embedding, this one looks at
+the picture and not at its meaning: two flowers of one species are different pictures.
+"""
+
+import io
+import math
+from collections.abc import Sequence
+from typing import ClassVar, NoReturn
+
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+from torch.nn import functional
+
+from clipkit import UserError
+from clipkit.model.encoder import Encoded
+from clipkit.model.preprocess import FORMATS, MAX_PIXELS, UndecodableImage, decode_image
+
+SIDE = 24
+"""Pixels of the thumbnail's side: twice what CUTOFF needs."""
+
+TILT = 0.5
+CUTOFF = 6.0
+"""The filter: weight f^TILT * exp(-(f / CUTOFF)^2) for f cycles per picture."""
+
+SEARCHED = (12, 6)
+"""Cosine frequencies per axis in the search vector, of brightness and of each colour."""
+
+FLOOR = 2 / 255
+"""Contrast of the filtered picture (root mean square, 1 is white) at which its greatest possible similarity is halved.
+
+Nearly uniform pictures, black frames above all, are near no picture, not even each other: the paper's Kinetics-700 overlap consisted of
+them (section 5) and told nothing about memorised test pictures.
+"""
+
+REACH = 0.17
+"""Most of a side that one picture may lack of the other: crops up to a tenth, and a margin."""
+
+PROMISING = 0.4
+"""Correlation of the best view from which the window is refined; duplicates start far above it."""
+
+
+def _views() -> Tensor:
+    windows = [(0.0, 0.0, 1.0, 1.0)]
+    for side in (0.9, 0.8, 1.1, 1.22):
+        room = 1 - side
+        windows += [(x * room, y * room, x * room + side, y * room + side) for x, y in ((0.5, 0.5), (0, 0), (0, 1), (1, 0), (1, 1))]
+    return torch.tensor(windows)
+
+
+VIEWS = _views()
+"""(V, 4) windows of the test picture as left, top, right, bottom: the picture is 0..1, a window beyond it is a frame around it."""
+
+
+class PixelDescriptor:
+    """An image-only Encoder for near-duplicates, with two methods of its own: `views` and `similarity`."""
+
+    name: ClassVar[str] = "pixels"
+    fingerprint: ClassVar[str] = f"pixels-1-{SIDE}-{TILT}-{CUTOFF}-{SEARCHED[0]}-{SEARCHED[1]}-{FLOOR:.6f}"
+    has_text: ClassVar[bool] = False
+    logit_scale: ClassVar[float] = 1.0
+    feature_width: ClassVar[int] = 3 * SIDE * SIDE
+    width: ClassVar[int] = SEARCHED[0] ** 2 + 2 * SEARCHED[1] ** 2 + 1
+
+    def preprocess(self, image: bytes | Image.Image) -> Tensor:
+        """A picture, upright and over white, as uint8 (3, SIDE, SIDE). Raises UndecodableImage."""
+        pixels = decode_image(image, max_pixels=MAX_PIXELS) if isinstance(image, bytes) and not _is_special(image) else _drawn(image)
+        return functional.interpolate(pixels[None], (SIDE, SIDE), mode="bilinear", antialias=True, align_corners=False)[0]
+
+    def encode_images(self, pixels_BCHW: Tensor) -> Encoded:
+        """uint8 thumbnails -> features (brightness and opponent colours of every pixel) and the search vector."""
+        red, green, blue = (pixels_BCHW.float() / 255).unbind(1)
+        thumbnails = torch.stack([(red + green + blue) / 3, (red - green) / 2, (red + green - 2 * blue) / 4], 1)
+        return Encoded(thumbnails.flatten(1), _search_vectors(thumbnails))
+
+    def encode_texts(self, texts: Sequence[str]) -> NoReturn:
+        """Refused: this encoder sees pictures only."""
+        raise UserError("the detector `pixels` encodes no texts: give `--model` a model with a text tower")
+
+    def views(self, features_NF: Tensor) -> Tensor:
+        """Search vectors of pictures through every view: (V, N, D). A duplicate is near one of them."""
+        thumbnails = _thumbnails(features_NF)
+        return torch.stack([_search_vectors(_cut(thumbnails, view.expand(len(thumbnails), 4))[0]) for view in VIEWS])
+
+    def similarity(self, test_PF: Tensor, train_PF: Tensor) -> Tensor:
+        """Verified similarity (P,) of P pairs of pictures by their features, -1 to 1; 1 where one is a part of the other."""
+        test, train = _filtered(_thumbnails(test_PF)), _filtered(_thumbnails(train_PF))
+        best, windows = _best_views(test, train)
+        promising = torch.nonzero(best > PROMISING)[:, 0]
+        if len(promising):
+            best[promising] = _refined(test[promising], train[promising], best[promising], windows[promising])
+        return best
+
+
+def _is_special(image: bytes) -> bool:
+    """Whether a picture has an orientation tag or transparency, which `decode_image` does not obey: shards hold neither."""
+    try:
+        with Image.open(io.BytesIO(image), formats=FORMATS) as opened:
+            return opened.has_transparency_data or opened.getexif().get(0x0112, 1) != 1
+    except Exception:  # Pillow's readers answer hostile bytes with errors of any kind; decode_image gives the verdict.
+        return False
+
+
+def _drawn(image: bytes | Image.Image) -> Tensor:
+    try:
+        opened = Image.open(io.BytesIO(image), formats=FORMATS) if isinstance(image, bytes) else image
+        if opened.width * opened.height > MAX_PIXELS:
+            raise UndecodableImage(f"{opened.width} x {opened.height} pixels are more than {MAX_PIXELS:,}")
+        upright = ImageOps.exif_transpose(opened).convert("RGBA")
+    except UndecodableImage:
+        raise
+    except Exception as error:  # as above
+        raise UndecodableImage(f"not a readable picture: {type(error).__name__}: {error}") from None
+    paper = Image.new("RGBA", upright.size, "white")
+    paper.alpha_composite(upright)
+    return (
+        torch.frombuffer(bytearray(paper.convert("RGB").tobytes()), dtype=torch.uint8).view(paper.height, paper.width, 3).permute(2, 0, 1)
+    )
+
+
+def _thumbnails(features_NF: Tensor) -> Tensor:
+    return features_NF.float().view(-1, 3, SIDE, SIDE)
+
+
+def _cosines() -> Tensor:
+    """The orthonormal cosine transform (DCT-II) as a matrix: row k has k / 2 cycles per picture."""
+    k, x = torch.arange(SIDE)[:, None], torch.arange(SIDE)[None, :]
+    matrix = torch.cos(math.pi * (2 * x + 1) * k / (2 * SIDE)) * math.sqrt(2 / SIDE)
+    matrix[0] /= math.sqrt(2)
+    return matrix
+
+
+def _weights() -> Tensor:
+    cycles = torch.arange(SIDE) / 2
+    frequency = torch.hypot(cycles[:, None], cycles[None, :])
+    return frequency**TILT * torch.exp(-((frequency / CUTOFF) ** 2))  # 0 at frequency 0: the mean is dropped
+
+
+_COSINES, _WEIGHTS = _cosines(), _weights()
+
+
+def _spectrum(thumbnails: Tensor) -> Tensor:
+    return (_COSINES @ thumbnails @ _COSINES.T) * _WEIGHTS
+
+
+def _filtered(thumbnails: Tensor) -> Tensor:
+    return _COSINES.T @ _spectrum(thumbnails) @ _COSINES
+
+
+def _search_vectors(thumbnails: Tensor) -> Tensor:
+    """Unit vectors (N, D) of the low frequencies. The constant at the end gives uniform pictures a direction of their own."""
+    spectrum = _spectrum(thumbnails)
+    light, colour = SEARCHED
+    parts = [spectrum[:, 0, :light, :light].flatten(1), spectrum[:, 1:, :colour, :colour].flatten(1)]
+    constant = torch.full((len(thumbnails), 1), FLOOR * SIDE)
+    return functional.normalize(torch.cat([*parts, constant], 1), dim=1)
+
+
+def _cut(thumbnails: Tensor, windows_N4: Tensor) -> tuple[Tensor, Tensor]:
+    """What each window (left, top, right, bottom) shows, stretched to SIDE x SIDE, and a mask (N, 1, SIDE, SIDE) of where it shows picture.
+
+    Linear interpolation, one matrix per axis. Beyond the picture its border goes on.
+    """
+    centres = (torch.arange(SIDE) + 0.5) / SIDE
+    low, high = windows_N4[:, :2, None], windows_N4[:, 2:, None]
+    places = low + (high - low) * centres  # (N, 2, SIDE) in 0..1 of the picture, x then y
+    steps = (places * SIDE - 0.5).clamp(0, SIDE - 1)
+    across, down = (1 - (steps[..., None] - torch.arange(SIDE)).abs()).clamp_min(0).unbind(1)  # (N, SIDE to, SIDE from)
+    inside_x, inside_y = ((places >= 0) & (places <= 1)).float().unbind(1)
+    return down[:, None] @ thumbnails @ across[:, None].transpose(2, 3), (inside_y[:, :, None] * inside_x[:, None, :])[:, None]
+
+
+def _correlation(test: Tensor, train: Tensor, windows_P4: Tensor) -> Tensor:
+    """Normalised correlation (P,) of filtered training pictures with windows of filtered test pictures, over what both show."""
+    shown, mask = _cut(test, windows_P4)
+    floor = FLOOR**2 * 3 * mask.sum((1, 2, 3))
+    shown, train = shown * mask, train * mask
+    energy = ((shown * shown).sum((1, 2, 3)) + floor) * ((train * train).sum((1, 2, 3)) + floor)
+    return (shown * train).sum((1, 2, 3)) / energy.sqrt()
+
+
+def _best_views(test: Tensor, train: Tensor) -> tuple[Tensor, Tensor]:
+    scores = torch.stack([_correlation(test, train, view.expand(len(test), 4)) for view in VIEWS])
+    best, view = scores.max(0)
+    return best, VIEWS[view]
+
+
+def _refined(test: Tensor, train: Tensor, best_P: Tensor, windows_P4: Tensor) -> Tensor:
+    """The best correlation over windows near the given ones: every edge, and both of an axis, are moved while that helps."""
+    best, windows = best_P.clone(), windows_P4.clone()
+    least = torch.tensor([-REACH * 1.25] * 2 + [1 - REACH] * 2)
+    most = torch.tensor([REACH] * 2 + [1 + REACH * 1.25] * 2)
+    moves = torch.tensor([[1, 0, 0, 0], [0, 0, 1, 0], [1, 0, 1, 0], [0, 1, 0, 0], [0, 0, 0, 1], [0, 1, 0, 1]])
+    for step in (1 / 24, 1 / 24, 1 / 48, 1 / 48, 1 / 96):
+        for move in torch.cat([moves, -moves]) * step:
+            moved = torch.clamp(windows + move, least, most)
+            score = _correlation(test, train, moved)
+            better = score > best
+            best, windows = torch.where(better, score, best), torch.where(better[:, None], moved, windows)
+    return best

@@ -1,0 +1,147 @@
+"""Encoders: pictures and texts to unit vectors, whatever model stands behind them.
+
+    encoder = load_encoder("runs/model")
+    pixels_BCHW = torch.stack([encoder.preprocess(data) for data in pictures])
+    features_BF, projected_BD = encoder.encode_images(pixels_BCHW)
+    text_BD = encoder.encode_texts(["a photo of a cat"])
+"""
+
+import contextlib
+import functools
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional
+
+from clipkit import UserError
+from clipkit.model.architectures import ResNetSizes, architecture
+from clipkit.model.checkpoint import Loaded, load_model, load_published
+from clipkit.model.tokenizer import Tokenizer
+
+TEXTS_AT_ONCE = 256
+PRECISIONS = ("fp32", "bf16")
+
+
+class Encoded(NamedTuple):
+    """Float32 on the CPU: `features_BF` before the projection, of any length; `projected_BD` of unit length in the joint space."""
+
+    features_BF: Tensor
+    projected_BD: Tensor
+
+
+class Encoder(Protocol):
+    """What evaluation and overlap need of a model."""
+
+    @property
+    def name(self) -> str:
+        """What the user calls it."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes with weights, preprocessing and precision, and with nothing else: what embeddings are kept under."""
+
+    @property
+    def has_text(self) -> bool:
+        """False where `encode_texts` is refused."""
+
+    @property
+    def logit_scale(self) -> float:
+        """What cosines are multiplied by before the softmax: exp(t), at most 100 in the paper."""
+
+    @property
+    def feature_width(self) -> int:
+        """F of `features_BF`."""
+
+    @property
+    def width(self) -> int:
+        """D of `projected_BD` and of texts."""
+
+    def preprocess(self, image: bytes | Image.Image) -> Tensor:
+        """An encoded or opened picture -> (3, H, W). Raises `clipkit.model.preprocess.UndecodableImage`."""
+
+    def encode_images(self, pixels_BCHW: Tensor) -> Encoded:
+        """A stack of preprocessed pictures -> vectors. A picture's vectors do not depend on the others of its batch."""
+
+    def encode_texts(self, texts: Sequence[str]) -> Tensor:
+        """Texts -> (B, D) of unit length, float32 on the CPU. Raises UserError where there is no text tower."""
+
+
+class ClipEncoder:
+    """clipkit's own models: training runs, checkpoints, and published weights in clipkit's architectures."""
+
+    has_text = True
+
+    def __init__(self, loaded: Loaded, *, name: str, precision: str = "fp32", device: str | None = None) -> None:
+        """`precision`: "fp32" or "bf16" arithmetic (the weights stay float32). `device`: none means a GPU where there is one."""
+        self.name = name
+        self._precision = _known(precision)
+        self._device = torch.device(device or default_device())
+        self._loaded = loaded
+        of_resnet = isinstance(loaded.model.architecture.image, ResNetSizes)
+        self._layout = torch.channels_last if of_resnet else torch.contiguous_format
+        self._model = loaded.model.to(self._device, memory_format=self._layout).eval()
+        self._tokenizer = Tokenizer(loaded.model.architecture.text.context)
+        self.logit_scale = float(loaded.model.logit_scale.exp())
+        self.feature_width = loaded.model.architecture.feature_width
+        self.width = loaded.model.architecture.embed_width
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Hash over weights, sizes, preprocessing and precision; the name does not matter."""
+        sizes = {key: value for key, value in self._model.architecture.as_dict().items() if key != "name"}
+        return fingerprint(self._model.state_dict(), {"sizes": sizes, "preprocess": self._loaded.preprocess.facts(), "as": self._precision})
+
+    def preprocess(self, image: bytes | Image.Image) -> Tensor:
+        """uint8 (3, size, size). Raises UndecodableImage."""
+        return self._loaded.preprocess(image)
+
+    @torch.inference_mode()
+    def encode_images(self, pixels_BCHW: Tensor) -> Encoded:
+        """uint8 pixels -> vectors; normalised on the device."""
+        pixels_BCHW = pixels_BCHW.to(self._device, non_blocking=True).contiguous(memory_format=self._layout)
+        with arithmetic(self._precision, self._device):
+            features_BF, projected_BD = self._model.encode_image(self._loaded.preprocess.normalise(pixels_BCHW))
+        return Encoded(features_BF.float().cpu(), unit(projected_BD))
+
+    @torch.inference_mode()
+    def encode_texts(self, texts: Sequence[str]) -> Tensor:
+        """In batches, each as long as its longest text."""
+        return in_batches(texts, self.width, self._encode_batch)
+
+    def _encode_batch(self, texts: Sequence[str]) -> Tensor:
+        with arithmetic(self._precision, self._device):
+            return unit(self._model.encode_text(self._tokenizer(texts).to(self._device)))
+
+
+def load_encoder(spec: str, *, precision: str = "fp32") -> Encoder:
+    """The encoder that `--model` names.
+
+    `DIR` or `FILE`: a training run, or a checkpoint that clipkit wrote. `openai:NAME@FILE`: OpenAI's weights. `open_clip:NAME@FILE`: a state
+    dict of open_clip's, by its names (`ViT-B-32` with GELU, `ViT-B-32-quickgelu`). `open_clip:NAME/TAG`, `hf:ID`, `timm:NAME`: through those
+    packages, which may download. Raises UserError.
+    """
+    _known(precision)
+    kind, colon, rest = spec.partition(":")
+    if colon and kind in _OPENERS and not Path(spec).exists():
+        return _OPENERS[kind](spec, rest, precision)
+    return ClipEncoder(load_model(Path(spec)), name=spec, precision=precision)
+
+
+def _open_openai(spec: str, rest: str, precision: str) -> Encoder:
+    name, file = _name_and_file(spec, rest)
+    return ClipEncoder(load_published(architecture(name), file), name=spec, precision=precision)
+
+
+def _open_open_clip(spec: str, rest: str, precision: str) -> Encoder:
+    if "@" not in rest:
+        from clipkit.model import adapters
+
+        return adapters.open_clip_encoder(spec, rest, precision)
+    name, file = _name_and_file(spec, rest)
+    return ClipEncoder(load_published(open_clip_architecture(name), file), name=spec, precision=precision)

@@ -1,0 +1,168 @@
+"""Encoded pictures to pixels, as CLIP reads them: bicubic to the shorter side, centre crop; normalised on the device.
+
+Pixels stay uint8 until they are on the device: a quarter of the bytes to hand over, and one place that normalises.
+"""
+
+import io
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+import simplejpeg
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional
+
+OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
+OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
+"""Mean and deviation of WIT's red, green and blue, from the published code."""
+
+MAX_PIXELS = 89_478_485
+"""Width x height of the largest picture that is decoded (Pillow's own limit, 256 MB as RGB)."""
+
+MAX_ASPECT_RATIO = 16
+"""Of a longer picture only the middle is resized: the centre crop sees no more of it, and a line of pixels must not become gigabytes."""
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+"""What Pillow may read: formats of photographs. Those that start programs or run code (EPS, PDF) are left out."""
+
+
+class UndecodableImage(ValueError):
+    """Bytes that are no whole picture of a known format and of an allowed size."""
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """What a model does to a picture before its first layer. A checkpoint carries it."""
+
+    size: int
+    mean: tuple[float, float, float] = OPENAI_MEAN
+    std: tuple[float, float, float] = OPENAI_STD
+
+    def __call__(self, image: bytes | Image.Image, *, max_pixels: int = MAX_PIXELS) -> Tensor:
+        """An encoded or opened picture -> uint8 (3, size, size). Raises UndecodableImage."""
+        pixels = decode_image(image, max_pixels=max_pixels) if isinstance(image, bytes) else _to_tensor(image, max_pixels=max_pixels)
+        return centre_crop(resize_shorter_side(pixels, self.size), self.size)
+
+    def normalise(self, pixels_BCHW: Tensor) -> Tensor:
+        """uint8 pixels -> float32, on the pixels' device."""
+        return normalise(pixels_BCHW, mean=self.mean, std=self.std)
+
+    def facts(self) -> dict[str, Any]:
+        """Plain data for checkpoints and fingerprints; `from_facts` reads it back."""
+        return {"size": self.size, "mean": list(self.mean), "std": list(self.std)}
+
+    @classmethod
+    def from_facts(cls, facts: Mapping[str, Any]) -> Self:
+        """What `facts` wrote. Raises KeyError, TypeError or ValueError on anything else: the data may come from a stranger's file."""
+        size, mean, std = facts["size"], *(tuple(float(number) for number in facts[name]) for name in ("mean", "std"))
+        if not isinstance(size, int) or not 1 <= size <= 4096 or not all(map(math.isfinite, mean + std)) or not all(std):
+            raise ValueError("a preprocessing has a size, a mean and a deviation for red, green and blue")
+        (red, green, blue), (red_std, green_std, blue_std) = mean, std
+        return cls(size, (red, green, blue), (red_std, green_std, blue_std))
+
+
+def normalise(
+    pixels_BCHW: Tensor, *, mean: tuple[float, float, float] = OPENAI_MEAN, std: tuple[float, float, float] = OPENAI_STD
+) -> Tensor:
+    """uint8 pixels -> float32 of zero mean and unit deviation per colour, on the pixels' device and in their memory format."""
+    scale = 255 * torch.tensor(std, device=pixels_BCHW.device).view(3, 1, 1)
+    shift = (torch.tensor(mean, device=pixels_BCHW.device) / torch.tensor(std, device=pixels_BCHW.device)).view(3, 1, 1)
+    return pixels_BCHW / scale - shift
+
+
+def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Tensor:
+    """An encoded picture -> uint8 RGB (3, H, W).
+
+    Transparency is dropped and palettes resolved as Pillow's `convert("RGB")` does. The orientation tag is not obeyed: neither do the
+    published models' transforms, and clipkit's shards hold pictures that stand upright. Raises UndecodableImage; of truncated files too.
+    """
+    if data[:3] == b"\xff\xd8\xff" and (pixels := _decode_plain_jpeg(data, max_pixels)) is not None:
+        return pixels
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            return _to_tensor(image, max_pixels=max_pixels)
+    except UndecodableImage:
+        raise
+    except Exception as error:  # Pillow's readers answer hostile bytes with errors of any kind.
+        raise UndecodableImage(f"not a readable picture: {type(error).__name__}: {error}") from None
+
+
+def _decode_plain_jpeg(data: bytes, max_pixels: int) -> Tensor | None:
+    """A JPEG that has nothing unusual, three times faster than Pillow; None leaves the verdict to Pillow."""
+    try:
+        height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+        if colours not in ("YCbCr", "Gray", "RGB"):
+            return None
+        _check_size(width, height, max_pixels)
+        return torch.from_numpy(simplejpeg.decode_jpeg(data, "RGB")).permute(2, 0, 1)
+    except UndecodableImage:
+        raise
+    except ValueError:
+        return None
+
+
+def _to_tensor(image: Image.Image, *, max_pixels: int) -> Tensor:
+    _check_size(image.width, image.height, max_pixels)
+    if image.mode != "RGB":
+        # Pillow warns that RGB cannot hold a palette's transparency. That is known: the models saw none.
+        image = image.copy()
+        image.info.pop("transparency", None)
+        image = image.convert("RGB")
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+
+
+def _check_size(width: int, height: int, max_pixels: int) -> None:
+    if width * height > max_pixels:
+        raise UndecodableImage(f"{width} x {height} pixels are more than {max_pixels:,}")
+
+
+def resize_shorter_side(pixels: Tensor, size: int) -> Tensor:
+    """uint8 (3, H, W) -> the shorter side `size`, the longer one in proportion and rounded down, as torchvision does.
+
+    Bicubic with antialiasing: within one grey level of Pillow's.
+    """
+    pixels = _middle(pixels)
+    height, width = pixels.shape[1:]
+    shorter, longer = min(height, width), max(height, width)
+    if shorter == size:
+        return pixels
+    other = int(size * longer / shorter)
+    return _resize(pixels, (size, other) if height <= width else (other, size))
+
+
+def centre_crop(pixels: Tensor, size: int) -> Tensor:
+    """The middle `size` x `size` of (3, H, W); sides must be long enough."""
+    # Half pixels go to the even side: round() as torchvision calls it.
+    top, left = (round((side - size) / 2) for side in pixels.shape[1:])
+    return pixels[:, top : top + size, left : left + size].contiguous()
+
+
+def random_crop(pixels: Tensor, size: int, *, generator: np.random.Generator, min_scale: float = 0.9, mirror: bool = False) -> Tensor:
+    """The training crop: a random square of the picture, resized to `size` (CLIP section 2.3).
+
+    The paper says only "a random square crop from resized images": here the square's side is uniform between `min_scale` and 1 times the
+    shorter side, its place uniform. With `mirror` every second picture is flipped left to right. uint8 (3, H, W) -> (3, size, size).
+    """
+    pixels = _middle(pixels)
+    height, width = pixels.shape[1:]
+    side = max(1, round(min(height, width) * generator.uniform(min_scale, 1.0)))
+    top, left = int(generator.integers(height - side + 1)), int(generator.integers(width - side + 1))
+    cropped = pixels[:, top : top + side, left : left + side]
+    resized = cropped if side == size else _resize(cropped, (size, size))
+    return (resized.flip(2) if mirror and generator.random() < 0.5 else resized).contiguous()
+
+
+def _resize(pixels: Tensor, sides: tuple[int, int]) -> Tensor:
+    return functional.interpolate(pixels[None], sides, mode="bicubic", antialias=True, align_corners=False)[0]
+
+
+def _middle(pixels: Tensor) -> Tensor:
+    """The middle of a picture that is longer than MAX_ASPECT_RATIO."""
+    height, width = pixels.shape[1:]
+    limit = MAX_ASPECT_RATIO * min(height, width)
+    top, left = max(0, height - limit) // 2, max(0, width - limit) // 2
+    return pixels[:, top : top + min(height, limit), left : left + min(width, limit)]

@@ -1,0 +1,116 @@
+"""The tensors of a TorchScript archive, read without running any of its code.
+
+OpenAI published CLIP's weights as such archives, which `torch.load(weights_only=True)` refuses. They are zip files: a pickle of the module
+tree, and one file of raw bytes per tensor. The pickle is read by an unpickler that knows tensors, numbers and containers, nothing else.
+"""
+
+import collections
+import io
+import pickle
+import zipfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+MAX_TREE_BYTES = 64_000_000
+"""Size of the pickled module tree; that of the largest published model has two."""
+
+MAX_DEPTH = 32
+
+_DTYPES = {"FloatStorage": torch.float32, "HalfStorage": torch.float16, "BFloat16Storage": torch.bfloat16}
+_DTYPES |= {"DoubleStorage": torch.float64, "LongStorage": torch.int64, "IntStorage": torch.int32, "BoolStorage": torch.bool}
+
+
+class UnreadableArchive(ValueError):
+    """A zip file that is no TorchScript archive, or one that holds more than tensors, numbers and containers."""
+
+
+def is_archive(path: Path) -> bool:
+    """Whether the file is a TorchScript archive: such have their code beside their tensors."""
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any(name.endswith("/constants.pkl") for name in archive.namelist())
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Parameters and buffers by their dotted names. Raises UnreadableArchive."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            tree = _Unpickler(archive).load()
+            tensors: dict[str, Tensor] = {}
+            _collect(tree, "", tensors, depth=0)
+            return tensors
+    except UnreadableArchive:
+        raise
+    except Exception as error:  # A hostile zip or pickle fails in any way it likes.
+        raise UnreadableArchive(f"{type(error).__name__}: {error}") from None
+
+
+class _Module:
+    """Stands for any class of the archive: what it holds, without what it does."""
+
+    def __setstate__(self, state: object) -> None:
+        self.content = state if isinstance(state, dict) else {}
+
+
+class _Unpickler(pickle.Unpickler):
+    def __init__(self, archive: zipfile.ZipFile) -> None:
+        trees = [name for name in archive.namelist() if name.count("/") == 1 and name.endswith("/data.pkl")]
+        if len(trees) != 1:
+            raise UnreadableArchive("it holds no data.pkl")
+        self._archive = archive
+        self._root = trees[0].removesuffix("data.pkl")
+        super().__init__(io.BytesIO(_read(archive, trees[0], MAX_TREE_BYTES)))
+
+    def find_class(self, module: str, name: str) -> Any:
+        if module.startswith("__torch__"):
+            return _Module
+        if module == "torch" and name in _DTYPES:
+            return _DTYPES[name]
+        known: dict[tuple[str, str], Callable[..., Any]] = {
+            ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
+            ("collections", "OrderedDict"): collections.OrderedDict,
+        }
+        known |= {("torch.jit._pickle", f"build_{kind}list"): list for kind in ("int", "double", "bool", "tensor")}
+        if (module, name) not in known:
+            raise UnreadableArchive(f"it holds `{module}.{name}`, which is no tensor")
+        return known[module, name]
+
+    def persistent_load(self, identifier: Any) -> Tensor:
+        kind, dtype, key, _, count = identifier
+        if kind != "storage" or dtype not in _DTYPES.values() or not str(key).isdecimal():
+            raise UnreadableArchive(f"it refers to {identifier!r}")
+        width = torch.empty((), dtype=dtype).element_size()
+        data = bytearray(_read(self._archive, f"{self._root}data/{key}", count * width))
+        return torch.frombuffer(data, dtype=dtype) if data else torch.empty(0, dtype=dtype)
+
+
+def _read(archive: zipfile.ZipFile, name: str, limit: int) -> bytes:
+    info = archive.getinfo(name)
+    if info.file_size > limit:
+        raise UnreadableArchive(f"`{name}` has {info.file_size:,} bytes, at most {limit:,} were expected")
+    return archive.read(info)
+
+
+def _rebuild_tensor(storage: Tensor, offset: int, size: Sequence[int], stride: Sequence[int], *_: object) -> Tensor:
+    """as_strided refuses to reach beyond the storage; a size that repeats it (stride 0) would still ask for any amount of memory."""
+    count = 1
+    for side in size:
+        count *= side
+    if count > storage.numel():
+        raise UnreadableArchive(f"a tensor of shape {tuple(size)} has only {storage.numel():,} numbers")
+    return torch.as_strided(storage, tuple(size), tuple(stride), offset)
+
+
+def _collect(node: object, prefix: str, tensors: dict[str, Tensor], *, depth: int) -> None:
+    if isinstance(node, Tensor):
+        tensors[prefix] = node
+    elif isinstance(node, _Module):
+        if depth > MAX_DEPTH:
+            raise UnreadableArchive(f"modules lie deeper than {MAX_DEPTH}")
+        for name, child in node.content.items():
+            _collect(child, f"{prefix}.{name}" if prefix else str(name), tensors, depth=depth + 1)

@@ -1,0 +1,126 @@
+"""Thresholds and verdicts that a person has set after looking at the pairs (CLIP section 5: a threshold per dataset, by hand).
+
+A JSON file, `verdicts.json` in the run's directory unless the recipe names another:
+
+    {"cifar10": {"threshold": 0.87, "verdicts": {"17": "duplicate", "203": "different"}}}
+
+Both keys may be left out. A verdict is about a test picture, by its index, and stands above the threshold.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clipkit import UserError
+
+FILE_NAME = "verdicts.json"
+MAX_BYTES = 50_000_000
+
+Verdict = Literal["duplicate", "different"]
+
+
+@dataclass(frozen=True)
+class TaskReview:
+    """What a person has decided about one task."""
+
+    threshold: float | None = None
+    verdicts: Mapping[int, Verdict] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Review:
+    """What a person has decided, by task name. `fingerprint` is the hash of the file; None where there is none."""
+
+    tasks: Mapping[str, TaskReview] = field(default_factory=dict)
+    fingerprint: str | None = None
+
+    def of(self, task: str) -> TaskReview:
+        """The decisions about one task, or none."""
+        return self.tasks.get(task, TaskReview())
+
+
+def review_path(run_path: Path, named: str | None) -> Path | None:
+    """The file that holds the review: the named one, else the run's own where there is one."""
+    if named is not None:
+        return Path(named)
+    own = run_path / FILE_NAME
+    return own if own.exists() else None
+
+
+def fingerprint(path: Path | None) -> str | None:
+    """The hash of a review file: what a report says it was made with. Raises UserError where it cannot be read."""
+    return None if path is None else hashlib.sha256(_read(path)).hexdigest()
+
+
+def load_review(path: Path | None) -> Review:
+    """Read and check a review file; without one, an empty review. Raises UserError that names the place in the file."""
+    if path is None:
+        return Review()
+    data = _read(path)
+    try:
+        raw = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"`{path}` is not valid JSON ({error}): the report page shows how it is written") from None
+    tasks = _mapping(raw, path, "the file")
+    return Review({name: _task_review(entry, path, name) for name, entry in tasks.items()}, hashlib.sha256(data).hexdigest())
+
+
+def apply_review(similarity_N: NDArray[np.float32], *, threshold: float, review: TaskReview, task: str) -> NDArray[np.bool_]:
+    """Which test pictures count as overlap: similarity at or above the threshold, unless there is a verdict.
+
+    Raises UserError for a verdict on a picture that is not there.
+    """
+    is_overlap_N = similarity_N >= threshold
+    for index, verdict in review.verdicts.items():
+        if index >= len(is_overlap_N):
+            raise UserError(f"the review of task `{task}` has a verdict on picture {index}: its indices go from 0 to {len(is_overlap_N) - 1}")
+        is_overlap_N[index] = verdict == "duplicate"
+    return is_overlap_N
+
+
+def _read(path: Path) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            data = file.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise UserError(f"review `{path}` cannot be read ({error.strerror or error}): give a JSON file that is there") from None
+    if len(data) > MAX_BYTES:
+        raise UserError(f"review `{path}` is over {MAX_BYTES:,} bytes: a review is a short JSON file")
+    return data
+
+
+def _mapping(value: Any, path: Path, where: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise UserError(f"{where} in review `{path}` is {_shown(value)}: a JSON object was expected, as the report page shows")
+    return value
+
+
+def _task_review(entry: Any, path: Path, task: str) -> TaskReview:
+    known = _mapping(entry, path, f"task `{task}`")
+    if unknown := sorted(known.keys() - {"threshold", "verdicts"}):
+        raise UserError(f"task `{task}` in review `{path}` has `{unknown[0]}`: it may have `threshold` and `verdicts`")
+    threshold = known.get("threshold")
+    is_number = isinstance(threshold, int | float) and not isinstance(threshold, bool)
+    if threshold is not None and not (is_number and -1 <= threshold <= 1):
+        raise UserError(f"threshold of task `{task}` in review `{path}` is {_shown(threshold)}: a similarity from -1 to 1 was expected")
+    verdicts = _mapping(known.get("verdicts", {}), path, f"`verdicts` of task `{task}`")
+    return TaskReview(None if threshold is None else float(threshold), dict(_verdict(*pair, path, task) for pair in verdicts.items()))
+
+
+def _verdict(index: str, verdict: Any, path: Path, task: str) -> tuple[int, Verdict]:
+    if not (index.isascii() and index.isdigit() and len(index) <= 12):
+        raise UserError(f"verdict on `{index[:40]}` of task `{task}` in review `{path}`: the index of a test picture was expected, such as \"17\"")
+    if verdict not in ("duplicate", "different"):
+        raise UserError(f'verdict on picture {index} of task `{task}` in review `{path}` is {_shown(verdict)}: "duplicate" or "different" was expected')
+    return int(index), verdict
+
+
+def _shown(value: Any) -> str:
+    shown = json.dumps(value)
+    return shown if len(shown) <= 60 else shown[:57] + "..."

@@ -1,0 +1,236 @@
+"""Shards to batches: uint8 pictures and their captions, the same at a given step whoever prepares them.
+
+A batch is a function of the seed and the step alone. The number of worker processes, the number of ranks and where a run was resumed
+change who decodes a picture, never which picture stands where or how it is cropped.
+"""
+
+import itertools
+import math
+import mmap
+import multiprocessing
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from clipkit import UserError
+from clipkit.dataset.shards import Shards
+from clipkit.model.preprocess import UndecodableImage, centre_crop, decode_image, resize_shorter_side
+from clipkit.recipe import DataKnobs
+from clipkit.training.order import Order, held_out, keyed_uniform
+from clipkit.training.pairs import PairReader
+
+PART = 256
+"""Pairs that one worker prepares at a time: few enough for many workers to share a large batch."""
+
+MAX_REPLACEMENTS = 100
+"""Draws for one row of a batch after which every picture is taken to be broken."""
+
+
+class Batch(NamedTuple):
+    """Pairs of one step. `broken`: keys whose picture could not be decoded and whose place another pair has taken."""
+
+    keys: list[str]
+    pixels_BCHW: Tensor
+    texts: list[str]
+    broken: list[str]
+
+
+class Batches:
+    """This rank's rows of every step's batch.
+
+    `for batch in batches.from_step(start, stop)`: the batches of steps start .. stop - 1, `batch_size / ranks` pairs each.
+    """
+
+    def __init__(
+        self, shards: Shards, knobs: DataKnobs, *, image_size: int, batch_size: int, seed: int, rank: int = 0, ranks: int = 1
+    ) -> None:
+        """`image_size` in pixels. Raises UserError when there are fewer pairs than a batch, or ranks cannot share it evenly."""
+        if batch_size % ranks:
+            raise UserError(f"knob `batch_size` is {batch_size}, {ranks} ranks cannot share it evenly: set a multiple of {ranks}")
+        left = shards.count - knobs.hold_out
+        if left < batch_size:
+            without = f" after `data.hold_out` = {knobs.hold_out:,}" if knobs.hold_out else ""
+            raise UserError(
+                f"the shards in `{shards.root}` hold {max(left, 0):,} pairs{without}, fewer than `batch_size` = {batch_size:,}: "
+                "set a smaller batch, or build more pairs"
+            )
+        self.workers = knobs.workers
+        self.count = left
+        self.held_out_N = _choose_held_out(shards, knobs.hold_out, seed=seed)
+        counts = [shard.count for shard in shards.shards]
+        self.order = Order(counts, batch_size=batch_size, window=knobs.shuffle_buffer, seed=seed, without=self.held_out_N)
+        rows = batch_size // ranks
+        self.parts_per_batch = math.ceil(rows / PART)
+        self._parts = _Parts(shards, self.order, knobs, image_size=image_size, rows=(rank * rows, (rank + 1) * rows))
+
+    @property
+    def reader(self) -> PairReader:
+        """The pairs behind the batches, by position."""
+        return self._parts.reader
+
+    def from_step(self, start: int, stop: int) -> Iterator[Batch]:
+        """The batches of steps `start` to `stop` - 1. Worker processes end with the iteration."""
+        numbers = range(start * self.parts_per_batch, stop * self.parts_per_batch)
+        with warnings.catch_warnings():
+            # From Python 3.12 on forking warns of threads. The workers touch nothing that the other threads of this process hold.
+            warnings.filterwarnings("ignore", message=".*fork.*", category=DeprecationWarning)
+            parts = iter(
+                DataLoader(
+                    self._parts,
+                    batch_size=None,
+                    sampler=numbers,
+                    num_workers=self.workers,
+                    multiprocessing_context="fork" if self.workers else None,
+                    pin_memory=torch.cuda.is_available(),
+                )
+            )
+        for _ in range(start, stop):
+            yield _join([_next(parts) for _ in range(self.parts_per_batch)])
+
+
+class _Parts(Dataset[Batch | UserError]):
+    """Parts of batches by number: what a worker process runs.
+
+    A user's mistake is answered, not raised: torch would wrap it in a traceback.
+    """
+
+    def __init__(self, shards: Shards, order: Order, knobs: DataKnobs, *, image_size: int, rows: tuple[int, int]) -> None:
+        self.order = order
+        self.augmentation = knobs.augmentation
+        self.image_size = image_size
+        self.first_row, self.last_row = rows
+        self.parts_per_batch = math.ceil((self.last_row - self.first_row) / PART)
+        # Cutting the crop out of a picture that was resized once, as the paper does, allows to keep the resized picture.
+        self.resized = image_size if knobs.augmentation == "resize" else round(image_size / knobs.crop_scale)
+        average = max(1, shards.count // max(1, len(shards.shards)))
+        self.reader = PairReader(shards, open_shards=min(256, 2 + 2 * math.ceil(knobs.shuffle_buffer / average)))
+        fits = len(self.reader) * 3 * self.resized**2 <= knobs.cache_bytes
+        self.cache = PictureCache(len(self.reader), knobs.cache_bytes) if fits else None
+
+    def __len__(self) -> int:
+        return 2**62  # Epochs follow each other without end.
+
+    def __getitem__(self, number: int) -> Batch | UserError:
+        try:
+            return self._part(*divmod(number, self.parts_per_batch))
+        except UserError as error:
+            return error
+
+    def _part(self, step: int, part: int) -> Batch:
+        first = self.first_row + part * PART
+        last = min(first + PART, self.last_row)
+        positions_B = self.order.positions(step)[first:last]
+        # Drawn for the whole batch, so that a rank's rows are cropped as they would be if it had them all.
+        draws_B3 = keyed_uniform(self.order.seed, "augmentation", (step,), 3 * self.order.batch_size).reshape(-1, 3)[first:last]
+        pixels_BCHW = np.empty((last - first, 3, self.image_size, self.image_size), np.uint8)
+        keys, texts, broken = [], [], []
+        for i, position in enumerate(positions_B.tolist()):
+            key, text, pixels, failed = self._readable(step, first + i, position)
+            pixels_BCHW[i] = self._augment(pixels, draws_B3[i])
+            keys.append(key)
+            texts.append(text)
+            broken += failed
+        return Batch(keys, torch.from_numpy(pixels_BCHW), texts, broken)
+
+    def _readable(self, step: int, row: int, position: int) -> tuple[str, str, NDArray[np.uint8], list[str]]:
+        """Key, text and resized picture of the pair at a position, or of one drawn in its place, and the keys that were broken."""
+        broken: list[str] = []
+        for attempt in range(MAX_REPLACEMENTS):
+            pair = self.reader.read(position)
+            try:
+                return pair.key, pair.text, self._picture(position, pair.image), broken
+            except UndecodableImage:
+                broken.append(pair.key)
+                position = self.order.replacement(step, row, attempt)
+        raise UserError(
+            f"{MAX_REPLACEMENTS} pictures in a row cannot be decoded, the last of pair `{broken[-1]}`: run `clipkit shards verify`"
+        )
+
+    def _picture(self, position: int, image: bytes) -> NDArray[np.uint8]:
+        """The decoded picture (3, H, W), resized; from the cache where it is there."""
+        if self.cache is not None and (kept := self.cache.get(position)) is not None:
+            return kept
+        pixels: NDArray[np.uint8] = resize_shorter_side(decode_image(image), self.resized).numpy()
+        if self.cache is not None:
+            self.cache.put(position, pixels)
+        return pixels
+
+    def _augment(self, pixels: NDArray[np.uint8], draws_3: NDArray[np.float64]) -> NDArray[np.uint8]:
+        """A square of the model's size: the middle, or a random one, mirrored or not."""
+        size = self.image_size
+        if self.augmentation == "resize":
+            middle: NDArray[np.uint8] = centre_crop(torch.from_numpy(pixels), size).numpy()
+            return middle
+        top, left = (int(draw * (side - size + 1)) for draw, side in zip(draws_3, pixels.shape[1:], strict=False))
+        cropped = pixels[:, top : top + size, left : left + size]
+        mirrored = self.augmentation == "random-crop-flip" and draws_3[2] < 0.5
+        return cropped[:, :, ::-1] if mirrored else cropped
+
+
+class PictureCache:
+    """Decoded pictures that this process and the workers forked from it share: each is decoded once, by whoever needs it first.
+
+    The memory is anonymous and shared; the system hands it out as it is filled. When it is full, nothing more is kept.
+    """
+
+    def __init__(self, count: int, capacity: int) -> None:
+        """Room for `capacity` bytes of pictures, numbered from 0 to `count` - 1."""
+        self._pixels = np.frombuffer(mmap.mmap(-1, max(1, capacity)), np.uint8)
+        # Per picture: where it begins, its height, its width. A height of 0: not kept.
+        self._places_N3 = np.frombuffer(mmap.mmap(-1, max(1, count) * 3 * 8), np.int64).reshape(-1, 3)
+        self._used = np.frombuffer(mmap.mmap(-1, 8), np.int64)
+        self._lock = multiprocessing.get_context("fork").Lock()
+
+    def get(self, number: int) -> NDArray[np.uint8] | None:
+        """A picture (3, H, W), or None."""
+        with self._lock:
+            start, height, width = self._places_N3[number].tolist()
+        return self._pixels[start : start + 3 * height * width].reshape(3, height, width) if height else None
+
+    def put(self, number: int, pixels: NDArray[np.uint8]) -> None:
+        """Keep a picture, if there is room."""
+        with self._lock:
+            start = int(self._used[0])
+            if self._places_N3[number, 1] or start + pixels.size > len(self._pixels):
+                return
+            self._used[0] += pixels.size
+        self._pixels[start : start + pixels.size] = pixels.reshape(-1)
+        with self._lock:
+            self._places_N3[number] = start, *pixels.shape[1:]
+
+
+def _next(parts: Iterator[Batch | UserError]) -> Batch:
+    try:
+        part = next(parts)
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise UserError(
+            "a process that decodes pictures was killed, as happens when memory or shared memory (/dev/shm) runs out: "
+            "set fewer `data.workers`, or 0, and run again to resume"
+        ) from error
+    if isinstance(part, UserError):
+        raise part
+    return part
+
+
+def _join(parts: Sequence[Batch]) -> Batch:
+    if len(parts) == 1:
+        return parts[0]
+    keys, pixels, texts, broken = zip(*parts, strict=True)
+    chain = itertools.chain.from_iterable
+    return Batch(list(chain(keys)), torch.cat(pixels), list(chain(texts)), list(chain(broken)))
+
+
+def _choose_held_out(shards: Shards, count: int, *, seed: int) -> NDArray[np.int64]:
+    if not count:
+        return np.zeros(0, dtype=np.int64)
+    # One shard's table at a time: the keys of a web-scale set do not fit in memory.
+    keys = (key for shard in shards.shards for key in Shards(shards.root, (shard,)).table(["key"])["key"].to_pylist())
+    return held_out(keys, count, seed=seed)

@@ -1,0 +1,83 @@
+"""What a training run is made of between two steps: model, optimiser, progress; and what it starts from."""
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from clipkit import UserError
+from clipkit.model.architectures import ResNetSizes, architecture
+from clipkit.model.checkpoint import load_model
+from clipkit.model.clip import ImageTextModel, build
+from clipkit.model.preprocess import Preprocess
+from clipkit.recipe import ModelKnobs, TrainRecipe
+from clipkit.training.distributed import synchronise_batch_norm
+from clipkit.training.schedule import build_optimiser
+
+
+@dataclass
+class Progress:
+    """How far a run has come, all its processes together.
+
+    `seconds` in the loop, `waited_seconds` of them for batches. `losses`: of the steps since the last line of metrics.jsonl; `loss`: their
+    mean at that line. `broken`: keys of pairs whose picture could not be decoded.
+    """
+
+    step: int = 0
+    seconds: float = 0.0
+    waited_seconds: float = 0.0
+    losses: list[float] = field(default_factory=list)
+    loss: float | None = None
+    broken: list[str] = field(default_factory=list)
+
+
+@dataclass
+class State:
+    """What a step changes and a checkpoint keeps."""
+
+    model: ImageTextModel
+    preprocess: Preprocess
+    optimiser: torch.optim.AdamW
+    progress: Progress
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self.model.logit_scale.device
+
+    @property
+    def layout(self) -> torch.memory_format:
+        """How pixels lie in memory: for convolutions with their colours side by side, so that nothing has to be turned round for them."""
+        return torch.channels_last if isinstance(self.model.architecture.image, ResNetSizes) else torch.contiguous_format
+
+
+def new_state(recipe: TrainRecipe, device: torch.device) -> State:
+    """A model with its first weights, on the device, and an optimiser that has not yet stepped."""
+    model, preprocess = first_weights(recipe.model, seed=recipe.seed)
+    model = model.to(device).train()
+    synchronise_batch_norm(model)
+    state = State(model, preprocess, build_optimiser(model, recipe.optimiser), Progress())
+    model.to(memory_format=state.layout)  # type: ignore[call-overload]
+    return state
+
+
+def first_weights(knobs: ModelKnobs, *, seed: int) -> tuple[ImageTextModel, Preprocess]:
+    """The model as it is before the first step: drawn by the seed (CLIP section 2.5), or taken from a run or checkpoint.
+
+    Raises UserError when the weights are of another architecture than the recipe's.
+    """
+    wanted = architecture(knobs.architecture)
+    if knobs.start_from is None:
+        model = build(wanted, seed=seed)
+        with torch.no_grad():
+            model.logit_scale.fill_(math.log(1 / knobs.initial_temperature))
+        return model, Preprocess(wanted.image_size)
+    path = Path(knobs.start_from)
+    loaded = load_model(path / "model.safetensors" if path.is_dir() else path)
+    if loaded.model.architecture != wanted:
+        raise UserError(
+            f"knob `model.start_from` names weights of `{loaded.model.architecture.name}`, `model.architecture` is `{wanted.name}`: "
+            "set the architecture that the weights have"
+        )
+    return loaded.model, loaded.preprocess
