@@ -62,6 +62,13 @@ class PageKnobs(Section):
         "stop", description="a truncated or corrupt source file: stop with an error, or keep what was readable and report it"
     )
     max_page_bytes: int = Field(10_000_000, gt=0, description="pages longer than this are skipped and counted (bytes)")
+    max_icon_pixels: int = Field(
+        32, ge=0, description="an image whose declared width and height are both at most this is dropped as an icon (pixels); 0: none is"
+    )
+    obey_opt_outs: bool = Field(
+        True,
+        description="leave out pages whose robots meta tag or X-Robots-Tag header says noai, noimageai, noindex, noimageindex, noml or none",
+    )
 
 
 class TextKnobs(Section):
@@ -114,10 +121,12 @@ class DownloadKnobs(Section):
     user_agent: str = Field(
         "clipkit/0.1 (image-text dataset research)", min_length=1, description="User-Agent header; add an address where you can be reached"
     )
-    obey_opt_outs: bool = Field(True, description="leave out images whose X-Robots-Tag says noai, noimageai, noindex, noimageindex or noml")
+    obey_opt_outs: bool = Field(
+        True, description="leave out images whose X-Robots-Tag says noai, noimageai, noindex (or none), noimageindex or noml"
+    )
     allow_private_addresses: bool = Field(False, description="fetch from loopback, private and link-local addresses")
     connect_to: Mapping[str, str] = Field(
-        {}, description='"HOST:PORT" = "ADDRESS:PORT": where to connect instead of asking DNS, as curl --connect-to'
+        {}, description='"HOST:PORT" = "ADDRESS:PORT": where to connect instead of asking DNS, as curl --connect-to; may be private'
     )
 
 
@@ -129,7 +138,9 @@ class ImageKnobs(Section):
         description="names of image rules, in order; `clipkit.dataset.image_rules.RULES` lists them",
     )
     min_side_pixels: int = Field(64, ge=1, description="too_small: least width and height (pixels)")
-    max_pixels: int = Field(89_478_485, ge=1, le=178_956_970, description="too_large: most width x height, checked before decoding (pixels)")
+    max_pixels: int = Field(
+        89_478_485, ge=1, le=178_956_970, description="too_large: most width x height, checked before decoding (pixels)"
+    )
     max_aspect_ratio: float = Field(3.0, ge=1, description="aspect_ratio: most long side / short side")
     placeholder_texts: int = Field(
         5, ge=2, description="placeholder: one content that stands beside this many distinct texts or more is dropped everywhere"
@@ -183,10 +194,15 @@ class DataKnobs(Section):
         50_000, ge=1, description="pairs that are shuffled together: more mixes better, fewer keeps reads near each other on the disk"
     )
     cache_bytes: int = Field(
-        2_000_000_000, ge=0, description="where all pictures, decoded and resized, fit in this much memory, each is decoded once (bytes, per rank)"
+        2_000_000_000,
+        ge=0,
+        description="where all pictures, decoded and resized, fit in this much memory, each is decoded once (bytes, per rank)",
     )
     max_broken_share: float = Field(
-        0.01, ge=0, le=1, description="a pair whose picture cannot be decoded is replaced by another; the run stops beyond this share of pairs"
+        0.01,
+        ge=0,
+        le=1,
+        description="a pair whose picture cannot be decoded is replaced by another; the run stops beyond this share of pairs",
     )
     augmentation: Literal["random-crop", "resize", "random-crop-flip"] = Field(
         "random-crop",
@@ -264,6 +280,9 @@ class OverlapRecipe(Section):
     )
     threshold: float = Field(0.9, ge=-1, le=1, description="similarity from which a test picture counts as overlap")
     thresholds: Mapping[str, float] = Field({}, description="task name = threshold, where a task needs its own")
+    review: str | None = Field(
+        None, description="JSON file of thresholds and verdicts set by a person; unset: `verdicts.json` in the run's directory, where there is one"
+    )
     block_size: int = Field(8_192, ge=1, description="training pictures compared at once")
     batch_size: int = Field(256, ge=1, description="pictures encoded at once")
     workers: int = Field(2, ge=0, description="threads that decode images; 0: none")

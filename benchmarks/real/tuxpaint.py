@@ -6,9 +6,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from collections import Counter
 from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
+
+import pyarrow as pa
+
+from clipkit.dataset.shards import Shards
+from clipkit.dataset.text_rules import RULES
+from clipkit.recipe import TextKnobs
+from clipkit.report.tables import Table
 
 HOST = "stamps.example"
 MAX_CAPTION_LINES = 200
@@ -63,8 +71,8 @@ def write_pages(captions: list[Caption], folder: Path) -> int:
 
 
 @contextmanager
-def serving(stamps: Path) -> Iterator[str]:
-    """Serve the pictures under /stamps on a free loopback port; yields ADDRESS:PORT."""
+def serving(stamps: Path, port_file: Path) -> Iterator[str]:
+    """Serve the pictures under /stamps on a loopback port, the same one on every call; yields ADDRESS:PORT."""
 
     class Quiet(SimpleHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -75,10 +83,41 @@ def serving(stamps: Path) -> Iterator[str]:
         def log_message(self, *_: object) -> None:
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(stamps)))
+    port = int(port_file.read_text()) if port_file.exists() else 0
+    server = ThreadingHTTPServer(("127.0.0.1", port), partial(Quiet, directory=str(stamps)))
+    port_file.write_text(str(server.server_port))  # the port is part of the recipe: a resumed run must find the same one
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
         yield f"127.0.0.1:{server.server_port}"
     finally:
         server.shutdown()
         server.server_close()
+
+
+def measure_language_rule(captions: list[Caption]) -> tuple[Table, Table]:
+    """Precision and recall of the language rule over all captions, and the languages that slip through most."""
+    english = frozenset(c.text for c in captions if c.language == "en")
+    texts = pa.table({"text": [c.text for c in captions]})
+    kept = [not dropped for dropped in RULES["language"](texts, TextKnobs()).to_pylist()]
+    truth = [is_english(c, english) for c in captions]
+    right = sum(k and t for k, t in zip(kept, truth, strict=True))
+    rule = Table(
+        "language rule",
+        ("captions", "English", "kept", "kept and English", "precision", "recall"),
+        [(len(captions), sum(truth), sum(kept), right, right / sum(kept), right / sum(truth))],
+    )
+    foreign, passed = Counter[str](), Counter[str]()
+    for caption, keep, is_true in zip(captions, kept, truth, strict=True):
+        if not is_true:
+            foreign[caption.language] += 1
+            passed[caption.language] += keep
+    rows = [(language, foreign[language], count, count / foreign[language]) for language, count in passed.most_common(8)]
+    return rule, Table("languages", ("language", "captions", "kept by mistake", "share"), rows)
+
+
+def measure_shards(captions: list[Caption], run: Path) -> Table:
+    """How many pairs of the finished shards are English, by the language of the page they came from."""
+    english = frozenset(c.text for c in captions if c.language == "en")
+    table = Shards.open(run).table(["page_url", "text"]).to_pylist()
+    right = sum(is_english(Caption("", row["page_url"].split("/")[4], row["text"]), english) for row in table)
+    return Table("shards", ("pairs", "English", "precision"), [(len(table), right, right / len(table))])

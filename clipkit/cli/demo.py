@@ -22,5 +22,9 @@ def demo(
     """
     from clipkit.demo import tour
 
-    report = tour.run_demo(out, seed=seed, size=size, quiet=quiet)
+    try:
+        report = tour.run_demo(out, seed=seed, size=size, quiet=quiet)
+    except tour.CommandFailedError as failure:
+        # The command has told its mistake on stderr already.
+        raise typer.Exit(failure.code) from None
     show(report, demo_tables(report), as_json=as_json, where=out)

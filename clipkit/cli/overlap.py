@@ -48,11 +48,14 @@ def overlap_report(
     knobs = load_recipe(OverlapRecipe, find("recipes/overlap-report", recipe) if recipe else None, set_ or ())
     from clipkit.dataset.shards import Shards
     from clipkit.evaluation.suite import load_suite
+    from clipkit.overlap import review
 
     tasks, shards = load_suite(suite), Shards.open(train)
     inputs = {"model": model, "train": shards.fingerprint, "suite": suite, "data": str(data)}
     with Run.open(out, command="overlap-report", recipe=knobs, inputs=inputs, quiet=quiet) as run:
-        if (report := run.report) is None:
+        # Verdicts written after the report was finished call for a new one; everything but the comparison comes from the cache.
+        reviewed = review.fingerprint(review.review_path(out, knobs.review))
+        if (report := run.report) is None or report["review"] != reviewed:
             from clipkit.model.encoder import load_encoder
             from clipkit.overlap import analysis
 

@@ -75,8 +75,13 @@ def pick(keys: pa.Array, queries: pa.ListArray, *, salts_Q: UInt64s, limit: int)
 
 def merge(first: Picks, second: Picks, *, limit: int) -> Picks:
     """The picks of two parts that share no pair: the same as of both together."""
-    together = (np.concatenate(columns) for columns in zip(first[:3], second[:3], strict=True))
-    return _smallest(Picks(*together, first.seen_Q + second.seen_Q), limit)
+    together = Picks(
+        np.concatenate((first.queries_K, second.queries_K)),
+        np.concatenate((first.hashes_K, second.hashes_K)),
+        np.concatenate((first.keys_K, second.keys_K)),
+        first.seen_Q + second.seen_Q,
+    )
+    return _smallest(together, limit)
 
 
 def pick_all(parts: Iterable[tuple[pa.Array, pa.ListArray]], *, salts_Q: UInt64s, limit: int) -> Picks:

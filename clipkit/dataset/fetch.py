@@ -5,6 +5,8 @@ Every URL ends in exactly one named outcome, never in an exception:
 * `ok`; `opted_out` (X-Robots-Tag); `not_found` (404, 410); `forbidden` (401, 403); `http_error_NNN` (any other status);
 * `timeout`; `connection` (refused, reset, cut off); `dns_failure` (the resolver could not say); `no_such_host`; `tls`;
 * `too_long`; `empty`; `redirects` (too many, or nowhere); `bad_response` (not HTTP); `bad_url`; `private_address`.
+
+Connections go straight to the hosts, never through a proxy: a proxy would hide which address is reached.
 """
 
 import contextlib
@@ -30,6 +32,7 @@ OPT_OUTS = {"noai", "noimageai", "noindex", "noimageindex", "noml", "none"}
 """Directives that keep an image out; `none` is short for `noindex, nofollow`."""
 
 _VALUED_DIRECTIVES = {"max-snippet", "max-image-preview", "max-video-preview", "unavailable_after"}
+_AGENT = re.compile(r"[\w.*-]+")  # and not the "25 jun 2010 15" of a time
 _PASSING = {"timeout", "connection", "dns_failure", "http_error_429"}
 _ADDRESSES_TRIED = 4
 _CHUNK = 1 << 16
@@ -72,7 +75,7 @@ def opts_out(headers: Sequence[str], agent: str) -> bool:
         addressee = None
         for part in header.lower().split(","):
             name, colon, rest = (piece.strip() for piece in part.partition(":"))
-            if colon and name not in _VALUED_DIRECTIVES:
+            if colon and name not in _VALUED_DIRECTIVES and _AGENT.fullmatch(name):
                 addressee, name = name, rest
             if name in OPT_OUTS and addressee in (None, "*", agent):
                 return True
@@ -98,6 +101,7 @@ class Fetcher:
         self.tls = ssl.create_default_context()
         # A resolver cannot be told to hurry: it is asked in a thread that is not waited for past the deadline.
         self._resolvers = ThreadPoolExecutor(knobs.threads, thread_name_prefix="dns")
+        self._resolved: dict[tuple[str, int], list[tuple[int, Any]]] = {}
 
     def fetch(self, url: str) -> Fetched:
         """Fetch one image. Does not raise for anything that a URL, a server or a network does."""
@@ -152,6 +156,7 @@ class Fetcher:
     def _connect(self, scheme: str, host: str, port: int, deadline: float) -> "_DeadlineSocket":
         mapped = self.connections.get((host, port))
         addresses = self._resolve(*(mapped or (host, port)), deadline)
+        # An address that the recipe itself names is the user's own choice.
         if mapped is None and not self.knobs.allow_private_addresses:
             addresses = [entry for entry in addresses if is_public(entry[1][0])]
             if not addresses:
@@ -167,7 +172,9 @@ class Fetcher:
             raise
 
     def _resolve(self, host: str, port: int, deadline: float) -> list[tuple[int, Any]]:
-        """Addresses as (family, address), each once, in the resolver's order."""
+        """Addresses as (family, address), each once, in the resolver's order. A name that was found is not asked for again."""
+        if known := self._resolved.get((host, port)):
+            return known
         asked = self._resolvers.submit(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
         try:
             found = asked.result(_left(deadline))
@@ -177,7 +184,7 @@ class Fetcher:
             raise _EndedError("bad_url") from None
         finally:
             asked.cancel()
-        return list(dict.fromkeys((int(family), address) for family, _, _, _, address in found))
+        return self._resolved.setdefault((host, port), list(dict.fromkeys((int(family), address) for family, _, _, _, address in found)))
 
 
 class _EndedError(Exception):

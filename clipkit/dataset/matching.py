@@ -128,7 +128,8 @@ class _Trie(NamedTuple):
         """row * num_queries + query for every query that ends at the node of a row."""
         counts = self.ends[nodes + 1] - self.ends[nodes]
         offsets = np.repeat(self.ends[nodes] - (np.cumsum(counts) - counts), counts) + np.arange(counts.sum())
-        return np.repeat(rows, counts) * num_queries + self.queries[offsets]
+        matched: Int64s = np.repeat(rows, counts) * num_queries + self.queries[offsets]
+        return matched
 
 
 def _build_trie(token_ids: Int64s, counts: Int64s, vocabulary_size: int) -> _Trie:
@@ -207,7 +208,7 @@ _FOLDED = _folded_bytes()
 def _tokens(text: str) -> list[str]:
     ignored, token = _patterns()
     text = unicodedata.normalize("NFKC", ignored.sub("", text)).casefold()
-    return token.findall(unicodedata.normalize("NFKC", text).translate(_APOSTROPHES))  # type: ignore[no-any-return]
+    return token.findall(unicodedata.normalize("NFKC", text).translate(_APOSTROPHES))
 
 
 @functools.cache

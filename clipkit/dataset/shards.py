@@ -106,9 +106,7 @@ class Shards:
         if check_sizes:
             for shard in shards.shards:
                 if problem := shards._size_problem(shard):
-                    raise UserError(
-                        f"`{root / shard.name}` {problem}: `clipkit shards verify {path}` lists all damage; build the shards again"
-                    )
+                    raise UserError(f"`{root / shard.name}` {problem}: build the shards again (`clipkit shards verify` lists all damage)")
         return shards
 
     @property
@@ -131,8 +129,9 @@ class Shards:
         except FileNotFoundError:
             raise UserError(f"`{path}` is missing: build the shards again, or restore it") from None
         except _BrokenError as broken:
-            where = f" at pair `{broken.key}`" if broken.key else ""
-            raise UserError(f"`{path}` is damaged{where}: {broken.problem}; build the shards again, or restore it") from None
+            key, problem = broken.args
+            where = f" at pair `{key}`" if key else ""
+            raise UserError(f"`{path}` is damaged{where}: {problem}; build the shards again, or restore it") from None
 
     def table(self, columns: Sequence[str] | None = None) -> pa.Table:
         """The metadata of all pairs (`TABLE_SCHEMA`), in the order of the tars; `columns` picks some of it."""
@@ -182,7 +181,7 @@ class Shards:
                 if problem := _pair_problem(key, parts, row):
                     yield key, problem
         except _BrokenError as broken:
-            yield broken.key, broken.problem
+            yield broken.args
         if count != shard.count:
             yield None, f"{count:,} whole pairs can be read where the manifest says {shard.count:,}"
         if len(rows) not in (0, shard.count):
@@ -213,9 +212,8 @@ def write_shards(
         chunk = itertools.chain([first], itertools.islice(remaining, pairs_per_shard - 1))
         shards.append(_write_shard(root, f"{len(shards):05d}.tar", chunk))
     kept = {name for shard in shards for name in (shard.name, _table_name(shard))}
-    for path in root.iterdir():
-        if path.name not in kept and _OWN_FILE.fullmatch(path.name):
-            path.unlink()
+    for path in [path for path in root.iterdir() if path.name not in kept and _OWN_FILE.fullmatch(path.name)]:
+        path.unlink()
     count = sum(shard.count for shard in shards)
     manifest = {"format": "clipkit-shards", "version": FORMAT_VERSION, "count": count, "shards": [asdict(shard) for shard in shards]}
     write_json(root / MANIFEST, {**manifest, "recipe": dict(recipe), "funnel": [dict(stage) for stage in funnel]})
@@ -275,12 +273,7 @@ def _table_name(shard: Shard) -> str:
 
 
 class _BrokenError(Exception):
-    """Damage in a tar: the key where it is known, and what is wrong."""
-
-    def __init__(self, key: str | None, problem: str) -> None:
-        super().__init__(problem)
-        self.key = key
-        self.problem = problem
+    """Damage in a tar. Its `args` are the key, or None where it is not known, and what is wrong."""
 
 
 def _open(path: Path) -> BufferedReader:
@@ -289,18 +282,15 @@ def _open(path: Path) -> BufferedReader:
 
 def _members(file: BufferedReader) -> Iterator[tuple[str, str, bytes]]:
     """The plain files of a ustar archive as (key, suffix, content). Raises _BrokenError for everything else."""
-    while True:
-        header = file.read(_BLOCK)
-        if not header.strip(b"\0"):
-            if len(header) != _BLOCK or file.read(1 << 20).strip(b"\0") or file.read(1):
-                raise _BrokenError(None, "the archive has no proper end")
-            return
+    while (header := file.read(_BLOCK)).strip(b"\0"):
         key, suffix, size = _parse_header(header)
         padded = size + -size % _BLOCK
         content = file.read(padded)
         if len(content) != padded:
             raise _BrokenError(key, f"the file `{key}.{suffix}` is cut off")
         yield key, suffix, content[:size]
+    if len(header) != _BLOCK or file.read(1 << 20).strip(b"\0") or file.read(1):
+        raise _BrokenError(None, "the archive has no proper end")
 
 
 def _parse_header(header: bytes) -> tuple[str, str, int]:
@@ -361,7 +351,7 @@ def _pair_problem(key: str, parts: Mapping[str, bytes], row: Mapping[str, Any] |
     try:
         pair = _pair(key, parts)
     except _BrokenError as broken:
-        return broken.problem
+        return str(broken.args[1])
     if pair.metadata.get("sha256") != hashlib.sha256(pair.image).hexdigest():
         return "the image's sha256 is not the one in its JSON"
     if pair.metadata.get("key") != key or pair.metadata.get("text") != pair.text:
@@ -402,9 +392,7 @@ def _read_manifest(path: Path) -> tuple[Shard, ...]:
 
 def _manifest_entry(entry: Mapping[str, Any]) -> Shard:
     shard = Shard(entry["name"], entry["count"], entry["bytes"], entry["sha256"])
-    if not _TAR_NAME.fullmatch(shard.name) or not re.fullmatch(r"[0-9a-f]{64}", shard.sha256):
-        raise ValueError(f"{shard.name!r} with sha256 {shard.sha256!r}")
-    for number in (shard.count, shard.bytes):
-        if type(number) is not int or number < 0:
-            raise ValueError(f"{number!r} is no count")
+    are_counts = all(type(number) is int and number >= 0 for number in (shard.count, shard.bytes))
+    if not (are_counts and _TAR_NAME.fullmatch(shard.name) and re.fullmatch(r"[0-9a-f]{64}", shard.sha256)):
+        raise ValueError(f"{entry} describes no tar")
     return shard

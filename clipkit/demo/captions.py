@@ -108,19 +108,16 @@ LOGO = "home page of the shape gallery, with our red star"
 
 
 def describe(rng: np.random.Generator, kind: str, words: Mapping[str, str]) -> str:
-    """A sentence that is true of a drawing of `kind` (shape, texture or word)."""
+    """A sentence that is true of a drawing of `kind` (shape, group, texture or word): "a small red circle above two blue squares"."""
+    if kind == "group":
+        both = {"first": _group(rng, words, 1), "second": _group(rng, words, 2)}
+        return _fill(rng, str(rng.choice(GROUP_SENTENCES[words["relation"]])), {**words, **both})
     sentences = {"shape": SHAPE_SENTENCES, "texture": TEXTURE_SENTENCES, "word": WORD_SENTENCES}[kind]
     return _fill(rng, str(rng.choice(sentences)), words)
 
 
-def describe_group(rng: np.random.Generator, groups: Sequence[tuple[str, str, int]], words: Mapping[str, str]) -> str:
-    """A sentence for two groups of (colour, shape, count): "a small red circle above two blue squares"."""
-    first, second = (_group(rng, *group) for group in groups)
-    return _fill(rng, str(rng.choice(GROUP_SENTENCES[words["relation"]])), {**words, "first": first, "second": second})
-
-
 def useless(rng: np.random.Generator, kind: str) -> str:
-    """A text of the web that says nothing of its picture: a `file-name`, `camera-settings`, `foreign`, `url`, `short`, `digits` or `repetition`."""
+    """A text of the web that says nothing of its picture; `kind` is one of USELESS."""
     number = int(rng.integers(1000, 9999))
     texts = {
         "file-name": (
@@ -151,16 +148,21 @@ USELESS = ("file-name", "camera-settings", "foreign", "url", "short", "digits", 
 
 def query_list() -> list[str]:
     """The queries of the demo: words, plurals, pairs of words, and two that no page contains."""
-    shapes = [*SHAPES, *(f"{shape}es" if shape.endswith("s") else f"{shape}s" for shape in SHAPES)]
+    shapes = [*SHAPES, *(_plural(shape) for shape in SHAPES)]
     queries = [*COLOURS, *shapes, *TEXTURES, *WORDS, "pattern", "sign", "wallpaper"]
     queries += [f"{colour} {shape}" for colour in COLOURS for shape in SHAPES]
     return [*queries, "giant panda", "steam locomotive"]
 
 
-def _group(rng: np.random.Generator, colour: str, shape: str, count: int) -> str:
-    if count == 1:
-        return f"{rng.choice(['a', 'one', 'a small'])} {colour} {shape}".replace("a orange", "an orange")
-    return f"{COUNTS[count - 1]} {colour} {shape}{'es' if shape.endswith('s') else 's'}"
+def _group(rng: np.random.Generator, words: Mapping[str, str], place: int) -> str:
+    colour, shape, count = (words[f"{word} {place}"] for word in ("colour", "shape", "count"))
+    if count == "1":
+        return f"{rng.choice(('a', 'one', 'a small'))} {colour} {shape}".replace("a orange", "an orange")
+    return f"{COUNTS[int(count) - 1]} {colour} {_plural(shape)}"
+
+
+def _plural(shape: str) -> str:
+    return f"{shape}es" if shape.endswith("s") else f"{shape}s"
 
 
 def _fill(rng: np.random.Generator, sentence: str, words: Mapping[str, str]) -> str:

@@ -1,7 +1,7 @@
 """Draws pictures whose words are known: coloured shapes, groups of them, textures and written words.
 
-Everything is drawn from a `numpy.random.Generator` and Pillow's bundled font, so that the same seed gives the same bytes. No two drawings of
-a class look alike to a descriptor of pixels: place, size, rotation, shade, background and clutter all vary.
+Everything is drawn from a `numpy.random.Generator` and Pillow's bundled font, so that the same seed gives the same bytes.
+No two drawings of a class look alike to a descriptor of pixels: place, size, rotation, shade, background and clutter vary.
 """
 
 import colorsys
@@ -56,18 +56,23 @@ def draw_shape(rng: np.random.Generator, colour: str, shape: str) -> Drawing:
 
 
 def draw_group(rng: np.random.Generator, colours: Sequence[str], shapes: Sequence[str], counts: Sequence[int], relation: str) -> Drawing:
-    """Two rows or columns of equal shapes: the first `above` or `beside` (left of) the second. Counts are 1 to 4."""
+    """Two rows or columns of equal shapes: the first `above` or `beside` (left of) the second. Counts are 1 to 4.
+
+    The words of the two are `colour 1`, `shape 1`, `count 1`, `colour 2`, ...
+    """
     width, height = _picture_size(rng)
     background = str(rng.choice(BACKGROUNDS))
     canvas = _background(rng, background, width, height)
+    words = {"background": background, "relation": relation}
     for place, (colour, shape, count) in enumerate(zip(colours, shapes, counts, strict=True)):
+        words |= {f"colour {place + 1}": colour, f"shape {place + 1}": shape, f"count {place + 1}": str(count)}
         for nth in range(count):
             along, across = (nth + 0.5) / count, 0.28 + 0.44 * place
             x, y = (along, across) if relation == "above" else (across, along)
             radius = min(width, height) * rng.uniform(0.09, 0.12)
             shift = rng.uniform(-0.03, 0.03, 2)
             _figure(rng, canvas, colour, shape, ((x + shift[0]) * width, (y + shift[1]) * height), radius)
-    return Drawing(_finished(canvas), {"background": background, "relation": relation})
+    return Drawing(_finished(canvas), words)
 
 
 def draw_texture(rng: np.random.Generator, texture: str, colours: Sequence[str]) -> Drawing:
@@ -118,7 +123,10 @@ def encode(image: Image.Image, suffix: str, quality: int = 90) -> bytes:
 
 
 def altered(rng: np.random.Generator, image: Image.Image, change: Change) -> tuple[Image.Image, int, str]:
-    """A near-duplicate as the web makes them: recompressed, made smaller, or cropped a little. The picture, its JPEG quality, what was done."""
+    """A near-duplicate as the web makes them: recompressed, made smaller, or cropped a little.
+
+    Returns the picture, the JPEG quality to store it with, and what was done in words.
+    """
     width, height = image.size
     if change == "jpeg":
         quality = int(rng.integers(25, 61))
@@ -168,7 +176,8 @@ def _ramp(rng: np.random.Generator, width: int, height: int) -> NDArray[np.float
     angle = rng.uniform(0, 2 * np.pi)
     y, x = np.mgrid[0:height, 0:width].astype(np.float32)
     along = x * np.float32(np.cos(angle)) + y * np.float32(np.sin(angle))
-    return (along - along.min()) / np.float32(np.ptp(along))
+    ramp: NDArray[np.float32] = (along - along.min()) / np.float32(np.ptp(along))
+    return ramp
 
 
 def _background(rng: np.random.Generator, kind: str, width: int, height: int) -> Image.Image:
@@ -185,21 +194,25 @@ def _texture(rng: np.random.Generator, kind: str, width: int, height: int) -> ND
     """A mask from 0 to 1 (height, width) of one of TEXTURES."""
     if kind == "cloudy":
         coarse = rng.uniform(0, 255, (int(rng.integers(5, 9)), int(rng.integers(5, 9)))).astype(np.uint8)
-        return np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC), np.float32) / 255
+        return np.array(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC), np.float32) / np.float32(255)
+    u, v = _slanted_grid(rng, width, height)
+    if kind == "dotted":
+        mask = (u % 1 - 0.5) ** 2 + (v % 1 - 0.5) ** 2 < 0.1
+    elif kind == "checkered":
+        mask = (np.floor(u) + np.floor(v)) % 2 == 0
+    elif kind == "woven":
+        mask = (u % 1 < 0.22) | (v % 1 < 0.22)
+    else:
+        mask = (u + 0.45 * np.sin(2.5 * v) if kind == "wavy" else u) % 1 < 0.5
+    return mask.astype(np.float32)
+
+
+def _slanted_grid(rng: np.random.Generator, width: int, height: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Coordinates (height, width) of a turned and shifted grid, in cells."""
     angle, period = rng.uniform(0, np.pi), rng.uniform(0.1, 0.22) * min(width, height)
     y, x = np.mgrid[0:height, 0:width].astype(np.float32)
-    u = (x * np.float32(np.cos(angle)) + y * np.float32(np.sin(angle))) / np.float32(period) + np.float32(rng.uniform())
-    v = (y * np.float32(np.cos(angle)) - x * np.float32(np.sin(angle))) / np.float32(period) + np.float32(rng.uniform())
-    if kind == "wavy":
-        u = u + np.float32(0.45) * np.sin(np.float32(2.5) * v)
-    patterns = {
-        "striped": lambda: u % 1 < 0.5,
-        "wavy": lambda: u % 1 < 0.5,
-        "dotted": lambda: (u % 1 - 0.5) ** 2 + (v % 1 - 0.5) ** 2 < 0.1,
-        "checkered": lambda: (np.floor(u) + np.floor(v)) % 2 == 0,
-        "woven": lambda: (u % 1 < 0.22) | (v % 1 < 0.22),
-    }
-    return patterns[kind]().astype(np.float32)
+    cosine, sine = np.float32(np.cos(angle) / period), np.float32(np.sin(angle) / period)
+    return x * cosine + y * sine + np.float32(rng.uniform()), y * cosine - x * sine + np.float32(rng.uniform())
 
 
 def _clutter(rng: np.random.Generator, canvas: Image.Image) -> None:

@@ -16,7 +16,7 @@ class HeldOut(NamedTuple):
 
     file: str
     split: str
-    index: int
+    number: int
     label: str
 
 
@@ -42,7 +42,7 @@ def all_pictures(size: Size) -> Iterator[HeldOut]:
 
 def draw_held_out(seed: int, picture: HeldOut) -> drawing.Drawing:
     """The picture, drawn from the seed and its place in the split."""
-    rng = generator(seed, picture.split, picture.index)
+    rng = generator(seed, picture.split, picture.number)
     if picture.split.startswith("shapes"):
         colour, shape = picture.label.split("-")
         return drawing.draw_shape(rng, colour, shape)

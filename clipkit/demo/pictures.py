@@ -9,9 +9,9 @@ from PIL import Image
 
 from clipkit.demo import captions, drawing
 from clipkit.demo.drawing import Drawing
+from clipkit.demo.held_out import class_names, draw_held_out, split_pictures
 from clipkit.demo.pages import MARKUPS
 from clipkit.demo.seeds import generator
-from clipkit.demo.held_out import class_names, draw_held_out, split_pictures
 from clipkit.demo.truth import PAGE_HOSTS, Picture, Planted, Size, Text
 
 DIRT: Mapping[str, int] = {
@@ -27,10 +27,10 @@ OPT_OUTS = ("noai", "noimageai", "noai, noimageai")
 
 
 class Job(NamedTuple):
-    """One picture to be drawn: picture `index` of a kind."""
+    """One picture to be drawn, by kind and number."""
 
     kind: str
-    index: int
+    number: int
 
 
 class Sketch(NamedTuple):
@@ -54,13 +54,13 @@ def jobs(size: Size) -> Iterator[Job]:
 
 def sketch(seed: int, size: Size, job: Job) -> Sketch:
     """Draw one picture. Depends on nothing but its arguments, so that threads may draw in any order."""
-    rng = generator(seed, job.kind, job.index)
+    rng = generator(seed, job.kind, job.number)
     if job.kind == "planted":
-        return _near_duplicate(seed, size, job.index)
+        return _near_duplicate(seed, size, job.number)
     if job.kind == "placeholder":
         return Sketch(drawing.encode(drawing.draw_placeholder("image not available"), "png"), "png", *_any_shape(rng))
     if job.kind == "duplicate":
-        return _first_shape(seed, size, job.index)
+        return _first_shape(seed, size, job.number)
     drawn, about = _draw(rng, job.kind)
     suffix = str(rng.choice(("jpg", "jpg", "jpg", "png", "webp")))
     if job.kind in _SPOILT:
@@ -70,11 +70,11 @@ def sketch(seed: int, size: Size, job: Job) -> Sketch:
 
 def describe(seed: int, job: Job, drawn: Sketch, used: Counter[str]) -> tuple[Text, ...]:
     """The texts beside a picture. `used` counts the texts so far: a sentence beside many pictures would be boilerplate."""
-    rng = generator(seed, f"{job.kind}-text", job.index)
+    rng = generator(seed, f"{job.kind}-text", job.number)
     if job.kind == "boilerplate":
-        return (Text("alt", captions.BOILERPLATE[job.index % 2], "boilerplate"),)
+        return (Text("alt", captions.BOILERPLATE[job.number % 2], "boilerplate"),)
     if job.kind == "useless-text":
-        dirt = captions.USELESS[job.index % len(captions.USELESS)]
+        dirt = captions.USELESS[job.number % len(captions.USELESS)]
         return (Text(str(rng.choice(("alt", "alt", "figcaption"))), captions.useless(rng, dirt), dirt),)
     place = str(rng.choice(("alt", "alt", "alt", "figcaption", "title")))
     texts = [Text(place, _new_sentence(rng, drawn, used))]
@@ -86,14 +86,14 @@ def describe(seed: int, job: Job, drawn: Sketch, used: Counter[str]) -> tuple[Te
 
 def place(seed: int, job: Job, drawn: Sketch, texts: tuple[Text, ...]) -> Picture:
     """Give a picture its host, its file name, the way pages refer to it, and the way it is served."""
-    rng = generator(seed, f"{job.kind}-place", job.index)
+    rng = generator(seed, f"{job.kind}-place", job.number)
     host = "slow.example" if job.kind == "slow" else str(rng.choice((*PAGE_HOSTS, *PAGE_HOSTS, "cdn.example", "cdn.example")))
-    path = f"images/{job.kind}/{job.index:04d}.{drawn.suffix}"
+    path = f"images/{job.kind}/{job.number:04d}.{drawn.suffix}"
     url, file = f"http://{host}/{path}", f"{host}/{path}"
     good = job.kind in ("shape", "group", "texture", "word")
     serve = _serving(job)
-    if good and job.index % 100 == 99:
-        url, serve = f"http://{host}/go/{job.kind}/{job.index:04d}", {"status": 302, "location": url}
+    if good and job.number % 100 == 99:
+        url, serve = f"http://{host}/go/{job.kind}/{job.number:04d}", {"status": 302, "location": url}
     shown = f"{drawn.words['colour']} {drawn.words['shape']}" if drawn.about == "shape" else None
     kind = "good" if good else job.kind
     markup = str(rng.choice(MARKUPS))
@@ -102,7 +102,7 @@ def place(seed: int, job: Job, drawn: Sketch, texts: tuple[Text, ...]) -> Pictur
 
 def planted_facts(seed: int, size: Size, job: Job, picture: Picture, drawn: Sketch) -> Planted:
     """Which test picture a planted picture comes from."""
-    test, change = _planted_choice(seed, size, job.index)
+    test, change = _planted_choice(seed, size, job.number)
     return Planted(
         picture.url, picture.texts[-1].text, "demo-shapes", test, split_pictures("shapes", "test", size)[test].file, change, drawn.details
     )
@@ -110,11 +110,11 @@ def planted_facts(seed: int, size: Size, job: Job, picture: Picture, drawn: Sket
 
 def _serving(job: Job) -> dict[str, Any]:
     if job.kind == "missing":
-        return {"status": (404, 404, 410)[job.index % 3]}
+        return {"status": (404, 404, 410)[job.number % 3]}
     if job.kind == "slow":
-        return {"delay_seconds": SLOW_SECONDS, "drip": job.index % 2 == 1}
+        return {"delay_seconds": SLOW_SECONDS, "drip": job.number % 2 == 1}
     if job.kind == "noai-header":
-        return {"headers": {"X-Robots-Tag": OPT_OUTS[job.index % 3]}}
+        return {"headers": {"X-Robots-Tag": OPT_OUTS[job.number % 3]}}
     if job.kind == "not-an-image":
         return {"headers": {"Content-Type": "text/html; charset=utf-8"}}
     return {}
@@ -127,8 +127,7 @@ def _draw(rng: np.random.Generator, kind: str) -> tuple[Drawing, str]:
         first, second = (str(colour) for colour in rng.choice(colours, 2, replace=False))
         shapes = [str(shape) for shape in rng.choice(drawing.SHAPES, 2)]
         counts = [int(count) for count in rng.integers(1, 5, 2)]
-        drawn = drawing.draw_group(rng, (first, second), shapes, counts, str(rng.choice(("above", "beside"))))
-        return Drawing(drawn.image, {**drawn.words, "groups": list(zip((first, second), shapes, counts, strict=True))}), kind
+        return drawing.draw_group(rng, (first, second), shapes, counts, str(rng.choice(("above", "beside")))), kind
     if kind == "texture":
         both = [str(colour) for colour in rng.choice(colours, 2, replace=False)]
         return drawing.draw_texture(rng, str(rng.choice(drawing.TEXTURES)), both), kind
@@ -191,10 +190,7 @@ _SPOILT = {"truncated": _truncated, "too-small": _too_small, "banner": _banner, 
 def _new_sentence(rng: np.random.Generator, drawn: Sketch, used: Counter[str]) -> str:
     """A sentence that is true of the picture and that fewer than MOST_IMAGES_PER_TEXT others have, if a hundred tries find one."""
     for _ in range(100):
-        if drawn.about == "group":
-            text = captions.describe_group(rng, drawn.words["groups"], drawn.words)
-        else:
-            text = captions.describe(rng, drawn.about, drawn.words)
+        text = captions.describe(rng, drawn.about, drawn.words)
         if used[text] < MOST_IMAGES_PER_TEXT:
             break
     used[text] += 1

@@ -53,7 +53,9 @@ class WebServer:
             self._close()
             raise
         self.ports = {host: int(server.server_address[1]) for host, server in zip(web.hosts, self._servers, strict=True)}
-        self._threads = [threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.1}, daemon=True) for server in self._servers]
+        self._threads = [
+            threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.1}, daemon=True) for server in self._servers
+        ]
         for thread in self._threads:
             thread.start()
 

@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 
 from clipkit import UserError
 from clipkit.dataset.shards import pair_key
-from clipkit.demo.server import DEFAULT_PORTS, PortTakenError, WebServer, serving
+from clipkit.demo.server import DEFAULT_PORTS, PortTakenError, WebServer
 from clipkit.demo.truth import SIZES, Web
 from clipkit.demo.web import draw_web
 from clipkit.resources import resource_root
@@ -35,7 +35,8 @@ DEFAULT_OUT = "clipkit-demo"
 """The directory that the recipes name."""
 
 PATIENCE_SECONDS = 15.0
-SMALL_TRAINING = ("samples_seen=24000",)
+INTERRUPTED = 130
+SMALL_TRAINING = ("samples_seen=16000",)
 
 
 class CommandFailedError(Exception):
@@ -145,7 +146,9 @@ def _open_tour(out: Path, *, seed: int, size: str) -> dict[str, Any]:
     plan: dict[str, Any] = json.loads(path.read_text())
     for knob, wanted in (("seed", seed), ("size", size)):
         if plan[knob] != wanted:
-            raise UserError(f"`--out {out}` holds a demo with `--{knob} {plan[knob]}`, not {wanted}: give another directory, or the same {knob}")
+            raise UserError(
+                f"`--out {out}` holds a demo with `--{knob} {plan[knob]}`, not {wanted}: give another directory, or the same {knob}"
+            )
     return plan
 
 
@@ -195,7 +198,8 @@ def _run_command(line: Sequence[str], *, out: Path, quiet: bool, lock: int, run:
     try:
         stdout, _ = process.communicate()
     except BaseException:
-        _stop(process)
+        if _stop(process) == INTERRUPTED:  # It has said so itself.
+            raise CommandFailedError(shlex.join(["clipkit", *line]), INTERRUPTED) from None
         raise
     if process.returncode != 0:
         raise CommandFailedError(shlex.join(["clipkit", *line]), process.returncode if process.returncode > 0 else 128 - process.returncode)
@@ -203,14 +207,14 @@ def _run_command(line: Sequence[str], *, out: Path, quiet: bool, lock: int, run:
     return report
 
 
-def _stop(process: subprocess.Popen[bytes]) -> None:
+def _stop(process: subprocess.Popen[bytes]) -> int:
     """Stop a command and whatever it has started: kindly, then not. The session is its own, so Ctrl-C has not reached it by itself."""
     with contextlib.suppress(ProcessLookupError):
         process.send_signal(signal.SIGINT)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(timeout=PATIENCE_SECONDS)
         os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    return process.wait()
 
 
 def _die_with(parent: int) -> Callable[[], None]:
@@ -248,7 +252,7 @@ def _summary(out: Path, web: Web, lines: Sequence[Sequence[str]], reports: Seque
         "pairs": build["pairs"],
         "funnel": build["funnel"],
         "training": {name: train[name] for name in ("architecture", "steps", "samples_seen", "loss", "seconds")},
-        "scores": [*zero_shot["scores"], *probe["scores"]],
+        "scores": [{"command": report["command"], **score} for report in (zero_shot, probe) for score in report["scores"]],
         "overlap": overlap["tasks"],
         "planted": compare_planted(web, found),
         "paths": {

@@ -1,4 +1,4 @@
-"""The truth about the small web of `clipkit demo`, as `web.json` holds it: every image URL, what it is, and which near-duplicates were planted."""
+"""The truth about the small web of `clipkit demo`, as `web.json` holds it: what each image URL is, and what was planted."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,7 @@ HOSTS = (*PAGE_HOSTS, "cdn.example", "slow.example")
 
 
 class Size(NamedTuple):
-    """How much is drawn: pictures of each kind, test and training pictures per class of the two tasks, near-duplicates per change, units of dirt."""
+    """How much is drawn: pictures by kind, pictures per class in the test sets, near-duplicates per change, units of dirt."""
 
     shapes: int
     groups: int
@@ -45,8 +45,9 @@ class Text:
 class Picture:
     """One image URL.
 
-    `kind` is `good`, `planted`, `logo`, `tracking-pixel` or a kind of dirt (`pictures.DIRT`); `depicts` is the class where one coloured shape is shown; `file` is
-    what is served, under `files/`; `serve` how it is served: status, headers, location, delay_seconds, drip (in small pieces).
+    `kind` is `good`, `planted`, `logo`, `tracking-pixel` or a kind of dirt (`pictures.DIRT`); `depicts` is the class where one
+    coloured shape is shown; `file` is what is served, under `files/`; `serve` is how: status, headers, location, delay_seconds,
+    drip (in small pieces). Of several texts the last is the one that a dataset should keep, if its `dirt` is null.
     """
 
     url: str
@@ -61,7 +62,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Planted:
-    """A near-duplicate of a test picture: its URL and text on the web, the test picture (`test_index` in the split's order), what was changed."""
+    """A near-duplicate of a test picture (`test_index`: its place in the split): its URL and text, and what was changed."""
 
     url: str
     text: str

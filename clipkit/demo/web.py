@@ -20,9 +20,9 @@ from typing import TypeVar
 from urllib.parse import urlsplit
 
 from clipkit.demo import captions, drawing, pages
+from clipkit.demo.held_out import all_pictures, draw_held_out, split_pictures
 from clipkit.demo.pictures import Job, describe, jobs, place, planted_facts, sketch
 from clipkit.demo.seeds import generator
-from clipkit.demo.held_out import all_pictures, draw_held_out, split_pictures
 from clipkit.demo.truth import HOSTS, PAGE_HOSTS, SIZES, VERSION, Picture, Planted, Size, Text, Web, read_web
 from clipkit.run import Run, write_json
 
@@ -42,9 +42,7 @@ def draw_web(root: Path, *, seed: int, size: str, run: Run) -> Web:
     numbers = SIZES[size]
     planned, tests = list(jobs(numbers)), list(all_pictures(numbers))
     with run.progress("drawing the web", total=len(planned) + len(tests), unit="pictures") as advance:
-        for test, drawn in zip(
-            tests, _in_threads(lambda test: drawing.encode(draw_held_out(seed, test).image, "png"), tests), strict=True
-        ):
+        for test, drawn in zip(tests, _in_threads(lambda test: drawing.encode(draw_held_out(seed, test).image, "png"), tests), strict=True):
             _write(root / "eval" / test.file, drawn)
             advance(1)
         pictures, planted = _draw_pictures(root, seed, numbers, planned, advance)

@@ -59,14 +59,14 @@ def embed(encoder: Encoder, pictures: Pictures, *, cache: Path, run: Run, batch_
     """
     folder = cache / "embeddings" / _key(encoder, pictures)
     spans = [(start, min(start + BLOCK, len(pictures))) for start in range(0, len(pictures), BLOCK)]
-    blocks = {span: block for span in spans if (block := _load_block(folder, span, encoder)) is not None}
+    blocks = {span: block for span in spans if (block := _load_block(folder, span, encoder=encoder)) is not None}
     if missing := [span for span in spans if span not in blocks]:
         with run.progress(f"encoding {pictures.name}", total=len(pictures), unit="images") as advance:
             advance(sum(stop - start for start, stop in blocks))
             for start, stop in missing:
                 batches = _decoded_batches(encoder, pictures, range(start, stop, batch_size), stop=stop, workers=workers)
                 blocks[start, stop] = _encode(encoder, batches, pictures=pictures, advance=advance)
-                _save_block(folder, start, blocks[start, stop])
+                _save_block(folder, start, block=blocks[start, stop])
     return _joined([blocks[span] for span in spans], encoder)
 
 
@@ -78,7 +78,7 @@ def _block_path(folder: Path, start: int) -> Path:
     return folder / f"{start:09d}.safetensors"
 
 
-def _load_block(folder: Path, span: tuple[int, int], encoder: Encoder) -> Embeddings | None:
+def _load_block(folder: Path, span: tuple[int, int], *, encoder: Encoder) -> Embeddings | None:
     """A block from the cache; None where there is none or where it is damaged, so that it is made again."""
     try:
         tensors = load_file(_block_path(folder, span[0]))
@@ -90,7 +90,7 @@ def _load_block(folder: Path, span: tuple[int, int], encoder: Encoder) -> Embedd
     return block if (block.features_NF.shape, block.projected_ND.shape) == wanted else None
 
 
-def _save_block(folder: Path, start: int, block: Embeddings) -> None:
+def _save_block(folder: Path, start: int, *, block: Embeddings) -> None:
     with replacing(_block_path(folder, start)) as temporary:
         save_file({"features": block.features_NF, "projected": block.projected_ND}, temporary)
 
@@ -100,7 +100,7 @@ def _encode(encoder: Encoder, batches: Iterator[tuple[int, Tensor]], *, pictures
     with torch.inference_mode():
         for start, pixels_BCHW in batches:
             encoded = encoder.encode_images(pixels_BCHW)
-            _check_finite(encoded, start, encoder, pictures)
+            _check_finite(encoded, start, encoder=encoder, pictures=pictures)
             parts.append(encoded)
             advance(len(pixels_BCHW))
     features_NF, projected_ND = (torch.cat(tensors).float().contiguous() for tensors in zip(*parts, strict=True))
@@ -113,7 +113,9 @@ def _decoded_batches(encoder: Encoder, pictures: Pictures, starts: range, *, sto
         ahead: deque[tuple[int, list[Callable[[], Tensor]]]] = deque()
         for start in starts:
             files = pictures.read(start, min(start + starts.step, stop))
-            decodes: list[Callable[[], Tensor]] = [partial(_decode, encoder, file, pictures, start + i) for i, file in enumerate(files)]
+            decodes: list[Callable[[], Tensor]] = [
+                partial(_decode, encoder, file, pictures=pictures, index=start + i) for i, file in enumerate(files)
+            ]
             ahead.append((start, decodes if pool is None else [pool.submit(decode).result for decode in decodes]))
             if len(ahead) > 1:
                 yield _stacked(ahead.popleft())
@@ -124,14 +126,14 @@ def _stacked(batch: tuple[int, Sequence[Callable[[], Tensor]]]) -> tuple[int, Te
     return batch[0], torch.stack([pixels() for pixels in batch[1]])
 
 
-def _decode(encoder: Encoder, picture: bytes, pictures: Pictures, index: int) -> Tensor:
+def _decode(encoder: Encoder, picture: bytes, *, pictures: Pictures, index: int) -> Tensor:
     try:
         return encoder.preprocess(picture)
     except UndecodableImage as error:
         raise UserError(f"picture {index} of `{pictures.name}` cannot be decoded ({error}): fetch or pack that file again") from None
 
 
-def _check_finite(encoded: Encoded, start: int, encoder: Encoder, pictures: Pictures) -> None:
+def _check_finite(encoded: Encoded, start: int, *, encoder: Encoder, pictures: Pictures) -> None:
     finite_B = encoded.features_BF.isfinite().all(dim=1) & encoded.projected_BD.isfinite().all(dim=1)
     if not finite_B.all():
         index = start + int((~finite_B).int().argmax())

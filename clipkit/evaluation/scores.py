@@ -43,7 +43,7 @@ class Value(NamedTuple):
 
 
 def score_suite(
-    kind: Kind, classify: Callable[[Task], Outcome], recipe: EvalRecipe, encoder: Encoder, suite: Suite, *, run: Run
+    classify: Callable[[Task], Outcome], suite: Suite, *, kind: Kind, recipe: EvalRecipe, encoder: Encoder, run: Run
 ) -> dict[str, Any]:
     """Run `classify` over the tasks of a suite and score what it says: the report of `clipkit eval KIND`.
 
@@ -58,10 +58,10 @@ def score_suite(
         result = _finished(path, identity)
         if result is None:
             try:
-                result = _score_task(kind, classify, recipe, encoder, task, run=run) | identity
+                result = _score_task(classify, task, kind=kind, recipe=recipe, encoder=encoder, run=run) | identity
             except UserError as error:
                 failed[task.name] = str(error)
-                run.say(f"{task.name}: {error}")
+                run.log.warning("%s: %s", task.name, error)
                 continue
             write_json(path, result)
         scores += result["scores"]
@@ -91,19 +91,22 @@ def _share(metric: str, hits_N: NDArray[np.bool_], confidence: float) -> Value:
 
 
 def _finished(path: Path, identity: Mapping[str, str]) -> dict[str, Any] | None:
-    if not path.exists():
+    """An earlier result of the same weights and task; None where there is none or where it is damaged."""
+    try:
+        result = json.loads(path.read_bytes())
+    except (FileNotFoundError, ValueError):
         return None
-    result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return result if identity.items() <= result.items() else None
+    return result if isinstance(result, dict) and identity.items() <= result.items() else None
 
 
 def _score_task(
-    kind: Kind, classify: Callable[[Task], Outcome], recipe: EvalRecipe, encoder: Encoder, task: Task, *, run: Run
+    classify: Callable[[Task], Outcome], task: Task, *, kind: Kind, recipe: EvalRecipe, encoder: Encoder, run: Run
 ) -> dict[str, Any]:
     """One task's result: CLIP_benchmark's fields first, then ours."""
     started = time.monotonic()
     outcome = classify(task)
     values = measure(outcome.logits_NC, outcome.labels_N, confidence=recipe.confidence, seed=recipe.seed)
+    found = {value.metric: value.value for value in values}
     _write_predictions(run.path / "predictions" / f"{task.name}.parquet", outcome)
     about = {
         "task": task.name,
@@ -116,16 +119,16 @@ def _score_task(
         "model": encoder.name,
         "pretrained": encoder.fingerprint[:16],
         "task": BENCHMARK_TASK[kind],
-        "metrics": {f"{PREFIX[kind]}acc5": None} | {PREFIX[kind] + value.metric: value.value for value in values},
+        "metrics": {PREFIX[kind] + metric: found.get(metric) for metric in ("acc1", "acc5", "mean_per_class_recall")},
         "language": "en",
         **{name: about[name] for name in ("protocol", "count", "seconds")},
         "confidence": recipe.confidence,
-        "scores": [_score(value, about, PREFIX[kind], is_main=value.metric == MAIN_METRIC[task.metric]) for value in values],
+        "scores": [_score(value, about, prefix=PREFIX[kind], is_main=value.metric == MAIN_METRIC[task.metric]) for value in values],
         **outcome.facts,
     }
 
 
-def _score(value: Value, about: Mapping[str, Any], prefix: str, *, is_main: bool) -> dict[str, Any]:
+def _score(value: Value, about: Mapping[str, Any], *, prefix: str, is_main: bool) -> dict[str, Any]:
     return {
         "task": about["task"],
         "protocol": about["protocol"],

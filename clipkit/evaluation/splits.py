@@ -37,7 +37,7 @@ class _Place(NamedTuple):
 
 @dataclass(frozen=True)
 class Split:
-    """Pictures of one split in a fixed order, with their labels. What `embed` calls Pictures."""
+    """Pictures of one split (`name` is task/split) in a fixed order, with their labels. What `embed` calls Pictures."""
 
     name: str
     places: Sequence[_Place]
@@ -79,6 +79,7 @@ def read_image_folder(root: Path, folder: Path, *, name: str, class_folders: Seq
 
     Hidden files are ignored; links may not lead out of `root`. Raises UserError for a missing or unexpected class folder.
     """
+    _refuse_escape(folder, root)
     present = sorted(entry.name for entry in _visible(folder, root) if entry.is_dir())
     missing, unexpected = sorted(set(class_folders) - set(present)), sorted(set(present) - set(class_folders))
     if missing or unexpected:
@@ -99,6 +100,8 @@ def read_webdataset(root: Path, folder: Path, *, name: str, classes: Sequence[Se
 
     `classnames.txt` in `root`, where there is one, must agree with `classes`. Raises UserError for whatever is not so.
     """
+    for path in (folder, folder / "nshards.txt", root / "classnames.txt"):
+        _refuse_escape(path, root)
     _check_class_names(root / "classnames.txt", classes)
     count_text = _small_text(folder / "nshards.txt", MAX_LABEL_BYTES).strip()
     if not (count_text.isascii() and count_text.isdigit() and 1 <= int(count_text) <= MAX_TARS):
@@ -124,8 +127,11 @@ def _read_at(descriptor: int, place: _Place) -> bytes:
 
 def _visible(folder: Path, root: Path) -> list[os.DirEntry[str]]:
     """Entries of a folder, sorted, without hidden ones."""
-    with os.scandir(folder) as entries:
-        visible = sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: entry.name)
+    try:
+        with os.scandir(folder) as entries:
+            visible = sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: entry.name)
+    except OSError as error:
+        raise UserError(f"`{folder}` cannot be read ({error.strerror}): make it readable") from None
     for entry in visible:
         if entry.is_symlink():
             _refuse_escape(Path(entry.path), root)
@@ -185,7 +191,7 @@ def _tar_places(path: Path, *, num_classes: int) -> Iterator[_Place]:
         with tarfile.open(path, "r:") as tar:
             members = (member for member in tar if member.isfile())
             for key, group in itertools.groupby(members, key=lambda member: _key_and_suffix(member.name)[0]):
-                yield _place(path, tar, key, list(itertools.islice(group, 100)), num_classes)
+                yield _place(tar, list(itertools.islice(group, 100)), path=path, key=key, num_classes=num_classes)
     except (tarfile.TarError, OSError, EOFError, ValueError) as error:
         if isinstance(error, UserError):
             raise
@@ -198,7 +204,7 @@ def _key_and_suffix(member_name: str) -> tuple[str, str]:
     return f"{folder}/{stem}", suffix.lower()
 
 
-def _place(path: Path, tar: tarfile.TarFile, key: str, members: Sequence[tarfile.TarInfo], num_classes: int) -> _Place:
+def _place(tar: tarfile.TarFile, members: Sequence[tarfile.TarInfo], *, path: Path, key: str, num_classes: int) -> _Place:
     pictures = [member for member in members if _key_and_suffix(member.name)[1] in PICTURE_SUFFIXES]
     labels = [member for member in members if _key_and_suffix(member.name)[1] == "cls"]
     if len(pictures) != 1 or len(labels) != 1:
@@ -208,11 +214,11 @@ def _place(path: Path, tar: tarfile.TarFile, key: str, members: Sequence[tarfile
     picture = pictures[0]
     if picture.issparse():
         raise UserError(f"`{path}` holds `{picture.name}` as a sparse file: pack the test set again with plain files")
-    label = _label(tar, labels[0], path, num_classes)
+    label = _label(tar, labels[0], path=path, num_classes=num_classes)
     return _Place(str(path), picture.offset_data, _checked_size(picture.size, f"{path}/{picture.name}"), label)
 
 
-def _label(tar: tarfile.TarFile, member: tarfile.TarInfo, path: Path, num_classes: int) -> int:
+def _label(tar: tarfile.TarFile, member: tarfile.TarInfo, *, path: Path, num_classes: int) -> int:
     file = tar.extractfile(member)
     text = file.read(MAX_LABEL_BYTES + 1).strip() if file is not None else b""
     if not text.isdigit() or len(text) > MAX_LABEL_BYTES or int(text) >= num_classes:

@@ -104,9 +104,9 @@ class Task(_Entry):
                 f"no data for task `{self.name}` at `{folder}`: put it there ({self.published}), or change `--data {data_root}`"
             )
         if self.layout == "imagefolder":
-            split = read_image_folder(root, folder, name=name, class_folders=self.folders)
+            split = read_image_folder(root, folder, name=f"{self.name}/{name}", class_folders=self.folders)
         else:
-            split = read_webdataset(root, folder, name=name, classes=self.classes)
+            split = read_webdataset(root, folder, name=f"{self.name}/{name}", classes=self.classes)
         if (wanted := self.sizes.get(name, len(split))) != len(split):
             raise UserError(
                 f"split `{name}` of task `{self.name}` has {len(split):,} pictures at `{folder}`, not {wanted:,}: "

@@ -17,7 +17,7 @@ from clipkit.model.encoder import Encoder
 from clipkit.recipe import EvalRecipe
 from clipkit.run import Run
 
-TEXTS_AT_ONCE = 256
+TEXTS_AT_ONCE = 1_024
 
 
 class Predictions(NamedTuple):
@@ -27,7 +27,7 @@ class Predictions(NamedTuple):
     labels_N: NDArray[np.int64]
 
 
-def class_embeddings(encoder: Encoder, task: Task) -> torch.Tensor:
+def class_embeddings(encoder: Encoder, task: Task, *, run: Run) -> torch.Tensor:
     """The classifier of a task (C, D): the mean of the unit vectors of all of a class's texts, at unit length again.
 
     The mean is taken in embedding space, over templates and over the names of a class (CLIP 3.1.4). Raises UserError where the
@@ -35,9 +35,11 @@ def class_embeddings(encoder: Encoder, task: Task) -> torch.Tensor:
     """
     texts = [(label, text) for label in range(len(task.classes)) for text in task.texts(label)]
     sums_CD = torch.zeros(len(task.classes), encoder.width, dtype=torch.float64)
-    for start in range(0, len(texts), TEXTS_AT_ONCE):
-        labels, batch = zip(*texts[start : start + TEXTS_AT_ONCE], strict=True)
-        sums_CD.index_add_(0, torch.tensor(labels), torch.nn.functional.normalize(encoder.encode_texts(batch).double(), dim=1))
+    with run.progress(f"class texts of {task.name}", total=len(texts), unit="texts") as advance:
+        for start in range(0, len(texts), TEXTS_AT_ONCE):
+            labels, batch = zip(*texts[start : start + TEXTS_AT_ONCE], strict=True)
+            sums_CD.index_add_(0, torch.tensor(labels), torch.nn.functional.normalize(encoder.encode_texts(batch).double(), dim=1))
+            advance(len(batch))
     weights_CD = torch.nn.functional.normalize(sums_CD, dim=1)
     broken_C = ~(weights_CD.norm(dim=1) > 0.5)  # not `<`: NaN is broken too
     if broken_C.any():
@@ -49,7 +51,7 @@ def class_embeddings(encoder: Encoder, task: Task) -> torch.Tensor:
 def predict(encoder: Encoder, task: Task, split: Split, *, run: Run, cache: Path, batch_size: int, workers: int) -> Predictions:
     """Zero-shot logits of every picture of a split. Raises UserError for an image-only encoder."""
     _require_text(encoder)
-    weights_CD = class_embeddings(encoder, task)
+    weights_CD = class_embeddings(encoder, task, run=run)
     embeddings = embed(encoder, split, cache=cache, run=run, batch_size=batch_size, workers=workers)
     return Predictions((encoder.logit_scale * embeddings.projected_ND @ weights_CD.T).numpy(), split.labels_N)
 
@@ -60,11 +62,11 @@ def run_zero_shot(recipe: EvalRecipe, encoder: Encoder, suite: Suite, data_root:
     A task that fails is named in `failed`, the others go on. Leaves `results/TASK.json` and `predictions/TASK.parquet` in the run.
     """
     _require_text(encoder)
-    classify = partial(_classify, recipe, encoder, data_root=data_root, run=run, cache=cache)
-    return score_suite("zero-shot", classify, recipe, encoder, suite, run=run)
+    classify = partial(_classify, encoder, recipe=recipe, data_root=data_root, run=run, cache=cache)
+    return score_suite(classify, suite, kind="zero-shot", recipe=recipe, encoder=encoder, run=run)
 
 
-def _classify(recipe: EvalRecipe, encoder: Encoder, task: Task, *, data_root: Path, run: Run, cache: Path) -> Outcome:
+def _classify(encoder: Encoder, task: Task, *, recipe: EvalRecipe, data_root: Path, run: Run, cache: Path) -> Outcome:
     split = task.split(data_root, "test")
     predictions = predict(encoder, task, split, run=run, cache=cache, batch_size=recipe.batch_size, workers=recipe.workers)
     return Outcome(*predictions, facts={"content_hash": split.content_hash})

@@ -7,6 +7,7 @@ hold tensors only, so their architecture must be named. Nothing that a file hold
 import json
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from clipkit import UserError
 from clipkit.model import torchscript
-from clipkit.model.architectures import Architecture, architectures
+from clipkit.model.architectures import Architecture, architecture, architectures
 from clipkit.model.clip import build_empty
 from clipkit.model.preprocess import Preprocess
 from clipkit.model.towers import ImageTextModel
@@ -91,11 +92,18 @@ def load_published(architecture: Architecture, path: Path) -> Loaded:
         state = _read_safetensors(path)
     elif torchscript.is_archive(path):
         if architecture.activation != "quick_gelu":
-            raise UserError(f"`{path}` is an archive of OpenAI's with quick_gelu, not gelu: write `openai:{architecture.name}@{path}`")
+            raise UserError(f"`{path}` is an archive of OpenAI's, whose activation is quick_gelu, not gelu: write `openai:NAME@{path}`")
         state = _read_archive(path)
     else:
         state = _read_pickle(path)
     return Loaded(_fill(path, architecture, _plain_names(state)), Preprocess(architecture.image_size), {})
+
+
+def open_clip_architecture(name: str) -> Architecture:
+    """The architecture that open_clip means by a name: its plain names have GELU, those in `-quickgelu` are the published ones."""
+    bare = name.removesuffix("-quickgelu")
+    made = architecture(bare)
+    return made if bare != name else replace(made, name=f"{name} with gelu", activation="gelu")
 
 
 def _check_file(path: Path) -> None:

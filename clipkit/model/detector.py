@@ -31,7 +31,7 @@ from clipkit.model.preprocess import FORMATS, MAX_PIXELS, UndecodableImage, deco
 SIDE = 24
 """Pixels of the thumbnail's side: twice what CUTOFF needs."""
 
-TILT = 0.5
+TILT = 1.0
 CUTOFF = 6.0
 """The filter: weight f^TILT * exp(-(f / CUTOFF)^2) for f cycles per picture."""
 
@@ -48,8 +48,9 @@ them (section 5) and told nothing about memorised test pictures.
 REACH = 0.17
 """Most of a side that one picture may lack of the other: crops up to a tenth, and a margin."""
 
-PROMISING = 0.4
-"""Correlation of the best view from which the window is refined; duplicates start far above it."""
+ROUNDS = 7
+MOST_STEP = 1 / 16
+"""Steps in which a window is refined, and the most that an edge moves in one (share of the side: about the shortest wave that counts)."""
 
 
 def _views() -> Tensor:
@@ -94,14 +95,12 @@ class PixelDescriptor:
         thumbnails = _thumbnails(features_NF)
         return torch.stack([_search_vectors(_cut(thumbnails, view.expand(len(thumbnails), 4))[0]) for view in VIEWS])
 
-    def similarity(self, test_PF: Tensor, train_PF: Tensor) -> Tensor:
-        """Verified similarity (P,) of P pairs of pictures by their features, -1 to 1; 1 where one is a part of the other."""
-        test, train = _filtered(_thumbnails(test_PF)), _filtered(_thumbnails(train_PF))
-        best, windows = _best_views(test, train)
-        promising = torch.nonzero(best > PROMISING)[:, 0]
-        if len(promising):
-            best[promising] = _refined(test[promising], train[promising], best[promising], windows[promising])
-        return best
+    def similarity(self, test_PF: Tensor, train_PF: Tensor, view_P: Tensor) -> Tensor:
+        """Verified similarity (P,) of P pairs of pictures by their features, -1 to 1; 1 where one is a part of the other.
+
+        `view_P` names the view (an index into VIEWS) from which the common part is sought.
+        """
+        return _refined(_filtered(_thumbnails(test_PF)), _filtered(_thumbnails(train_PF)), VIEWS[view_P])
 
 
 def _is_special(image: bytes) -> bool:
@@ -182,31 +181,39 @@ def _cut(thumbnails: Tensor, windows_N4: Tensor) -> tuple[Tensor, Tensor]:
     return down[:, None] @ thumbnails @ across[:, None].transpose(2, 3), (inside_y[:, :, None] * inside_x[:, None, :])[:, None]
 
 
-def _correlation(test: Tensor, train: Tensor, windows_P4: Tensor) -> Tensor:
-    """Normalised correlation (P,) of filtered training pictures with windows of filtered test pictures, over what both show."""
-    shown, mask = _cut(test, windows_P4)
-    floor = FLOOR**2 * 3 * mask.sum((1, 2, 3))
+def _correlation(shown: Tensor, train: Tensor, mask: Tensor) -> Tensor:
+    """Normalised correlation (P,) of filtered pictures over the mask; nearly uniform ones are far from everything (FLOOR)."""
     shown, train = shown * mask, train * mask
+    floor = FLOOR**2 * 3 * mask.sum((1, 2, 3))
     energy = ((shown * shown).sum((1, 2, 3)) + floor) * ((train * train).sum((1, 2, 3)) + floor)
     return (shown * train).sum((1, 2, 3)) / energy.sqrt()
 
 
-def _best_views(test: Tensor, train: Tensor) -> tuple[Tensor, Tensor]:
-    scores = torch.stack([_correlation(test, train, view.expand(len(test), 4)) for view in VIEWS])
-    best, view = scores.max(0)
-    return best, VIEWS[view]
-
-
-def _refined(test: Tensor, train: Tensor, best_P: Tensor, windows_P4: Tensor) -> Tensor:
-    """The best correlation over windows near the given ones: every edge, and both of an axis, are moved while that helps."""
-    best, windows = best_P.clone(), windows_P4.clone()
-    least = torch.tensor([-REACH * 1.25] * 2 + [1 - REACH] * 2)
-    most = torch.tensor([REACH] * 2 + [1 + REACH * 1.25] * 2)
-    moves = torch.tensor([[1, 0, 0, 0], [0, 0, 1, 0], [1, 0, 1, 0], [0, 1, 0, 0], [0, 0, 0, 1], [0, 1, 0, 1]])
-    for step in (1 / 24, 1 / 24, 1 / 48, 1 / 48, 1 / 96):
-        for move in torch.cat([moves, -moves]) * step:
-            moved = torch.clamp(windows + move, least, most)
-            score = _correlation(test, train, moved)
-            better = score > best
-            best, windows = torch.where(better, score, best), torch.where(better[:, None], moved, windows)
+def _refined(test: Tensor, train: Tensor, windows_P4: Tensor) -> Tensor:
+    """The best correlation (P,) on the way from the given windows to better ones, edge by edge."""
+    best, windows = torch.full((len(test),), -1.0), windows_P4
+    least, most = torch.tensor([-1.25 * REACH] * 2 + [1 - REACH] * 2), torch.tensor([REACH] * 2 + [1 + 1.25 * REACH] * 2)
+    for _ in range(ROUNDS):
+        shown, mask = _cut(test, windows)
+        best = torch.maximum(best, _correlation(shown, train, mask))
+        windows = torch.clamp(windows + _step(shown, train, mask, windows), least, most)
     return best
+
+
+def _step(shown: Tensor, train: Tensor, mask: Tensor, windows_P4: Tensor) -> Tensor:
+    """How far to move each edge (P, 4) so that the window shows more of the training picture: a Gauss-Newton step.
+
+    With x = left + (right - left) c, the picture I seen through the window changes by I'(x) (1 - c) for the left edge and I'(x) c for the
+    right one. The training picture is fitted, by least squares where both show, as gain * (shown + the four changes * steps).
+    """
+    centre = (torch.arange(SIDE) + 0.5) / SIDE
+    slope_x = torch.gradient(shown, spacing=1 / SIDE, dim=3)[0] / (windows_P4[:, 2] - windows_P4[:, 0])[:, None, None, None]
+    slope_y = torch.gradient(shown, spacing=1 / SIDE, dim=2)[0] / (windows_P4[:, 3] - windows_P4[:, 1])[:, None, None, None]
+    far_x, far_y = slope_x * centre, slope_y * centre[:, None]
+    basis = torch.stack([shown, slope_x - far_x, slope_y - far_y, far_x, far_y], 1).mul_(mask[:, None]).flatten(2)
+    normal, right = basis @ basis.transpose(1, 2), basis @ (train * mask).flatten(1)[:, :, None]
+    # A little damping: a picture of horizontal stripes says nothing of its left and right edge.
+    damping = 1e-2 * normal.diagonal(dim1=1, dim2=2) + FLOOR**2
+    solved: Tensor = torch.linalg.solve(normal + torch.diag_embed(damping), right)[..., 0]
+    gain = solved[:, :1].clamp_min(0.1)
+    return (solved[:, 1:] / gain).clamp(-MOST_STEP, MOST_STEP)

@@ -1,38 +1,28 @@
 """Encoders: pictures and texts to unit vectors, whatever model stands behind them.
 
-    encoder = load_encoder("runs/model")
-    pixels_BCHW = torch.stack([encoder.preprocess(data) for data in pictures])
-    features_BF, projected_BD = encoder.encode_images(pixels_BCHW)
-    text_BD = encoder.encode_texts(["a photo of a cat"])
+encoder = load_encoder("runs/model")
+pixels_BCHW = torch.stack([encoder.preprocess(data) for data in pictures])
+features_BF, projected_BD = encoder.encode_images(pixels_BCHW)
+text_BD = encoder.encode_texts(["a photo of a cat"])
 """
 
-import contextlib
 import functools
-import hashlib
-import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Protocol
 
 import torch
 from PIL import Image
-from torch import Tensor, nn
-from torch.nn import functional
+from torch import Tensor
 
 from clipkit import UserError
+from clipkit.model import adapters
 from clipkit.model.architectures import ResNetSizes, architecture
-from clipkit.model.checkpoint import Loaded, load_model, load_published
+from clipkit.model.checkpoint import Loaded, load_model, load_published, open_clip_architecture
 from clipkit.model.tokenizer import Tokenizer
+from clipkit.model.vectors import Encoded, arithmetic, default_device, encode_in_batches, fingerprint, known_precision, unit
 
-TEXTS_AT_ONCE = 256
-PRECISIONS = ("fp32", "bf16")
-
-
-class Encoded(NamedTuple):
-    """Float32 on the CPU: `features_BF` before the projection, of any length; `projected_BD` of unit length in the joint space."""
-
-    features_BF: Tensor
-    projected_BD: Tensor
+__all__ = ["ClipEncoder", "Encoded", "Encoder", "load_encoder"]
 
 
 class Encoder(Protocol):
@@ -80,14 +70,16 @@ class ClipEncoder:
     def __init__(self, loaded: Loaded, *, name: str, precision: str = "fp32", device: str | None = None) -> None:
         """`precision`: "fp32" or "bf16" arithmetic (the weights stay float32). `device`: none means a GPU where there is one."""
         self.name = name
-        self._precision = _known(precision)
-        self._device = torch.device(device or default_device())
+        self._precision = known_precision(precision)
+        self._device = torch.device(device) if device else default_device()
         self._loaded = loaded
         of_resnet = isinstance(loaded.model.architecture.image, ResNetSizes)
         self._layout = torch.channels_last if of_resnet else torch.contiguous_format
-        self._model = loaded.model.to(self._device, memory_format=self._layout).eval()
+        self._model = loaded.model.to(self._device).eval()
+        if of_resnet:
+            self._model.to(memory_format=self._layout)  # type: ignore[call-overload]
         self._tokenizer = Tokenizer(loaded.model.architecture.text.context)
-        self.logit_scale = float(loaded.model.logit_scale.exp())
+        self.logit_scale = loaded.model.logit_scale.detach().exp().item()
         self.feature_width = loaded.model.architecture.feature_width
         self.width = loaded.model.architecture.embed_width
 
@@ -112,7 +104,7 @@ class ClipEncoder:
     @torch.inference_mode()
     def encode_texts(self, texts: Sequence[str]) -> Tensor:
         """In batches, each as long as its longest text."""
-        return in_batches(texts, self.width, self._encode_batch)
+        return encode_in_batches(texts, self.width, self._encode_batch)
 
     def _encode_batch(self, texts: Sequence[str]) -> Tensor:
         with arithmetic(self._precision, self._device):
@@ -122,26 +114,24 @@ class ClipEncoder:
 def load_encoder(spec: str, *, precision: str = "fp32") -> Encoder:
     """The encoder that `--model` names.
 
-    `DIR` or `FILE`: a training run, or a checkpoint that clipkit wrote. `openai:NAME@FILE`: OpenAI's weights. `open_clip:NAME@FILE`: a state
-    dict of open_clip's, by its names (`ViT-B-32` with GELU, `ViT-B-32-quickgelu`). `open_clip:NAME/TAG`, `hf:ID`, `timm:NAME`: through those
-    packages, which may download. Raises UserError.
+    * `DIR` or `FILE`: a training run, or a checkpoint that clipkit wrote;
+    * `openai:NAME@FILE`: OpenAI's weights;
+    * `open_clip:NAME@FILE`: a state dict of open_clip's, by its names (`ViT-B-32` has GELU, `ViT-B-32-quickgelu` is OpenAI's);
+    * `open_clip:NAME/TAG`, `hf:ID`, `timm:NAME`: through those packages, which may download.
+
+    Raises UserError.
     """
-    _known(precision)
+    known_precision(precision)
     kind, colon, rest = spec.partition(":")
-    if colon and kind in _OPENERS and not Path(spec).exists():
-        return _OPENERS[kind](spec, rest, precision)
-    return ClipEncoder(load_model(Path(spec)), name=spec, precision=precision)
+    if not colon or kind not in _PREFIXES or Path(spec).exists():
+        return ClipEncoder(load_model(Path(spec)), name=spec, precision=precision)
+    if kind == "openai" or (kind == "open_clip" and "@" in rest):
+        name, at, file = rest.partition("@")
+        if not name or not at or not file:
+            raise UserError(f"`{spec}` names no weights file: write `{kind}:NAME@FILE`, for example `{kind}:ViT-B-32@ViT-B-32.pt`")
+        made = architecture(name) if kind == "openai" else open_clip_architecture(name)
+        return ClipEncoder(load_published(made, Path(file)), name=spec, precision=precision)
+    return adapters.load_peer(spec, precision=precision)
 
 
-def _open_openai(spec: str, rest: str, precision: str) -> Encoder:
-    name, file = _name_and_file(spec, rest)
-    return ClipEncoder(load_published(architecture(name), file), name=spec, precision=precision)
-
-
-def _open_open_clip(spec: str, rest: str, precision: str) -> Encoder:
-    if "@" not in rest:
-        from clipkit.model import adapters
-
-        return adapters.open_clip_encoder(spec, rest, precision)
-    name, file = _name_and_file(spec, rest)
-    return ClipEncoder(load_published(open_clip_architecture(name), file), name=spec, precision=precision)
+_PREFIXES = ("openai", "open_clip", "hf", "timm")

@@ -123,7 +123,7 @@ def _check_size(width: int, height: int, max_pixels: int) -> None:
 def resize_shorter_side(pixels: Tensor, size: int) -> Tensor:
     """uint8 (3, H, W) -> the shorter side `size`, the longer one in proportion and rounded down, as torchvision does.
 
-    Bicubic with antialiasing: within one grey level of Pillow's.
+    Bicubic with antialiasing: within one grey level of Pillow's, two at single pixels of noise.
     """
     pixels = _middle(pixels)
     height, width = pixels.shape[1:]

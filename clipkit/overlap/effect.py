@@ -97,7 +97,7 @@ def _note(count: int, overlap: int, clean: float | None) -> str:
     if clean == 1:
         return "Every Clean picture was right: Overlap cannot be easier, so the test cannot find anything."
     if clean == 0:
-        return "No Clean picture was right: a single right answer in Overlap is significant by arithmetic alone, so read the p-value with care."
+        return "No Clean picture was right: one right answer in Overlap is significant by arithmetic alone; read the p-value with care."
     if clean**overlap >= LEVEL:
         word = "picture" if overlap == 1 else "pictures"
         return f"Overlap has only {overlap} {word}: even with all of them right the test would not be significant."

@@ -1,6 +1,7 @@
 """Exact nearest training pictures: a blocked matrix product over vectors that stream by, k best kept.
 
-No index and no approximation: what is not found is not there. Memory holds the test pictures, one block of training pictures and the k best.
+No index and no approximation: what is not found is not there. In memory are the test pictures, one block of training pictures, and the
+k best of each test picture.
 """
 
 from typing import NamedTuple
@@ -26,17 +27,28 @@ class Neighbours(NamedTuple):
     key_NK: NDArray[np.bytes_]
     place_NK: NDArray[np.int64]  # where the caller keeps the picture
 
+    def rows(self, rows: slice) -> "Neighbours":
+        """Views of some test pictures."""
+        return Neighbours(self.similarity_NK[rows], self.key_NK[rows], self.place_NK[rows])
+
+    def ordered(self, k: int) -> "Neighbours":
+        """The k best by similarity, then key, then place."""
+        order_NK = np.lexsort((self.place_NK, self.key_NK, -self.similarity_NK), axis=1)[:, :k]
+        return Neighbours(
+            np.take_along_axis(self.similarity_NK, order_NK, axis=1),
+            np.take_along_axis(self.key_NK, order_NK, axis=1),
+            np.take_along_axis(self.place_NK, order_NK, axis=1),
+        )
+
 
 class NearestSearch:
     """Collects the nearest training pictures while blocks of them are added. Their order and cut make no difference."""
 
     def __init__(self, views_VND: Tensor, k: int) -> None:
         """`views_VND`: unit vectors of N test pictures through V views; the similarity to a picture is the greatest over views."""
-        self._views_VND = views_VND
+        self.views_VND = views_VND
         count = views_VND.shape[1]
-        self._best = Neighbours(
-            np.full((count, k), -np.inf, np.float32), np.zeros((count, k), KEY_TYPE), np.full((count, k), -1, np.int64)
-        )
+        self._best = Neighbours(np.full((count, k), -np.inf, np.float32), np.zeros((count, k), KEY_TYPE), np.full((count, k), -1, np.int64))
 
     def add(self, vectors_MD: Tensor, keys_M: NDArray[np.bytes_], places_M: NDArray[np.int64]) -> None:
         """Compare with M training pictures: unit vectors, keys, and where the caller keeps them."""
@@ -44,12 +56,17 @@ class NearestSearch:
             return
         order = np.argsort(keys_M, kind="stable")  # so that the first of equal similarities has the smallest key
         vectors_MD, keys_M, places_M = vectors_MD[torch.from_numpy(order)], keys_M[order], places_M[order]
-        for start in range(0, self._views_VND.shape[1], TESTS_AT_ONCE):
+        for start in range(0, self.views_VND.shape[1], TESTS_AT_ONCE):
             rows = slice(start, start + TESTS_AT_ONCE)
-            values, columns = top(similarities(self._views_VND[:, rows], vectors_MD), self._best.key_NK.shape[1])
-            found = Neighbours(values, keys_M[columns], places_M[columns])
-            for kept, merged in zip(self._best, _merged(Neighbours(*(part[rows] for part in self._best)), found), strict=True):
-                kept[rows] = merged
+            values, columns = top(similarities(self.views_VND[:, rows], vectors_MD), self._best.key_NK.shape[1])
+            self._keep(rows, Neighbours(values, keys_M[columns], places_M[columns]))
+
+    def _keep(self, rows: slice, found: Neighbours) -> None:
+        kept = self._best.rows(rows)
+        both = Neighbours(*(np.concatenate(pair, axis=1) for pair in zip(kept, found, strict=True)))
+        best = both.ordered(kept.key_NK.shape[1])
+        for old, new in zip(kept, best, strict=True):
+            old[...] = new
 
     @property
     def neighbours(self) -> Neighbours:
@@ -75,10 +92,3 @@ def top(values_NM: Tensor, k: int) -> tuple[NDArray[np.float32], NDArray[np.int6
     if len(crowded):
         columns[crowded] = values_NM[crowded].sort(dim=1, descending=True, stable=True).indices[:, :k]
     return values.numpy(), columns.numpy()
-
-
-def _merged(one: Neighbours, other: Neighbours) -> Neighbours:
-    """The k best of two lists of neighbours, by similarity, then key, then place."""
-    parts = [np.concatenate(pair, axis=1) for pair in zip(one, other, strict=True)]
-    order = np.lexsort((parts[2], parts[1], -parts[0]), axis=1)[:, : one.key_NK.shape[1]]
-    return Neighbours(*(np.take_along_axis(part, order, axis=1) for part in parts))

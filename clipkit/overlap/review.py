@@ -79,7 +79,9 @@ def apply_review(similarity_N: NDArray[np.float32], *, threshold: float, review:
     is_overlap_N = similarity_N >= threshold
     for index, verdict in review.verdicts.items():
         if index >= len(is_overlap_N):
-            raise UserError(f"the review of task `{task}` has a verdict on picture {index}: its indices go from 0 to {len(is_overlap_N) - 1}")
+            raise UserError(
+                f"the review of task `{task}` has a verdict on picture {index}: its indices go from 0 to {len(is_overlap_N) - 1}"
+            )
         is_overlap_N[index] = verdict == "duplicate"
     return is_overlap_N
 
@@ -115,9 +117,13 @@ def _task_review(entry: Any, path: Path, task: str) -> TaskReview:
 
 def _verdict(index: str, verdict: Any, path: Path, task: str) -> tuple[int, Verdict]:
     if not (index.isascii() and index.isdigit() and len(index) <= 12):
-        raise UserError(f"verdict on `{index[:40]}` of task `{task}` in review `{path}`: the index of a test picture was expected, such as \"17\"")
+        raise UserError(
+            f'verdict on `{index[:40]}` of task `{task}` in review `{path}`: the index of a test picture was expected, such as "17"'
+        )
     if verdict not in ("duplicate", "different"):
-        raise UserError(f'verdict on picture {index} of task `{task}` in review `{path}` is {_shown(verdict)}: "duplicate" or "different" was expected')
+        raise UserError(
+            f'verdict on picture {index} of task `{task}` in review `{path}` is {_shown(verdict)}: "duplicate" or "different" was expected'
+        )
     return int(index), verdict
 
 

@@ -71,7 +71,28 @@ def print_tables(tables: Sequence[Table], data: Any, *, as_json: bool) -> None:
 
 def build_tables(report: Mapping[str, Any]) -> list[Table]:
     """Funnel, download outcomes and balance of a build-dataset report."""
-    raise NotImplementedError
+    funnel = [
+        (line["stage"], line["in"], line["out"], line["out"] / line["in"] if line["in"] else None, _counts(line["dropped"]))
+        for line in report["funnel"]
+    ]
+    queries = report["queries"]
+    balance = [(name.replace("_", " "), queries[name]) for name in ("count", "matched", "above_limit", "never_matched", "picks", "union")]
+    broken = [(name, reason) for name, reason in report["broken_sources"].items()]
+    note = f"{report['pairs']:,} pairs in {report['shards']}; dropped pairs to look at: {report['dropped_examples']}"
+    return [
+        Table("funnel", ("stage", "in", "out", "share", "dropped"), funnel, note),
+        Table("downloads", ("outcome", "URLs"), _most_first(report["outcomes"])),
+        Table("queries", ("what", "count"), balance, "picks: (query, pair); union: pairs that some query picked"),
+        *([Table("broken sources", ("file", "reason"), broken)] if broken else []),
+    ]
+
+
+def _counts(reasons: Mapping[str, int]) -> str:
+    return ", ".join(f"{reason} {count:,}" for reason, count in _most_first(reasons))
+
+
+def _most_first(counts: Mapping[str, int]) -> list[tuple[str, int]]:
+    return sorted(counts.items(), key=lambda count: (-count[1], count[0]))
 
 
 def verify_tables(report: Mapping[str, Any]) -> list[Table]:
@@ -108,28 +129,70 @@ def score_tables(report: Mapping[str, Any]) -> list[Table]:
 def suite_tables(report: Mapping[str, Any]) -> list[Table]:
     """The tasks of a suite: what they ask, and where their data is published."""
     tasks = report["tasks"]
-    facts = [
+    asked = [
         {
             "task": task["task"],
+            "title": task["title"],
             "classes": task["classes"],
             "templates": task["templates"],
             "metric": task["metric"],
-            "splits": ", ".join(f"{name} {task['sizes'].get(name, '')}".strip() for name in task["splits"]),
-            "layout": task["layout"],
-            "folder": task["folder"],
-            "a text": task["example"],
+            "pictures": ", ".join(f"{name} {text(task['sizes'].get(name))}".strip() for name in task["splits"]),
         }
         for task in tasks
     ]
-    sources = [{"task": task["task"], "title": task["title"], "published": task["published"]} for task in tasks]
-    return [Table.from_dicts(f"{report['suite']}: {report['title']}", facts), Table.from_dicts("where the data is published", sources)]
+    data = [{name: task[name] for name in ("task", "folder", "layout", "published")} for task in tasks]
+    return [Table.from_dicts(f"{report['suite']}: {report['title']}", asked), Table.from_dicts("Folders under `--data`", data)]
 
 
 def overlap_tables(report: Mapping[str, Any]) -> list[Table]:
-    """Overlap, Clean and All per task."""
-    raise NotImplementedError
+    """Overlap, Clean and All per task, then the counts over tasks."""
+    accuracies = ("accuracy_all", "accuracy_overlap", "accuracy_clean", "all_minus_clean")
+    columns = ("task", "count", "overlap", "contamination", *accuracies, "p_value")
+    titles = ("task", "pictures", "overlap", "share", "All", "Overlap", "Clean", "All - Clean", "p")
+    rows = [tuple(row[column] for column in columns) for row in report["tasks"]]
+    notes = [f"{row['task']}: {row['note']}" for row in report["tasks"] if row["note"]]
+    note = "\n".join([*notes, f"pairs side by side: {report['page']}"])
+    found = report["summary"]
+    counts: list[tuple[Cell, ...]] = [
+        ("tasks with overlap", found["tasks"] - found["without_overlap"]),
+        ("score moved by more than 0.1 points", found["shifted"]),
+        (f"{report['confidence']:.1%} interval of Overlap excludes Clean", found["interval_excludes_clean"]),
+        ("one-sided p below 0.05", found["significant"]),
+        (f"one-sided p below 0.05 / {max(1, found['tasks'])} (Bonferroni)", found["significant_bonferroni"]),
+    ]
+    return [
+        Table(f"overlap of the training data with {report['suite']}", titles, rows, note),
+        Table("over tasks", (f"of {found['tasks']} tasks", "count"), counts),
+    ]
 
 
 def demo_tables(report: Mapping[str, Any]) -> list[Table]:
     """The tour: command lines, funnel, scores, overlap."""
-    raise NotImplementedError
+    stages = [
+        (stage["stage"], stage["in"], stage["out"], ", ".join(f"{reason} {count:,}" for reason, count in stage["dropped"].items()))
+        for stage in report["funnel"]
+    ]
+    scores = [
+        (score["command"], score["task"], score["metric"], f"{score['value']:.1%}", f"{score['low']:.1%} to {score['high']:.1%}")
+        for score in report["scores"]
+        if score["is_main"]
+    ]
+    overlaps = [
+        (task["task"], task["count"], task["overlap"], *(_percent(task[f"accuracy_{part}"]) for part in ("all", "overlap", "clean")))
+        for task in report["overlap"]
+    ]
+    planted = report["planted"]
+    found = (
+        f"planted near-duplicates: {planted['planted']}, of which {planted['right']} were found; "
+        f"precision {_percent(planted['precision'])}, recall {_percent(planted['recall'])}"
+    )
+    return [
+        Table("the five commands", ("command",), [(line,) for line in report["commands"]]),
+        Table("from pages to pairs", ("stage", "in", "out", "dropped"), stages),
+        Table("what the model is worth", ("command", "task", "metric", "score", "95% interval"), scores),
+        Table("train against test", ("task", "pictures", "overlap", "all", "overlap only", "clean"), overlaps, note=found),
+    ]
+
+
+def _percent(share: float | None) -> str | None:
+    return None if share is None else f"{share:.1%}"

@@ -33,7 +33,7 @@ def save_checkpoint(folder: Path, state: State, *, keep: int) -> Path:
     for leftover in (temporary, path):
         shutil.rmtree(leftover, ignore_errors=True)
     temporary.mkdir(parents=True)
-    save_model(temporary / "model.safetensors", state.model, state.preprocess)
+    save_model(temporary / "model.safetensors", state.model, preprocess=state.preprocess)
     save_file(_optimiser_tensors(state), temporary / "optimiser.safetensors")
     write_json(temporary / "state.json", asdict(state.progress))
     _flush(temporary)

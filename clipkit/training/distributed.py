@@ -73,19 +73,17 @@ def wait_for_all() -> None:
         dist.barrier()
 
 
-def synchronise_batch_norm(module: nn.Module) -> nn.Module:
-    """Let batch normalisation see the whole batch: with statistics per rank, N ranks would train another model than one."""
+def synchronise_batch_norm(model: nn.Module) -> None:
+    """Let a model's batch normalisation see the whole batch: with statistics per rank, N ranks would train another model than one."""
     if ranks() == 1:
-        return module
-    if next(module.parameters()).is_cuda:
-        converted: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(module)  # type: ignore[no-untyped-call]
-        return converted
-    for name, child in module.named_children():
-        if isinstance(child, nn.BatchNorm2d):
-            setattr(module, name, SynchronisedBatchNorm2d.like(child))
-        else:
-            synchronise_batch_norm(child)
-    return module
+        return
+    if next(model.parameters()).is_cuda:
+        nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
+        return
+    for parent in list(model.modules()):
+        for name, child in parent.named_children():
+            if isinstance(child, nn.BatchNorm2d):
+                setattr(parent, name, SynchronisedBatchNorm2d.like(child))
 
 
 class SynchronisedBatchNorm2d(nn.BatchNorm2d):
@@ -102,7 +100,7 @@ class SynchronisedBatchNorm2d(nn.BatchNorm2d):
         """(B, C, H, W) -> (B, C, H, W)."""
         if not self.training:
             return super().forward(x_BCHW)
-        x = x_BCHW.float()
+        x = x_BCHW.to(torch.promote_types(x_BCHW.dtype, torch.float32))
         count = x.shape[0] * x.shape[2] * x.shape[3] * ranks()
         mean_C = sum_over_ranks(x.sum((0, 2, 3))) / count
         centred = x - mean_C[:, None, None]
@@ -128,13 +126,13 @@ class _GatherRows(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x_BD: Tensor) -> Tensor:
         gathered_ND = x_BD.new_empty(len(x_BD) * ranks(), *x_BD.shape[1:])
-        dist.all_gather_into_tensor(gathered_ND, x_BD.contiguous())
+        dist.all_gather(list(gathered_ND.chunk(ranks())), x_BD.contiguous())
         return gathered_ND
 
     @staticmethod
     def backward(ctx: Any, gradient_ND: Tensor) -> Tensor:
         gradient_BD = gradient_ND.new_empty(len(gradient_ND) // ranks(), *gradient_ND.shape[1:])
-        dist.reduce_scatter_tensor(gradient_BD, gradient_ND.contiguous())
+        dist.reduce_scatter(gradient_BD, list(gradient_ND.contiguous().chunk(ranks())))
         return gradient_BD
 
 

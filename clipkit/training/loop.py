@@ -146,8 +146,7 @@ def _on_ranks(scoring: Scoring) -> nn.Module:
     if ranks() == 1:
         return scoring
     device = scoring.model.logit_scale.device
-    # Batch normalisation sees the whole batch, so that its buffers are equal on all ranks already.
-    return DistributedDataParallel(scoring, device_ids=[device.index] if device.type == "cuda" else None, broadcast_buffers=False)
+    return DistributedDataParallel(scoring, device_ids=[device.index] if device.type == "cuda" else None)
 
 
 def _not_finite(loss: float, *, batch: Batch, step: int, run: Run) -> UserError:
@@ -206,7 +205,7 @@ def _finish(
 ) -> dict[str, Any]:
     """Write the final weights, measure what was asked for, and report."""
     progress, path = state.progress, run.path / WEIGHTS
-    save_model(path, state.model, state.preprocess)
+    save_model(path, state.model, preprocess=state.preprocess)
     held_out = batches.held_out_N
     assert progress.loss is not None
     numbers = {

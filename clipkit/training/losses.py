@@ -18,7 +18,7 @@ def contrastive_loss(image_BD: Tensor, text_BD: Tensor, logit_scale: Tensor) -> 
     """
     # Under autocast the products below would be rounded to bfloat16, where logits near 100 are half a unit apart.
     with torch.autocast(image_BD.device.type, enabled=False):
-        image_BD, text_BD, logit_scale = (_at_least_float32(x) for x in (image_BD, text_BD, logit_scale))
+        image_BD, text_BD, logit_scale = (x.to(torch.promote_types(x.dtype, torch.float32)) for x in (image_BD, text_BD, logit_scale))
         return (_one_way(image_BD, text_BD, logit_scale) + _one_way(text_BD, image_BD, logit_scale)) / 2
 
 
@@ -27,7 +27,3 @@ def _one_way(query_BD: Tensor, own_BD: Tensor, logit_scale: Tensor) -> Tensor:
     logits_BN = logit_scale * query_BD @ gather_rows(own_BD).T
     first = rank() * len(query_BD)
     return functional.cross_entropy(logits_BN, torch.arange(first, first + len(query_BD), device=query_BD.device))
-
-
-def _at_least_float32(x: Tensor) -> Tensor:
-    return x if x.dtype == torch.float64 else x.float()

@@ -64,8 +64,8 @@ class Scoring(nn.Module):
 
 
 def unit(x_BD: Tensor) -> Tensor:
-    """Rows of length 1, computed in float32."""
-    return functional.normalize(x_BD if x_BD.dtype == torch.float64 else x_BD.float(), dim=-1)
+    """Rows of length 1, in float32 or better."""
+    return functional.normalize(x_BD.to(torch.promote_types(x_BD.dtype, torch.float32)), dim=-1)
 
 
 def distinct(texts: Sequence[str]) -> tuple[list[str], Tensor]:

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from clipkit import UserError
 from clipkit.dataset.shards import TABLE_SCHEMA, Pair, Shards, pair_key, write_shards
+from clipkit.report.tables import verify_tables
 
 JPEG = b"\xff\xd8\xff\xe0"
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -249,6 +250,16 @@ def test_verify_names_each_broken_tar_and_pair(tmp_path: Path) -> None:
     assert ("00002.tar", None, "the tar has 3,000 bytes where the manifest says 20,480") in found
     assert ("00002.tar", pairs[8].key, f"the file `{pairs[8].key}.json` is cut off") in found
     assert {key for _, key, _ in found} == {None, pairs[1].key, pairs[5].key, pairs[8].key}
+
+
+def test_what_verify_found_is_shown_as_tables(tmp_path: Path) -> None:
+    shards = write(tmp_path, make_pairs(5))
+    (summary,) = verify_tables(shards.verify())
+    assert summary.rows == [(2, 5, 0)]
+    (tmp_path / "00001.tar").unlink()
+    summary, problems = verify_tables(shards.verify())
+    assert summary.rows == [(2, 5, 1)]
+    assert problems.rows == [("00001.tar", None, "the tar is missing")]
 
 
 def test_verify_compares_the_parquet_with_the_pairs(tmp_path: Path) -> None:

@@ -79,7 +79,9 @@ def test_batch_size_and_threads_and_cache_make_no_difference(
     torch.testing.assert_close(tuple(fresh), tuple(one_by_one))
 
 
-def test_another_encoder_or_other_pictures_never_hit_the_cache(make_picture: Callable[..., bytes], color_encoder: Any, tmp_path: Path) -> None:
+def test_another_encoder_or_other_pictures_never_hit_the_cache(
+    make_picture: Callable[..., bytes], color_encoder: Any, tmp_path: Path
+) -> None:
     red, blue = Drawn([make_picture("red")], "hash of red"), Drawn([make_picture("blue")], "hash of blue")
     run_embed(color_encoder, red, tmp_path)
     assert run_embed(color_encoder, blue, tmp_path).projected_ND[0, 2] > 0
@@ -145,7 +147,9 @@ def test_nan_from_the_encoder_is_told_and_not_cached(make_picture: Callable[...,
     assert not list(tmp_path.rglob("*.safetensors"))
 
 
-def test_pictures_are_decoded_by_as_many_threads_as_asked_for(make_picture: Callable[..., bytes], color_encoder: Any, tmp_path: Path) -> None:
+def test_pictures_are_decoded_by_as_many_threads_as_asked_for(
+    make_picture: Callable[..., bytes], color_encoder: Any, tmp_path: Path
+) -> None:
     pictures = Drawn([make_picture("red", i) for i in range(4)])
     together, preprocess = threading.Barrier(2, timeout=20), color_encoder.preprocess
     encoder = SimpleNamespace(**vars(color_encoder), encode_images=color_encoder.encode_images)

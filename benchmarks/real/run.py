@@ -1,0 +1,189 @@
+"""clipkit on real data, from fetching to a page of figures: `make real`.
+
+    python benchmarks/real/run.py [--only tuxpaint,common-crawl,cifar10] [--work DIR]
+
+Writes benchmarks/results/real-DATE.md with every figure and the command lines that made it. Needs npm, apt-get and dpkg. About an
+hour on 2 cores; killed and started again it goes on, since every clipkit command does.
+"""
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent.parent
+sys.path.insert(0, str(HERE))
+
+import common_crawl  # noqa: E402
+import pictures  # noqa: E402
+import tuxpaint  # noqa: E402
+from fetch import fetch_all  # noqa: E402
+
+from clipkit import __version__  # noqa: E402
+from clipkit.report.tables import Table  # noqa: E402
+
+
+class Commands:
+    """Runs clipkit as a user would, and remembers the command lines for the page."""
+
+    def __init__(self) -> None:
+        """Nothing has been typed yet."""
+        self.lines: list[str] = []
+
+    def __call__(self, *words: object, hidden: tuple[object, ...] = ()) -> dict[str, Any]:
+        """Run `clipkit WORDS --json` in the project's root and return its report; `hidden` words are not shown on the page."""
+        typed = [str(word) for word in words]
+        self.lines.append("clipkit " + shlex.join(typed))
+        print("\n$ " + self.lines[-1], file=sys.stderr, flush=True)
+        words_run = [sys.executable, "-m", "clipkit", *typed, *(str(word) for word in hidden), "--json"]
+        done = subprocess.run(words_run, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False)
+        if done.returncode:
+            raise SystemExit(done.returncode)
+        report: dict[str, Any] = json.loads(done.stdout)
+        return report
+
+    def block(self) -> str:
+        """The command lines as a code block."""
+        return "```console\n" + "\n".join(self.lines) + "\n```\n"
+
+
+def run_tuxpaint(data: Path, work: Path) -> str:
+    """Serve the stamps as a web in 78 languages, keep the English pairs; the language rule's precision and recall."""
+    stamps = data / "tuxpaint" / "usr" / "share" / "tuxpaint" / "stamps"
+    captions = tuxpaint.read_captions(stamps)
+    pages = tuxpaint.write_pages(captions, work / "tuxpaint-pages")
+    clipkit = Commands()
+    with tuxpaint.serving(stamps, work / "tuxpaint-port") as address:
+        connect = f"download.connect_to={{'{tuxpaint.HOST}:80'='{address}'}}"
+        report = clipkit(
+            "build-dataset", "benchmarks/real/tuxpaint.toml", "--out", _short(work / "tuxpaint"), "--set", connect
+        )
+    verified = clipkit("shards", "verify", _short(work / "tuxpaint"))
+    rule, by_language = tuxpaint.measure_language_rule(captions)
+    kept = tuxpaint.measure_shards(captions, work / "tuxpaint")
+    return "\n".join(
+        [
+            "## Tux Paint: captions in 78 languages as a web\n",
+            f"{len(captions):,} captions of the PNG stamps became {pages:,} HTML pages, served over loopback HTTP with their pictures.\n",
+            clipkit.block(),
+            "The language rule alone, on every caption against its known language:\n",
+            rule.to_markdown(),
+            "Languages whose captions pass most often (left untranslated captions are counted as English):\n",
+            by_language.to_markdown(),
+            "The funnel of the whole command:\n",
+            funnel_table(report).to_markdown(),
+            kept.to_markdown(),
+            f"`shards verify`: {verified['count']:,} pairs in {verified['shards']} shards, {len(verified['problems'])} problems.\n",
+        ]
+    )
+
+
+def run_common_crawl(data: Path, work: Path) -> str:
+    """A Common Crawl WARC through pages and text rules, every image tag accounted for."""
+    warc = next((data / "common-crawl").rglob("*.warc"))
+    return common_crawl.measure(warc, work / "common-crawl")
+
+
+def run_cifar10(data: Path, work: Path) -> str:
+    """Shards, training, zero-shot, linear probe and overlap on CIFAR-10, overlap on Fashion-MNIST."""
+    shards, tests, model, cache = work / "cifar10-shards", work / "tests", work / "cifar10-model", work / "embeddings"
+    if not (shards / "shards.json").exists():
+        pictures.write_training_shards(data, shards)
+    if not tests.exists():
+        unfinished = tests.with_name("tests.tmp")
+        shutil.rmtree(unfinished, ignore_errors=True)
+        for split in ("train", "test"):
+            pictures.write_task(unfinished, "cifar10", split, *pictures.read_cifar10(data, split))
+            pictures.write_task(unfinished, "fashion-mnist", split, *pictures.read_fashion_mnist(data, split))
+        unfinished.rename(tests)
+    clipkit = Commands()
+    trained = clipkit("train", "cifar10", "--data", _short(shards), "--out", _short(model))
+    common = ("--model", _short(model), "--data", _short(tests), "--cache", _short(cache))
+    zero_shot = clipkit("eval", "zero-shot", "--suite", "cifar10", *common, "--out", _short(work / "zero-shot"))
+    probe = clipkit("eval", "linear-probe", "--suite", "real", *common, "--out", _short(work / "linear-probe"))
+    overlap = clipkit("overlap-report", "--train", _short(shards), "--suite", "real", *common, "--out", _short(work / "overlap"))
+    columns = ("task", "metric", "value", "low", "high", "count", "seconds")
+    return "\n".join(
+        [
+            "## CIFAR-10: shards, training, evaluation, overlap\n",
+            clipkit.block(),
+            _facts("Training", trained).to_markdown(),
+            _rows("Zero-shot", zero_shot["scores"], columns).to_markdown(),
+            _rows("Linear probe", probe["scores"], columns).to_markdown(),
+            _rows("Overlap", overlap["tasks"], tuple(overlap["tasks"][0])).to_markdown(),
+            f"Overlap over tasks: {json.dumps(overlap['summary'])}\n",
+        ]
+    )
+
+
+STEPS: dict[str, Callable[[Path, Path], str]] = {
+    "tuxpaint": run_tuxpaint,
+    "common-crawl": run_common_crawl,
+    "cifar10": run_cifar10,
+}
+
+
+def funnel_table(report: dict[str, Any]) -> Table:
+    """A build report's funnel: pairs in, out, and why the rest went."""
+    rows = [
+        (stage["stage"], stage["in"], stage["out"], ", ".join(f"{reason} {count:,}" for reason, count in stage["dropped"].items()))
+        for stage in report["funnel"]
+    ]
+    return Table("funnel", ("stage", "in", "out", "dropped"), rows)
+
+
+def _facts(title: str, report: dict[str, Any]) -> Table:
+    plain = [(key, value) for key, value in report.items() if isinstance(value, str | int | float)]
+    return Table(title, ("what", "value"), plain)
+
+
+def _rows(title: str, rows: list[dict[str, Any]], columns: tuple[str, ...]) -> Table:
+    plain = tuple(column for column in columns if not isinstance(rows[0].get(column), list | dict))
+    return Table(title, plain, [tuple(row.get(column) for column in plain) for row in rows])
+
+
+def _short(path: Path) -> str:
+    return os.path.relpath(path, ROOT)
+
+
+def _head(only: list[str]) -> str:
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
+    return (
+        f"# Real data, {datetime.date.today().isoformat()}\n\n"
+        f"Made by `make real` ({', '.join(only)}): clipkit {__version__} at {commit or 'no commit'}, Python {platform.python_version()}, "
+        f"{os.cpu_count()} cores, no GPU. The data is fetched by `benchmarks/real/fetch.py` and is not part of the project.\n"
+    )
+
+
+def main() -> None:
+    """Fetch, run the steps, write the page."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default=",".join(STEPS), help="steps, comma-separated")
+    parser.add_argument("--work", type=Path, default=HERE / "work", help="where the runs go")
+    options = parser.parse_args()
+    only = options.only.split(",")
+    if unknown := set(only) - set(STEPS):
+        parser.error(f"no step {', '.join(sorted(unknown))}: choose from {', '.join(STEPS)}")
+    data, work = fetch_all(), options.work.resolve()
+    work.mkdir(parents=True, exist_ok=True)
+    sections = work / "sections"
+    sections.mkdir(exist_ok=True)
+    for name in only:
+        (sections / f"{name}.md").write_text(STEPS[name](data, work))
+    found = [sections / f"{name}.md" for name in STEPS if (sections / f"{name}.md").exists()]
+    page = ROOT / "benchmarks" / "results" / f"real-{datetime.date.today().isoformat()}.md"
+    page.write_text("\n".join([_head([path.stem for path in found]), *(path.read_text() for path in found)]))
+    print(f"figures in {page}")
+
+
+if __name__ == "__main__":
+    main()

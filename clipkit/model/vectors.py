@@ -1,0 +1,67 @@
+"""What every encoder does around its model: precision, unit length, batches of texts, the fingerprint."""
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from clipkit import UserError
+
+TEXTS_AT_ONCE = 256
+PRECISIONS = ("fp32", "bf16")
+
+
+class Encoded(NamedTuple):
+    """Float32 on the CPU: `features_BF` before the projection, of any length; `projected_BD` of unit length in the joint space."""
+
+    features_BF: Tensor
+    projected_BD: Tensor
+
+
+def known_precision(name: str) -> str:
+    """The name itself. Raises UserError for another than fp32 and bf16."""
+    if name not in PRECISIONS:
+        raise UserError(f"precision `{name}` is not known: give one of {', '.join(PRECISIONS)}")
+    return name
+
+
+def default_device() -> torch.device:
+    """A GPU where there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def arithmetic(precision: str, device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """The context of a forward pass: with bf16 matrix products and convolutions are done in bfloat16, all else in float32."""
+    return torch.autocast(device.type, dtype=torch.bfloat16) if precision == "bf16" else contextlib.nullcontext()
+
+
+def unit(x_BD: Tensor) -> Tensor:
+    """Each row divided by its length, as float32 on the CPU."""
+    return functional.normalize(x_BD.float(), dim=-1).cpu()
+
+
+def encode_in_batches(texts: Sequence[str], width: int, encode: Callable[[Sequence[str]], Tensor]) -> Tensor:
+    """`encode` over at most TEXTS_AT_ONCE texts at a time; (B, D) in the order given.
+
+    Texts of like length share a batch, so that little is spent on padding.
+    """
+    out_BD = torch.empty(len(texts), width)
+    order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
+    for start in range(0, len(order), TEXTS_AT_ONCE):
+        chosen = order[start : start + TEXTS_AT_ONCE]
+        out_BD[chosen] = encode([texts[i] for i in chosen])
+    return out_BD
+
+
+def fingerprint(state: Mapping[str, Tensor], facts: Mapping[str, Any]) -> str:
+    """SHA-256 over the tensors (name, type, shape, bytes) in order of name, and plain data beside them."""
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
+    for name, tensor in sorted(state.items()):
+        digest.update(f"\0{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()

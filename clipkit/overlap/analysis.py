@@ -1,0 +1,359 @@
+"""The overlap report, stage by stage: describe, search, verify, split the test sets, compare the scores, write the page.
+
+Training pictures are described shard by shard into the same cache as every other embedding, so a killed report goes on where it was and a
+second one only searches. Two passes over the shards: the search keeps CANDIDATES pictures per test picture, then a detector that can
+(`PixelDescriptor`) verifies them.
+"""
+
+import itertools
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from clipkit import UserError
+from clipkit.dataset.shards import Pair, Shard, Shards
+from clipkit.evaluation.embeddings import Embeddings, embed
+from clipkit.evaluation.metrics import top_k
+from clipkit.evaluation.splits import Split
+from clipkit.evaluation.suite import Suite, Task
+from clipkit.evaluation.zero_shot import predict
+from clipkit.model.detector import PixelDescriptor
+from clipkit.model.encoder import Encoder, load_encoder
+from clipkit.overlap.effect import LEVEL, Effect, measure_effect, summarise
+from clipkit.overlap.neighbours import KEY_TYPE, NearestSearch, Neighbours
+from clipkit.overlap.pairs import Choice, caption, choose_pairs, find_training_pairs, picture_uri
+from clipkit.overlap.review import Review, apply_review, load_review, review_path
+from clipkit.recipe import OverlapRecipe
+from clipkit.report.page import OverlapPage, ShownPair, TaskSection, write_overlap_page
+from clipkit.run import Run, replacing
+
+CANDIDATES = 4
+"""Training pictures per test picture that are verified."""
+
+PAIRS_AT_ONCE = 512
+ROWS_PER_SHARD = 2**32
+"""A place is shard index x this + row."""
+
+TABLE_SCHEMA = pa.schema(
+    [
+        ("task", pa.string()),
+        ("test_index", pa.int64()),
+        ("key", pa.string()),  # of the nearest training pair; null where there is none
+        ("shard", pa.string()),
+        ("similarity", pa.float32()),
+        ("is_overlap", pa.bool_()),
+        ("is_correct", pa.bool_()),
+    ]
+)
+"""The columns of `overlap.parquet`: one row per test picture."""
+
+
+@dataclass(frozen=True)
+class TestSet:
+    """A task's test pictures: what the detector sees, what the evaluated model answers, the nearest training pictures."""
+
+    task: Task
+    split: Split
+    features_NF: Tensor
+    predicted_N: NDArray[np.int64]
+    search: NearestSearch
+
+    @property
+    def is_correct_N(self) -> NDArray[np.bool_]:
+        """Whether the model's first answer was right."""
+        return np.asarray(self.predicted_N == self.split.labels_N)
+
+
+@dataclass(frozen=True)
+class Nearest:
+    """The nearest training picture of each test picture. -inf, b"" and -1 without training pictures."""
+
+    similarity_N: NDArray[np.float32]
+    key_N: NDArray[np.bytes_]
+    place_N: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One task, finished."""
+
+    test: TestSet
+    nearest: Nearest
+    threshold: float
+    is_overlap_N: NDArray[np.bool_]
+    effect: Effect
+    verdicts: dict[int, str]
+
+
+class ShardPictures:
+    """The pictures of one shard in order: what `embed` calls Pictures. The cache knows them by the shard's sha256."""
+
+    def __init__(self, shards: Shards, shard: Shard) -> None:
+        """The tar is read from the front, again where a caller goes back."""
+        self.name, self.content_hash, self._count = shard.name, shard.sha256, shard.count
+        self._shards, self._shard = shards, shard
+        self._position = 0
+        self._pairs: Iterator[Pair] = iter(())
+
+    def __len__(self) -> int:
+        """Number of pairs."""
+        return self._count
+
+    def read(self, start: int, stop: int) -> list[bytes]:
+        """Encoded pictures start..stop. Raises UserError where the tar holds fewer than the manifest says."""
+        if start < self._position or not self._position:
+            self._position, self._pairs = 0, self._shards.read(self._shard)
+        pictures = [pair.image for pair in itertools.islice(self._pairs, start - self._position, stop - self._position)]
+        self._position = stop
+        if len(pictures) != min(stop, self._count) - start:
+            raise UserError(f"`{self.name}` holds fewer pairs than its manifest says: `clipkit shards verify` lists all damage")
+        return pictures
+
+    @cached_property
+    def keys(self) -> NDArray[np.bytes_]:
+        """The pairs' keys, in order."""
+        table = Shards(self._shards.root, (self._shard,)).table(["key"])
+        return np.array(table["key"].to_pylist(), KEY_TYPE)
+
+
+def report_overlap(
+    recipe: OverlapRecipe, encoder: Encoder, shards: Shards, suite: Suite, data_root: Path, *, run: Run, cache: Path
+) -> dict[str, Any]:
+    """The report of `clipkit overlap-report`. A task that fails is named in `failed`, the others go on.
+
+    Leaves `overlap.parquet` (a row per test picture) and `overlap.html` in the run. Raises UserError for what concerns all tasks:
+    an image-only model, a detector that cannot be loaded, a threshold or a review of a task that the suite does not have.
+    """
+    review = load_review(review_path(run.path, recipe.review))
+    _check(recipe, encoder, suite, review)
+    detector = _load_detector(recipe)
+    describe = partial(embed, detector, cache=cache, run=run, batch_size=recipe.batch_size, workers=recipe.workers)
+    tests, failed = _test_sets(recipe, encoder, detector, suite, data_root, run=run, cache=cache)
+    pictures = [ShardPictures(shards, shard) for shard in shards.shards]
+    _search(tests, pictures, describe, block_size=recipe.block_size, run=run)
+    nearest = _verify(tests, pictures, describe, detector, run=run)
+    findings = []
+    for test, found in zip(tests, nearest, strict=True):
+        try:
+            findings.append(_finding(recipe, test, found, review))
+        except UserError as error:
+            failed[test.task.name] = _told(run, test.task, error)
+    _write_table(run.path / "overlap.parquet", findings, shards)
+    report = _report(recipe, encoder, detector, suite, findings, run=run)
+    report |= {"failed": failed, "training_pictures": shards.count, "review": review.fingerprint}
+    sections = _sections(recipe, findings, shards)
+    write_overlap_page(run.path / "overlap.html", OverlapPage(report, sections))
+    return report
+
+
+def _check(recipe: OverlapRecipe, encoder: Encoder, suite: Suite, review: Review) -> None:
+    known = {task.name for task in suite.tasks}
+    for what, names in (("knob `thresholds`", recipe.thresholds), ("the review", review.tasks)):
+        if unknown := sorted(set(names) - known):
+            raise UserError(f"{what} names task `{unknown[0]}`: suite `{suite.name}` has {', '.join(sorted(known))}")
+    if not encoder.has_text:
+        raise UserError(
+            f"model `{encoder.name}` encodes images only: the report compares zero-shot accuracies, give a model with a text tower"
+        )
+
+
+def _load_detector(recipe: OverlapRecipe) -> Encoder:
+    return PixelDescriptor() if recipe.detector == PixelDescriptor.name else load_encoder(recipe.detector, precision=recipe.precision)
+
+
+# ------------------------------------------------------------------- describe
+
+
+def _test_sets(
+    recipe: OverlapRecipe, encoder: Encoder, detector: Encoder, suite: Suite, data_root: Path, *, run: Run, cache: Path
+) -> tuple[list[TestSet], dict[str, str]]:
+    knobs: dict[str, Any] = {"cache": cache, "run": run, "batch_size": recipe.batch_size, "workers": recipe.workers}
+    tests, failed = [], {}
+    for task in suite.tasks:
+        try:
+            split = task.split(data_root, "test")
+            predictions = predict(encoder, task, split, **knobs)
+            embeddings = embed(detector, split, **knobs)
+            predicted = top_k(predictions.logits_NC, 1)[:, 0]
+            tests.append(TestSet(task, split, embeddings.features_NF, predicted, _new_search(detector, embeddings)))
+        except UserError as error:
+            failed[task.name] = _told(run, task, error)
+    return tests, failed
+
+
+def _new_search(detector: Encoder, embeddings: Embeddings) -> NearestSearch:
+    if isinstance(detector, PixelDescriptor):
+        return NearestSearch(detector.views(embeddings.features_NF), CANDIDATES)
+    return NearestSearch(embeddings.projected_ND[None], 1)
+
+
+def _told(run: Run, task: Task, error: UserError) -> str:
+    run.say(f"{task.name}: {error}")
+    return str(error)
+
+
+# ---------------------------------------------------------- search and verify
+
+
+def _search(tests: Sequence[TestSet], pictures: Sequence[ShardPictures], describe: Any, *, block_size: int, run: Run) -> None:
+    with run.progress("searching the training pictures", total=sum(map(len, pictures)), unit="pictures") as advance:
+        for index, shard in enumerate(pictures):
+            vectors_MD = describe(shard).projected_ND
+            for start in range(0, len(shard), block_size):
+                rows = np.arange(start, min(start + block_size, len(shard)))
+                for test in tests:
+                    test.search.add(vectors_MD[rows[0] : rows[-1] + 1], shard.keys[rows], index * ROWS_PER_SHARD + rows)
+                advance(len(rows))
+
+
+def _verify(tests: Sequence[TestSet], pictures: Sequence[ShardPictures], describe: Any, detector: Encoder, *, run: Run) -> list[Nearest]:
+    """The nearest training picture of each test picture, by verified similarity where the detector verifies."""
+    if not isinstance(detector, PixelDescriptor):
+        return [_nearest(test.search.neighbours) for test in tests]
+    verified = [np.full_like(test.search.neighbours.similarity_NK, -np.inf) for test in tests]
+    with run.progress("verifying the candidates", total=len(pictures), unit="shards") as advance:
+        for index, shard in enumerate(pictures):
+            train = describe(shard)
+            for test, similarity_NK in zip(tests, verified, strict=True):
+                is_here_NK = test.search.neighbours.place_NK // ROWS_PER_SHARD == index
+                tests_P, rows_P = np.nonzero(is_here_NK)[0], test.search.neighbours.place_NK[is_here_NK] % ROWS_PER_SHARD
+                similarity_NK[is_here_NK] = _similarity(detector, test, train, tests_P=tests_P, rows_P=rows_P)
+            advance(1)
+    return [_nearest(test.search.neighbours._replace(similarity_NK=similarity)) for test, similarity in zip(tests, verified, strict=True)]
+
+
+def _similarity(
+    detector: PixelDescriptor, test: TestSet, train: Embeddings, *, tests_P: NDArray[np.int64], rows_P: NDArray[np.int64]
+) -> NDArray[np.float32]:
+    """Verified similarities (P,) of pairs of a test picture and a training picture."""
+    parts = [np.zeros(0, np.float32)]
+    with torch.inference_mode():
+        for start in range(0, len(tests_P), PAIRS_AT_ONCE):
+            tests, rows = tests_P[start : start + PAIRS_AT_ONCE], rows_P[start : start + PAIRS_AT_ONCE]
+            view_P = torch.einsum("vpd,pd->vp", test.search.views_VND[:, tests], train.projected_ND[rows]).argmax(0)
+            parts.append(detector.similarity(test.features_NF[tests], train.features_NF[rows], view_P).numpy())
+    return np.concatenate(parts)
+
+
+def _nearest(candidates: Neighbours) -> Nearest:
+    """The most similar candidate of each test picture; of equally similar ones that with the smallest key."""
+    best = candidates._replace(similarity_NK=candidates.similarity_NK.round(5)).ordered(1)
+    return Nearest(best.similarity_NK[:, 0], best.key_NK[:, 0], best.place_NK[:, 0])
+
+
+# ------------------------------------------------------------------- findings
+
+
+def _finding(recipe: OverlapRecipe, test: TestSet, nearest: Nearest, review: Review) -> Finding:
+    name = test.task.name
+    decided = review.of(name)
+    threshold = decided.threshold if decided.threshold is not None else recipe.thresholds.get(name, recipe.threshold)
+    is_overlap_N = apply_review(nearest.similarity_N, threshold=threshold, review=decided, task=name)
+    effect = measure_effect(test.is_correct_N, is_overlap_N, confidence=recipe.confidence)
+    return Finding(test, nearest, threshold, is_overlap_N, effect, dict(decided.verdicts))
+
+
+def _report(
+    recipe: OverlapRecipe, encoder: Encoder, detector: Encoder, suite: Suite, findings: Sequence[Finding], *, run: Run
+) -> dict[str, Any]:
+    return {
+        "command": "overlap-report",
+        "model": encoder.name,
+        "detector": detector.name,
+        "suite": suite.name,
+        "page": str(run.path / "overlap.html"),
+        "confidence": recipe.confidence,
+        "tasks": [_task_row(finding, num_tasks=len(findings)) for finding in findings],
+        "summary": asdict(summarise([finding.effect for finding in findings])),
+    }
+
+
+def _task_row(finding: Finding, *, num_tasks: int) -> dict[str, Any]:
+    effect = finding.effect
+    return {
+        "task": finding.test.task.name,
+        "title": finding.test.task.title,
+        "threshold": finding.threshold,
+        **asdict(effect),
+        "is_shifted": effect.is_shifted,
+        "interval_excludes_clean": effect.interval_excludes_clean,
+        "is_significant": effect.is_significant(LEVEL),
+        "is_significant_bonferroni": effect.is_significant(LEVEL / num_tasks),
+        "verdicts": len(finding.verdicts),
+    }
+
+
+def _write_table(path: Path, findings: Sequence[Finding], shards: Shards) -> None:
+    with replacing(path) as temporary:
+        pq.write_table(pa.concat_tables([TABLE_SCHEMA.empty_table(), *(_rows(finding, shards) for finding in findings)]), temporary)
+
+
+def _rows(finding: Finding, shards: Shards) -> pa.Table:
+    nearest, count = finding.nearest, len(finding.is_overlap_N)
+    is_found_N = nearest.place_N >= 0
+    names = np.array([shard.name for shard in shards.shards] or [""])
+    columns = [
+        pa.array([finding.test.task.name] * count, pa.string()),
+        pa.array(np.arange(count), pa.int64()),
+        pa.array(nearest.key_N.astype(str), pa.string(), mask=~is_found_N),
+        pa.array(names[nearest.place_N // ROWS_PER_SHARD], pa.string(), mask=~is_found_N),
+        pa.array(nearest.similarity_N, pa.float32(), mask=~is_found_N),
+        pa.array(finding.is_overlap_N),
+        pa.array(finding.test.is_correct_N),
+    ]
+    return pa.Table.from_arrays(columns, schema=TABLE_SCHEMA)
+
+
+# ----------------------------------------------------------------------- page
+
+
+def _sections(recipe: OverlapRecipe, findings: Sequence[Finding], shards: Shards) -> list[TaskSection]:
+    choices = [
+        choose_pairs(finding.nearest.similarity_N, finding.is_overlap_N, shown=recipe.pairs_shown, seed=recipe.seed) for finding in findings
+    ]
+    wanted: defaultdict[int, list[int]] = defaultdict(list)
+    for finding, choice in zip(findings, choices, strict=True):
+        for place in finding.nearest.place_N[list(choice.all)].tolist():
+            wanted[place // ROWS_PER_SHARD].append(place % ROWS_PER_SHARD)
+    training = {place: (pair, picture_uri(pair.image)) for place, pair in find_training_pairs(shards, wanted)}
+    return [_section(finding, choice, shards, training) for finding, choice in zip(findings, choices, strict=True)]
+
+
+def _section(finding: Finding, choice: Choice, shards: Shards, training: dict[tuple[int, int], tuple[Pair, str]]) -> TaskSection:
+    show = partial(_shown, finding, shards, training)
+    return TaskSection(
+        row=_task_row(finding, num_tasks=1),
+        similarity_N=finding.nearest.similarity_N[np.isfinite(finding.nearest.similarity_N)].tolist(),
+        overlap=[show(i) for i in choice.overlap],
+        above=[show(i) for i in choice.above],
+        below=[show(i) for i in choice.below],
+    )
+
+
+def _shown(finding: Finding, shards: Shards, training: dict[tuple[int, int], tuple[Pair, str]], index: int) -> ShownPair:
+    place = divmod(int(finding.nearest.place_N[index]), ROWS_PER_SHARD)
+    pair, train_picture = training[place]
+    classes, split = finding.test.task.classes, finding.test.split
+    return ShownPair(
+        test_index=index,
+        similarity=float(finding.nearest.similarity_N[index]),
+        is_overlap=bool(finding.is_overlap_N[index]),
+        verdict=finding.verdicts.get(index),
+        test_picture=picture_uri(split.read(index, index + 1)[0]),
+        train_picture=train_picture,
+        caption=caption(pair.text),
+        key=pair.key,
+        shard=shards.shards[place[0]].name,
+        label=classes[int(split.labels_N[index])][0],
+        predicted=classes[int(finding.test.predicted_N[index])][0],
+    )

@@ -1,0 +1,130 @@
+"""Plots of what a run found, as SVG text: no display, no global state, the same bytes for the same numbers."""
+
+import io
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+INK, FAINT, BLUE, ORANGE = "#1f2933", "#9aa5b1", "#2563a8", "#d9622b"
+
+_STYLE: Any = {
+    "svg.hashsalt": "clipkit",
+    "svg.fonttype": "path",  # text as outlines: looks the same wherever the page is opened
+    "font.size": 9,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": FAINT,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "xtick.color": INK,
+    "ytick.color": INK,
+}
+
+
+class Bar(NamedTuple):
+    """A score with its interval; no interval where the ends are None."""
+
+    label: str
+    value: float
+    low: float | None = None
+    high: float | None = None
+
+
+class OverlapPoint(NamedTuple):
+    """One task in the overlap figure. Shares and accuracies from 0 to 1; None where Overlap or Clean is empty."""
+
+    label: str
+    contamination: float
+    overlap_minus_clean: float | None
+    low: float | None  # ends of Overlap's interval, minus Clean's accuracy
+    high: float | None
+    all_minus_clean: float | None
+    interval_excludes_clean: bool
+    is_significant: bool
+
+
+def score_bars(bars: Sequence[Bar], *, axis: str) -> str:
+    """Horizontal bars of scores (0 to 1) with their intervals, first at the top."""
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(6.4, 0.9 + 0.32 * len(bars)), layout="constrained")
+        axes = figure.add_subplot()
+        places = range(len(bars))
+        axes.barh(places, [bar.value for bar in bars], color=BLUE, alpha=0.85, height=0.62)
+        for place, bar in zip(places, bars, strict=True):
+            if bar.low is not None and bar.high is not None:
+                axes.plot([bar.low, bar.high], [place, place], color=INK, linewidth=1.2)
+            axes.annotate(
+                f"{bar.value:.1%}", (max(bar.value, bar.high or 0), place), xytext=(4, 0), textcoords="offset points", va="center"
+            )
+        axes.set_yticks(list(places), [bar.label for bar in bars])
+        axes.invert_yaxis()
+        axes.set_xlim(0, 1.08)
+        axes.set_xticks([0, 0.25, 0.5, 0.75, 1])
+        axes.xaxis.set_major_formatter(mpl.ticker.PercentFormatter(1))
+        axes.set_xlabel(axis)
+        return _svg(figure)
+
+
+def similarity_histogram(similarities: Sequence[float], *, threshold: float) -> str:
+    """How similar the nearest training pictures are, on a logarithmic scale so that few duplicates show beside many others."""
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(6.4, 1.9), layout="constrained")
+        axes = figure.add_subplot()
+        low = min([0.0, *similarities])
+        edges = [low + (1 - low) * i / 50 for i in range(51)]
+        clipped = [min(similarity, 1.0) for similarity in similarities]
+        for colour, part in ((FAINT, [s for s in clipped if s < threshold]), (ORANGE, [s for s in clipped if s >= threshold])):
+            axes.hist(part, bins=edges, color=colour, log=bool(clipped))
+        axes.axvline(threshold, color=ORANGE, linewidth=1.2, linestyle="--")
+        axes.set_xlim(low, 1.0)
+        axes.set_xlabel(f"similarity of the nearest training picture (threshold {threshold:g})")
+        axes.set_ylabel("test pictures")
+        return _svg(figure)
+
+
+def overlap_panels(points: Sequence[OverlapPoint], *, confidence: float) -> str:
+    """The two panels of CLIP's figure 17: what the overlap did, against how much of it there is."""
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(8.4, 3.5), layout="constrained")
+        left, right = figure.subplots(1, 2)
+        _draw_differences(left, points, confidence)
+        _draw_shifts(right, points)
+        for axes in (left, right):
+            axes.axhline(0, color=FAINT, linewidth=0.8, zorder=0)
+            axes.set_xlabel("test pictures with a near-duplicate (%)")
+            most = max([100 * point.contamination for point in points], default=0)
+            axes.set_xlim(-0.03 * (most or 1), 1.25 * (most or 1))
+            axes.margins(y=0.15)
+        return _svg(figure)
+
+
+def _draw_differences(axes: Axes, points: Sequence[OverlapPoint], confidence: float) -> None:
+    for point in points:
+        if point.overlap_minus_clean is None or point.low is None or point.high is None:
+            continue
+        x, colour = 100 * point.contamination, ORANGE if point.interval_excludes_clean else BLUE
+        axes.plot([x, x], [100 * point.low, 100 * point.high], color=colour, linewidth=1)
+        axes.plot(x, 100 * point.overlap_minus_clean, "o", color=colour, markersize=5)
+        axes.annotate(point.label, (x, 100 * point.overlap_minus_clean), xytext=(6, 3), textcoords="offset points", fontsize=8)
+    axes.set_ylabel("Overlap − Clean (points)")
+    axes.set_title(f"Accuracy on Overlap against Clean\n{confidence:.1%} intervals; orange: excludes 0", fontsize=9, loc="left")
+
+
+def _draw_shifts(axes: Axes, points: Sequence[OverlapPoint]) -> None:
+    for point in points:
+        if point.all_minus_clean is None:
+            continue
+        x, y = 100 * point.contamination, 100 * point.all_minus_clean
+        axes.plot(x, y, "o", color=ORANGE if point.is_significant else BLUE, markersize=5)
+        axes.annotate(point.label, (x, y), xytext=(6, 3), textcoords="offset points", fontsize=8)
+    axes.set_ylabel("All − Clean (points)")
+    axes.set_title("Shift of the score by the overlap\norange: one-sided p < 0.05", fontsize=9, loc="left")
+
+
+def _svg(figure: Figure) -> str:
+    out = io.StringIO()
+    figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
+    return out.getvalue()

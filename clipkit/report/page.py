@@ -1,0 +1,159 @@
+"""The overlap report as one HTML page that needs nothing else: styles, plots and pictures are inside it.
+
+Whatever comes from the web (captions, class names, keys) is escaped by the template. Pictures come as `data:` URIs that were drawn anew.
+"""
+
+import base64
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from clipkit.run import replacing
+
+
+@dataclass(frozen=True)
+class ShownPair:
+    """A test picture beside its nearest training picture."""
+
+    test_index: int
+    similarity: float
+    is_overlap: bool
+    verdict: str | None  # what a person has said: "duplicate" or "different"
+    test_picture: str  # data: URI
+    train_picture: str  # data: URI
+    caption: str
+    key: str
+    shard: str
+    label: str
+    predicted: str
+
+    @property
+    def is_correct(self) -> bool:
+        """Whether the evaluated model gave the picture's own class."""
+        return self.predicted == self.label
+
+
+@dataclass(frozen=True)
+class TaskSection:
+    """One task: its row of the report, every test picture's similarity, the pairs that are shown."""
+
+    row: Mapping[str, Any]
+    similarity_N: Sequence[float]
+    overlap: Sequence[ShownPair]
+    above: Sequence[ShownPair]
+    below: Sequence[ShownPair]
+
+
+@dataclass(frozen=True)
+class OverlapPage:
+    """What the page shows: the report of `overlap-report` and a section per task."""
+
+    report: Mapping[str, Any]
+    sections: Sequence[TaskSection]
+
+
+def write_overlap_page(path: Path, page: OverlapPage) -> None:
+    """Write the page under a temporary name, then rename."""
+    html = render_overlap_page(page)
+    with replacing(path) as temporary:
+        temporary.write_text(html, encoding="utf-8")
+
+
+def render_overlap_page(page: OverlapPage) -> str:
+    """The page as HTML text."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    from clipkit.report.figures import overlap_panels, similarity_histogram
+
+    # Every template is escaped, whatever its file is called.
+    environment = Environment(
+        loader=PackageLoader("clipkit.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {"percent": percent, "points": points, "p_value": p_value}
+    compared = [section for section in page.sections if section.row["overlap"]]
+    return environment.get_template("overlap.html").render(
+        report=page.report,
+        panels=_image_uri(overlap_panels([_point(section.row) for section in compared], confidence=page.report["confidence"]))
+        if compared
+        else None,
+        sections=[
+            {
+                "task": section,
+                "histogram": _image_uri(similarity_histogram(section.similarity_N, threshold=section.row["threshold"])),
+                "sentences": sentences(section.row, confidence=page.report["confidence"]),
+                "example": verdict_example(section),
+            }
+            for section in page.sections
+        ],
+    )
+
+
+def percent(share: float | None) -> str:
+    """0.1234 -> 12.3%; a dash for None."""
+    return "–" if share is None else f"{share:.1%}"
+
+
+def points(difference: float | None) -> str:
+    """0.0123 -> +1.23; a dash for None."""
+    return "–" if difference is None else f"{100 * difference:+.2f}".replace("-", "−")
+
+
+def p_value(p: float | None) -> str:
+    """Three digits, or a bound where it is smaller; a dash for None."""
+    return "–" if p is None else ("< 0.001" if p < 0.001 else f"{p:.3f}")
+
+
+def sentences(row: Mapping[str, Any], *, confidence: float) -> list[str]:
+    """A task's result in plain language."""
+    share = f"{row['overlap']:,} of {row['count']:,} test pictures ({percent(row['contamination'])})"
+    told = [f"{share} have a near-duplicate in the training data, at similarity {row['threshold']:g} or more."]
+    if row["verdicts"]:
+        told.append(f"{row['verdicts']:,} of the pictures were judged by a person; a verdict stands above the threshold.")
+    if row["accuracy_overlap"] is not None:
+        interval = f"{confidence:.1%} interval {percent(row['low'])} to {percent(row['high'])}"
+        told.append(f"The model is right on {percent(row['accuracy_overlap'])} of them ({interval}).")
+    if row["accuracy_overlap"] is not None and row["accuracy_clean"] is not None:
+        told.append(
+            f"On the others it is right on {percent(row['accuracy_clean'])}: the overlap moves the score by "
+            f"{points(row['all_minus_clean'])} points, to {percent(row['accuracy_all'])}."
+        )
+        told.append(_test_sentence(row))
+    return [*told, row["note"]] if row["note"] else told
+
+
+def _test_sentence(row: Mapping[str, Any]) -> str:
+    if row["is_significant"]:
+        corrected = "also" if row["is_significant_bonferroni"] else "but not"
+        found = f"Overlap is easier than Clean (one-sided p {p_value(row['p_value'])})"
+        return f"{found}, {corrected} after Bonferroni's correction for the number of tasks."
+    return f"That Overlap is easier than Clean is not shown (one-sided p {p_value(row['p_value'])})."
+
+
+def verdict_example(section: TaskSection) -> str:
+    """What `verdicts.json` looks like, with the pictures next to the threshold filled in as they are counted now."""
+    near = [*section.above[-2:], *section.below[:2]]
+    verdicts = {str(pair.test_index): "duplicate" if pair.is_overlap else "different" for pair in near}
+    return json.dumps({section.row["task"]: {"threshold": section.row["threshold"], "verdicts": verdicts}}, indent=2)
+
+
+def _point(row: Mapping[str, Any]) -> Any:
+    from clipkit.report.figures import OverlapPoint
+
+    clean = row["accuracy_clean"]
+    minus_clean = {name: None if clean is None else row[name] - clean for name in ("accuracy_overlap", "low", "high")}
+    return OverlapPoint(
+        label=row["task"],
+        contamination=row["contamination"],
+        overlap_minus_clean=minus_clean["accuracy_overlap"],
+        low=minus_clean["low"],
+        high=minus_clean["high"],
+        all_minus_clean=row["all_minus_clean"],
+        interval_excludes_clean=row["interval_excludes_clean"],
+        is_significant=row["is_significant"],
+    )
+
+
+def _image_uri(svg: str) -> str:
+    return f"data:image/svg+xml;base64,{base64.b64encode(svg.encode()).decode()}"

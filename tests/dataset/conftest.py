@@ -1,0 +1,181 @@
+"""A small web that misbehaves in every way that a download has to survive."""
+
+import socket
+import struct
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+
+from clipkit.recipe import DownloadKnobs
+
+HOST = "images.example"
+
+
+class Web:
+    """A server on 127.0.0.1 that stands for any host on port 80 of `images.example`. `hits` counts requests by path."""
+
+    def __init__(self) -> None:
+        self.hits: Counter[str] = Counter()
+        self.stopping = threading.Event()
+        self.seconds_per_answer = 0.0
+        self._server = _Server(("127.0.0.1", 0), _Handler)
+        self._server.web = self
+        self.port = int(self._server.server_address[1])
+        threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+
+    def url(self, path: str) -> str:
+        return f"http://{HOST}{path}"
+
+    def knobs(self, **changes: Any) -> DownloadKnobs:
+        here = {f"{HOST}:80": f"127.0.0.1:{self.port}"}
+        return DownloadKnobs(**{"connect_to": here, "timeout_seconds": 5.0, "pause_seconds": 0.05, "threads": 8, **changes})
+
+    def stop(self) -> None:
+        self.stopping.set()
+        self._server.shutdown()
+        self._server.server_close()
+
+
+def body_of(path: str) -> bytes:
+    return b"\xff\xd8\xff\xe0" + path.encode() * 40
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 256
+    web: Web
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that gives up is no event here."""
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: _Server
+
+    def do_GET(self) -> None:
+        self.server.web.hits[self.path] += 1
+        time.sleep(self.server.web.seconds_per_answer)
+        name = urlsplit(self.path).path.split("/")[1].replace("-", "_")
+        if name.isdecimal():
+            self.answer(b"not what you want", status=int(name))
+        else:
+            getattr(self, f"serve_{name}")()
+
+    def answer(self, body: bytes, *headers: tuple[str, str], status: int = 200, length: int | None = None) -> None:
+        self.send_response(status)
+        for name, value in headers:
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(body) if length is None else length))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def query(self, name: str) -> list[str]:
+        return parse_qs(urlsplit(self.path).query)[name]
+
+    def serve_ok(self) -> None:
+        self.answer(body_of(self.path), ("Content-Type", "image/jpeg"))
+
+    def serve_once(self) -> None:
+        """/once/503/... fails the first time."""
+        if self.server.web.hits[self.path] == 1:
+            self.answer(b"", status=int(self.path.split("/")[2]))
+        else:
+            self.answer(body_of(self.path))
+
+    def serve_echo(self) -> None:
+        self.answer(str(self.headers).encode())
+
+    def serve_until_close(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(body_of(self.path))
+
+    def serve_chunked(self) -> None:
+        self.wfile.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n6\r\n world\r\n0\r\n\r\n")
+
+    def serve_broken_chunks(self) -> None:
+        self.wfile.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n50\r\nhello")
+
+    def serve_html(self) -> None:
+        self.answer(b"<!DOCTYPE html><p>Log in to see this picture", ("Content-Type", "text/html"))
+
+    def serve_empty(self) -> None:
+        self.answer(b"")
+
+    def serve_drip(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+        while not self.server.web.stopping.wait(0.05):
+            self.wfile.write(b".")
+
+    def serve_drip_headers(self) -> None:
+        self.wfile.write(b"HTTP/1.1 200 OK\r\nX-Slow: ")
+        while not self.server.web.stopping.wait(0.05):
+            self.wfile.write(b".")
+
+    def serve_stall(self) -> None:
+        self.server.web.stopping.wait(60)
+
+    def serve_claims_long(self) -> None:
+        self.answer(b"short", length=10**12)
+
+    def serve_long(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+        while not self.server.web.stopping.is_set():
+            self.wfile.write(b"x" * 65536)
+
+    def serve_loop(self) -> None:
+        self.answer(b"", ("Location", self.path), status=302)
+
+    def serve_redirect(self) -> None:
+        self.answer(b"", ("Location", self.query("to")[0]), status=int((parse_qs(urlsplit(self.path).query).get("status") or ["301"])[0]))
+
+    def serve_steps(self) -> None:
+        """/steps/3 redirects three times."""
+        left = int(self.path.split("/")[2])
+        if left:
+            self.answer(b"", ("Location", str(left - 1)), status=307)
+        else:
+            self.answer(b"arrived")
+
+    def serve_nowhere(self) -> None:
+        self.answer(b"", status=302)
+
+    def serve_robots(self) -> None:
+        status = int((parse_qs(urlsplit(self.path).query).get("status") or ["200"])[0])
+        self.answer(b"a picture", *(("X-Robots-Tag", tag) for tag in self.query("tag")), status=status)
+
+    def serve_cut(self) -> None:
+        self.answer(b"half", length=1000)
+
+    def serve_reset(self) -> None:
+        self.answer(b"half", length=1000)
+        self.wfile.flush()
+        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.connection.close()
+
+    def serve_garbage(self) -> None:
+        self.wfile.write(b"\0\1\2 this is no HTTP at all\r\n\r\n")
+
+    def serve_many_headers(self) -> None:
+        self.wfile.write(b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 10_000)
+
+    def serve_hang_up(self) -> None:
+        self.connection.shutdown(socket.SHUT_RDWR)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Nothing is logged."""
+
+
+@pytest.fixture
+def web() -> Iterator[Web]:
+    web = Web()
+    yield web
+    web.stop()

@@ -1,0 +1,100 @@
+import numpy as np
+import pyarrow as pa
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from clipkit.dataset.balance import Picks, keyed_hash, merge, no_picks, pick, pick_all, query_salts
+from clipkit.dataset.shards import pair_key
+
+QUERIES = ["dog", "cat", "toy box", "photo", "never"]
+MATCHES = st.lists(st.sets(st.integers(0, 3), max_size=4).map(sorted), max_size=60)
+
+
+def key(number: int) -> str:
+    return pair_key(f"http://a/{number}", "text")
+
+
+def picks_of(rows: list[tuple[str, list[int]]], *, seed: int = 0, limit: int = 3) -> Picks:
+    keys = pa.array([key for key, _ in rows], pa.string())
+    queries = pa.array([queries for _, queries in rows], pa.list_(pa.int32()))
+    return pick(keys, queries, salts_Q=query_salts(QUERIES, seed), limit=limit)
+
+
+def equal(first: Picks, second: Picks) -> bool:
+    return all(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+@given(MATCHES, st.integers(0, 5), st.randoms())
+@settings(deadline=None)
+def test_order_and_parts_make_no_difference(matches: list[list[int]], seed: int, random: object) -> None:
+    rows = [(key(number), queries) for number, queries in enumerate(matches)]
+    whole = picks_of(rows, seed=seed)
+    random.shuffle(rows)  # type: ignore[attr-defined]
+    assert equal(picks_of(rows, seed=seed), whole)
+    cut = len(rows) // 3
+    assert equal(merge(picks_of(rows[:cut], seed=seed), picks_of(rows[cut:], seed=seed), limit=3), whole)
+    assert equal(
+        merge(picks_of(rows[cut:], seed=seed), no_picks(0)._replace(seen_Q=np.zeros(5, np.int64)), limit=3), picks_of(rows[cut:], seed=seed)
+    )
+
+
+@given(MATCHES, st.integers(1, 7))
+@settings(deadline=None)
+def test_every_query_picks_exactly_the_limit_or_all_that_it_has(matches: list[list[int]], limit: int) -> None:
+    rows = [(key(number), queries) for number, queries in enumerate(matches)]
+    picks = picks_of(rows, limit=limit)
+    seen = np.bincount([query for queries in matches for query in queries], minlength=5)
+    assert np.array_equal(picks.seen_Q, seen)
+    assert np.array_equal(np.bincount(picks.queries_K, minlength=5), np.minimum(seen, limit))
+    report = picks.report(limit)
+    assert report["above_limit"] == int((seen > limit).sum())
+    assert report["matched"] + report["never_matched"] == report["count"] == 5
+    assert report["union"] == len(picks.keys()) <= report["picks"] == len(picks.queries_K)
+
+
+def test_what_is_picked_has_the_smallest_hashes() -> None:
+    rows = [(key(number), [number % 2]) for number in range(200)]
+    everything, few = picks_of(rows, limit=1000), picks_of(rows, limit=5)
+    for query in (0, 1):
+        hashes = np.sort(everything.hashes_K[everything.queries_K == query])
+        assert few.hashes_K[few.queries_K == query].tolist() == hashes[:5].tolist()
+
+
+def test_parts_streamed_one_by_one_give_what_the_whole_gives() -> None:
+    rows = [(key(number), [number % 3, 3]) for number in range(300)]
+    parts = [rows[start : start + 37] for start in range(0, 300, 37)]
+    arrays = [(pa.array([k for k, _ in part]), pa.array([q for _, q in part], pa.list_(pa.int32()))) for part in parts]
+    assert equal(pick_all(arrays, salts_Q=query_salts(QUERIES, 0), limit=20), picks_of(rows, limit=20))
+
+
+def test_other_queries_in_the_list_change_no_querys_picks() -> None:
+    keys = pa.array([key(number) for number in range(100)])
+    alone = pick(keys, pa.array([[0]] * 100, pa.list_(pa.int32())), salts_Q=query_salts(["photo"], 7), limit=10)
+    among = pick(keys, pa.array([[3]] * 100, pa.list_(pa.int32())), salts_Q=query_salts(QUERIES, 7), limit=10)
+    assert alone.keys().equals(among.keys())
+
+
+def test_seed_and_query_change_the_picks() -> None:
+    rows = [(key(number), [0, 1]) for number in range(100)]
+    first, second = picks_of(rows, seed=0), picks_of(rows, seed=1)
+    assert not first.keys().equals(second.keys())
+    by_query = [set(first.keys_K[first.queries_K == query].tolist()) for query in (0, 1)]
+    assert by_query[0] != by_query[1]
+
+
+def test_picks_are_spread_evenly_over_pairs() -> None:
+    rows = [(key(number), [0]) for number in range(20_000)]
+    picked = set(picks_of(rows, limit=10_000).keys().to_pylist())
+    halves = [sum(k in picked for k, _ in rows[:10_000]), sum(k < "8" and k in picked for k, _ in rows)]
+    assert all(abs(half - 5_000) < 250 for half in halves)
+
+
+def test_keyed_hashes_do_not_change_between_versions() -> None:
+    keys = pa.array(["0" * 32, "f" * 32, key(1)])
+    assert keyed_hash(keys, 0, "shards").tolist() == [2461017421463283741, 2146066426018893811, 13563318426180153046]
+    assert keyed_hash(pa.array([], pa.string()), 0, "shards").tolist() == []
+
+
+def test_keys_come_back_as_they_went_in() -> None:
+    rows = [(key(number), [0]) for number in range(3)] + [("0" * 31 + "1", [0])]
+    assert picks_of(rows, limit=10).keys().to_pylist() == sorted(k for k, _ in rows)

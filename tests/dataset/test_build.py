@@ -1,0 +1,236 @@
+import hashlib
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from clipkit import UserError
+from clipkit.dataset.build import build_dataset
+from clipkit.dataset.shards import Shards
+from clipkit.recipe import BuildRecipe
+from clipkit.report.tables import build_tables
+from clipkit.run import Run
+
+COLOURS = ("red", "green", "blue", "white")
+SHAPES = ("circle", "square", "triangle")
+
+
+class PictureServer(BaseHTTPRequestHandler):
+    """/SEED.jpg is a picture of its own, /tiny/... one of 8 pixels, /gone/... is not there, /same/... always one picture."""
+
+    def do_GET(self) -> None:
+        if self.path.startswith("/gone/"):
+            self.send_error(404)
+            return
+        seed = 0 if self.path.startswith("/same/") else int.from_bytes(hashlib.sha256(self.path.encode()).digest()[:4], "big")
+        side = 8 if self.path.startswith("/tiny/") else 80
+        pixels = np.random.default_rng(seed).integers(0, 256, (side, side, 3), dtype=np.uint8)
+        encoded = io.BytesIO()
+        Image.fromarray(pixels).save(encoded, "JPEG")
+        self.send_response(200)
+        self.send_header("Content-Type", "image/jpeg")
+        self.send_header("Content-Length", str(len(encoded.getvalue())))
+        self.end_headers()
+        self.wfile.write(encoded.getvalue())
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Nothing is logged."""
+
+
+@pytest.fixture(scope="module")
+def port() -> Iterator[int]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), PictureServer)
+    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+    yield int(server.server_address[1])
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four saved pages with 96 good pictures and one of each thing that goes wrong."""
+    site = tmp_path_factory.mktemp("site")
+    for page in range(4):
+        images = [
+            f'<img src="/{page}-{n}.jpg" alt="A {COLOURS[n % 4]} {SHAPES[n % 3]} on the table, number {n} of page {page}">'
+            for n in range(24)
+        ]
+        (site / f"page{page}.html").write_text("<html><body>" + "\n".join(images) + "</body></html>")
+    odd = [
+        '<img src="/gone/1.jpg" alt="A red circle that is gone">',
+        '<img src="/tiny/1.jpg" alt="A red circle that is tiny">',
+        *(f'<img src="/same/{n}.jpg" alt="A blue square in {word}">' for n, word in enumerate(("winter", "spring", "summer"))),
+        '<img src="/0-0.jpg" alt="A photo of the house and the red circle and the blue square">',
+        '<img src="/camera.jpg" alt="IMG_1234">',
+        '<img src="/none.jpg" alt="A photo of the house by the river">',
+        '<img src="/0-0.jpg">',
+        '<img src="data:image/gif;base64,R0lGODlhAQABAAAAACw=" alt="A red circle inside the page">',
+    ]
+    (site / "odd.html").write_text("<html><body>" + "\n".join(odd) + "</body></html>")
+    (site / "private.html").write_text('<meta name="robots" content="noai"><img src="/p.jpg" alt="A red circle of my own">')
+    (site / "queries.txt").write_text("red\ngreen circle\nblue\nsquare\nTriangle\ntable\nelephant\n")
+    return site
+
+
+def recipe_of(site: Path, port: int, **changes: Any) -> BuildRecipe:
+    knobs = {
+        "queries": {"files": [str(site / "queries.txt")]},
+        "sources": [{"kind": "html", "paths": [str(site)], "base_url": "http://site.example/"}],
+        "balance": {"limit": 20, "oversample": 2.0},
+        "download": {
+            "connect_to": {"site.example:80": f"127.0.0.1:{port}"},
+            "allow_private_addresses": True,
+            "pause_seconds": 0.01,
+            "processes": 1,
+            "urls_per_part": 40,
+        },
+        "images": {"placeholder_texts": 3},
+        "shards": {"pairs_per_shard": 16},
+    }
+    return BuildRecipe.model_validate(knobs | changes)
+
+
+def hashes(out: Path) -> dict[str, str]:
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted((out / "shards").iterdir())}
+
+
+@pytest.fixture(scope="module")
+def built(site: Path, port: int, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    out = tmp_path_factory.mktemp("built") / "run [1] {a,b}*"
+    return out, build_dataset(recipe_of(site, port), Run.scratch(out))
+
+
+def test_the_funnel_accounts_for_everything_that_went_in(built: tuple[Path, dict[str, Any]]) -> None:
+    _, report = built
+    for line in report["funnel"]:
+        assert line["in"] == line["out"] + sum(line["dropped"].values())
+    dropped = {(line["stage"], reason): count for line in report["funnel"] for reason, count in line["dropped"].items()}
+    balanced = {key: count for key, count in dropped.items() if "balance" not in key[0]}
+    assert balanced == {
+        ("pages", "page_opted_out"): 1,
+        ("images on pages", "page_opted_out"): 1,
+        ("images on pages", "data_uri"): 1,
+        ("images on pages", "no_text"): 1,
+        ("text rules", "file_name"): 1,
+        ("match", "no_query"): 1,
+        ("one per image", "other_text_of_image"): 1,
+        ("download", "not_found"): 1,
+        ("image rules", "too_small"): 1,
+        ("image rules", "placeholder"): 3,
+    }
+    assert report["funnel"][-1]["out"] == report["pairs"]
+    json.dumps(report, allow_nan=False)
+
+
+def test_no_query_has_more_pairs_than_it_picked_and_the_limit_binds(built: tuple[Path, dict[str, Any]]) -> None:
+    out, report = built
+    table = Shards.open(out).table()
+    assert report["queries"]["never_matched"] == 1
+    counts = np.bincount(np.concatenate(table["queries"].to_pylist()), minlength=7)
+    final = json.loads((out / "stages/09-balance/stage.json").read_text())["balance"]
+    assert counts[6] == 0
+    assert final["above_limit"] > 0
+    assert final["picks"] == sum(min(20, seen) for seen in _matches_before_the_last_balance(out))
+    assert final["union"] == len(table) < report["funnel"][-1]["in"]
+
+
+def _matches_before_the_last_balance(out: Path) -> list[int]:
+    queries = pq.read_table(out / "stages/08-images/pairs.parquet")["queries"].to_pylist()
+    return list(np.bincount(np.concatenate(queries), minlength=7))
+
+
+def test_an_image_keeps_the_text_that_contains_most_queries(built: tuple[Path, dict[str, Any]]) -> None:
+    out, _ = built
+    kept = pq.read_table(out / "stages/05-one-per-image/pairs.parquet").to_pylist()
+    assert len({row["image_url"] for row in kept}) == len(kept)
+    text = next(row["text"] for row in kept if row["image_url"] == "http://site.example/0-0.jpg")
+    assert text == "A photo of the house and the red circle and the blue square"
+
+
+def test_shards_verify_and_dropped_pairs_can_be_looked_at(built: tuple[Path, dict[str, Any]]) -> None:
+    out, report = built
+    assert Shards.open(out).verify()["problems"] == []
+    examples = pq.read_table(report["dropped_examples"]).to_pylist()
+    assert [row["text"] for row in examples if row["reason"] == "file_name"] == ["IMG_1234"]
+    assert {row["stage"] for row in examples} >= {"text rules", "match", "download", "image rules"}
+
+
+def test_the_report_becomes_tables(built: tuple[Path, dict[str, Any]]) -> None:
+    _, report = built
+    funnel, downloads, queries = build_tables(report)
+    assert ("image rules", 3) not in funnel.rows
+    assert any("placeholder 3" in str(row[-1]) for row in funnel.rows)
+    assert dict(downloads.rows)["not_found"] == 1
+    assert dict(queries.rows)["never matched"] == 1
+
+
+def test_another_run_gives_the_same_bytes_and_another_seed_does_not(
+    site: Path, port: int, built: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    before = hashes(built[0])
+    build_dataset(recipe_of(site, port, seed=1), Run.scratch(tmp_path / "seed"))
+    assert {name for name in before if name.endswith("tar")} == {name for name in hashes(tmp_path / "seed") if name.endswith("tar")}
+    assert hashes(tmp_path / "seed")["00000.tar"] != before["00000.tar"]
+
+
+def test_killed_anywhere_and_run_again_gives_the_same_bytes(
+    site: Path, port: int, built: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    out = tmp_path / "killed"
+    (tmp_path / "recipe.json").write_text(recipe_of(site, port).model_dump_json())
+    script = (
+        "import sys\nfrom pathlib import Path\nfrom clipkit.recipe import BuildRecipe\nfrom clipkit.run import Run\n"
+        "from clipkit.dataset.build import build_dataset\n"
+        "if __name__ == '__main__':\n"
+        "    build_dataset(BuildRecipe.model_validate_json(Path(sys.argv[1]).read_text()), Run.scratch(Path(sys.argv[2])))\n"
+    )
+    (tmp_path / "build.py").write_text(script)
+    command = [sys.executable, str(tmp_path / "build.py"), str(tmp_path / "recipe.json"), str(out)]
+    for landmark in ("stages/02-pairs", "stages/07-download/images", "stages/08-images/stored-00000.bin", "shards/00002.tar"):
+        process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+        while process.poll() is None and not (out / landmark).exists():
+            time.sleep(0.002)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    subprocess.run(command, check=True, env={**os.environ, "PYTHONWARNINGS": "ignore"})
+    assert hashes(out) == hashes(built[0])
+
+
+def test_nothing_left_names_the_stage_and_the_reasons(site: Path, port: int, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"nothing of 104 is left after stage `text rules` \(dropped: length 103, file_name 1\)"):
+        build_dataset(recipe_of(site, port, text={"min_words": 100, "rules": ["file_name", "length"]}), Run.scratch(tmp_path))
+
+
+def test_a_build_without_queries_says_what_to_give(site: Path, port: int, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"there is no query: give `queries\.files`"):
+        build_dataset(recipe_of(site, port, queries={}), Run.scratch(tmp_path))
+
+
+def test_a_misspelt_rule_is_told_before_anything_is_read(site: Path, port: int, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="`lenght`, which is no text rule"):
+        build_dataset(recipe_of(site, port, text={"rules": ["lenght"]}), Run.scratch(tmp_path))
+    assert not (tmp_path / "stages").exists()
+
+
+def test_queries_that_changed_between_two_starts_are_refused(site: Path, port: int, tmp_path: Path) -> None:
+    queries = tmp_path / "queries.txt"
+    queries.write_text("red\n")
+    recipe = recipe_of(site, port, queries={"files": [str(queries)]}, sources=[{"kind": "html", "paths": [str(tmp_path)]}])
+    with pytest.raises(UserError, match="without a page"):
+        build_dataset(recipe, Run.scratch(tmp_path / "run"))
+    queries.write_text("green\n")
+    with pytest.raises(UserError, match="the queries have changed"):
+        build_dataset(recipe, Run.scratch(tmp_path / "run"))

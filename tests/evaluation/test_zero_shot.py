@@ -1,0 +1,128 @@
+"""Zero-shot with an encoder whose answers are known by hand."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from clipkit import UserError
+from clipkit.evaluation.intervals import clopper_pearson
+from clipkit.evaluation.suite import Suite, Task
+from clipkit.evaluation.zero_shot import class_embeddings, predict, run_zero_shot
+from clipkit.recipe import EvalRecipe
+from clipkit.run import Run
+
+RECIPE = EvalRecipe(batch_size=8, workers=0)
+
+
+def scores_of(report: dict[str, Any]) -> dict[str, float]:
+    return {score["metric"]: score["value"] for score in report["scores"]}
+
+
+def test_class_embeddings_are_the_normalised_mean_of_the_texts_unit_vectors(color_encoder: Any, color_task: Task, scratch_run: Run) -> None:
+    task = color_task.model_copy(update={"classes": (("red", "blue"), ("green",)), "class_folders": None})
+    weights_CD = class_embeddings(color_encoder, task, run=scratch_run)
+    # red is (1,-1,-1,1)/2, blue (-1,-1,1,1)/2: their mean lies along (0,-1,0,1).
+    torch.testing.assert_close(weights_CD, torch.tensor([[0, -(0.5**0.5), 0, 0.5**0.5], [-0.5, 0.5, -0.5, 0.5]]))
+
+
+def test_each_text_counts_by_its_direction_and_not_by_its_length(color_encoder: Any, color_task: Task, scratch_run: Run) -> None:
+    task = color_task.model_copy(update={"classes": (("red", "blue"), ("green",)), "class_folders": None})
+    wanted = class_embeddings(color_encoder, task, run=scratch_run)
+    encode = color_encoder.encode_texts
+    color_encoder.encode_texts = lambda texts: encode(texts) * torch.tensor([[5.0 if "red" in text else 1.0] for text in texts])
+    torch.testing.assert_close(class_embeddings(color_encoder, task, run=scratch_run), wanted)
+
+
+def test_the_mean_is_taken_over_embeddings_and_not_over_probabilities(
+    color_encoder: Any, color_task: Task, color_data: Path, scratch_run: Run
+) -> None:
+    task = color_task.model_copy(update={"templates": ("a {} picture.", "a blue {} picture.")})
+    split = task.split(color_data, "test")
+    predictions = predict(color_encoder, task, split, run=scratch_run, cache=scratch_run.path, batch_size=8, workers=0)
+    image_D = color_encoder.encode_images(torch.stack([color_encoder.preprocess(split.read(0, 1)[0])])).projected_BD[0]
+    texts_PD = color_encoder.encode_texts(["a red picture.", "a blue red picture."])
+    mean_D = torch.nn.functional.normalize(texts_PD.mean(dim=0), dim=0)
+    assert predictions.logits_NC[0, 0] == pytest.approx(100 * float(image_D @ mean_D), rel=1e-5)
+    assert predictions.logits_NC.shape == (35, 6)
+
+
+def test_scores_are_those_worked_by_hand(color_encoder: Any, color_suite: Suite, color_data: Path, scratch_run: Run) -> None:
+    report = run_zero_shot(RECIPE, color_encoder, color_suite, color_data, run=scratch_run, cache=scratch_run.path / "cache")
+    assert report["failed"] == {}
+    assert scores_of(report) == pytest.approx({"acc1": 32 / 35, "acc5": 1.0, "mean_per_class_recall": 0.9})
+    acc1, acc5, recall = report["scores"]
+    assert (acc1["low"], acc1["high"]) == clopper_pearson(32, 35, 0.95)
+    assert (acc5["low"], acc5["high"]) == clopper_pearson(35, 35, 0.95)
+    assert recall["low"] < 0.9 < recall["high"]
+    assert [score["is_main"] for score in report["scores"]] == [True, False, False]
+    assert {(score["task"], score["protocol"], score["count"]) for score in report["scores"]} == {("colors", "clip-paper", 35)}
+    assert (report["command"], report["model"], report["suite"]) == ("eval zero-shot", "color", "colors")
+
+
+def test_the_main_metric_is_the_tasks(color_encoder: Any, color_suite: Suite, color_data: Path, scratch_run: Run) -> None:
+    suite = color_suite.model_copy(update={"tasks": (color_suite.tasks[0].model_copy(update={"metric": "mean-per-class"}),)})
+    report = run_zero_shot(RECIPE, color_encoder, suite, color_data, run=scratch_run, cache=scratch_run.path / "cache")
+    assert [score["metric"] for score in report["scores"] if score["is_main"]] == ["mean_per_class_recall"]
+
+
+def test_predictions_name_each_picture_that_was_wrong(color_encoder: Any, color_suite: Suite, color_data: Path, scratch_run: Run) -> None:
+    run_zero_shot(RECIPE, color_encoder, color_suite, color_data, run=scratch_run, cache=scratch_run.path / "cache")
+    rows = pq.read_table(scratch_run.path / "predictions" / "colors.parquet").to_pylist()
+    wrong = [(row["index"], row["label"], row["prediction"]) for row in rows if row["label"] != row["prediction"]]
+    # The last red picture is blue, the last two green ones are yellow; labels follow the task's class order.
+    assert wrong == [(4, 0, 2), (8, 1, 3), (9, 1, 3)]
+    assert all(row["top5"][0] == row["prediction"] and len(set(row["top5"])) == 5 for row in rows)
+    assert [row["is_right"] for row in rows] == [row["label"] == row["prediction"] for row in rows]
+
+
+def test_top_five_is_left_out_below_six_classes(color_encoder: Any, color_suite: Suite, color_data: Path, scratch_run: Run) -> None:
+    folders, classes = color_suite.tasks[0].folders[:5], color_suite.tasks[0].classes[:5]
+    few = color_data.parent / "five"
+    for folder in folders:
+        (few / "colors/test").mkdir(parents=True, exist_ok=True)
+        (few / "colors/test" / folder).mkdir(exist_ok=True)
+        for path in (color_data / "colors/test" / folder).iterdir():
+            (few / "colors/test" / folder / path.name).write_bytes(path.read_bytes())
+    task = color_suite.tasks[0].model_copy(update={"classes": classes, "sizes": {}})
+    report = run_zero_shot(
+        RECIPE, color_encoder, color_suite.model_copy(update={"tasks": (task,)}), few, run=scratch_run, cache=scratch_run.path
+    )
+    assert "acc5" not in scores_of(report)
+    assert json.loads((scratch_run.path / "results/colors.json").read_text())["metrics"]["acc5"] is None
+
+
+def test_an_image_only_encoder_is_refused_at_once(image_only_encoder: Any, color_suite: Suite, color_data: Path, scratch_run: Run) -> None:
+    with pytest.raises(UserError, match=r"`color` encodes images only.*linear-probe"):
+        run_zero_shot(RECIPE, image_only_encoder, color_suite, color_data, run=scratch_run, cache=scratch_run.path)
+    assert image_only_encoder.pictures_seen == 0
+
+
+@pytest.mark.parametrize("value", [0.0, np.nan])
+def test_texts_without_a_direction_are_told(color_encoder: Any, color_task: Task, scratch_run: Run, value: float) -> None:
+    color_encoder.encode_texts = lambda texts: torch.full((len(texts), 4), value)
+    with pytest.raises(UserError, match="gives no direction for class 'red' of task `colors`"):
+        class_embeddings(color_encoder, color_task, run=scratch_run)
+
+
+def test_the_same_pictures_packed_as_clip_benchmark_packs_them_score_the_same_and_share_the_cache(
+    color_encoder: Any, color_suite: Suite, color_data: Path, scratch_run: Run, tmp_path: Path
+) -> None:
+    webdataset = pytest.importorskip("webdataset")
+    task, cache = color_suite.tasks[0], scratch_run.path / "cache"
+    folders = run_zero_shot(RECIPE, color_encoder, color_suite, color_data, run=scratch_run, cache=cache)
+    seen = color_encoder.pictures_seen
+    split = task.split(color_data, "test")
+    (tmp_path / "data/colors/test").mkdir(parents=True)
+    with webdataset.TarWriter(str(tmp_path / "data/colors/test/0.tar")) as writer:
+        for i, (picture, label) in enumerate(zip(split.read(0, len(split)), split.labels_N, strict=True)):
+            writer.write({"__key__": f"s{i:07d}", "png": picture, "cls": int(label)})
+    (tmp_path / "data/colors/test/nshards.txt").write_text("1")
+    packed = color_suite.model_copy(update={"tasks": (task.model_copy(update={"layout": "clip-benchmark-wds"}),)})
+    tars = run_zero_shot(RECIPE, color_encoder, packed, tmp_path / "data", run=Run.scratch(tmp_path / "run"), cache=cache)
+    assert scores_of(tars) == scores_of(folders)
+    assert color_encoder.pictures_seen == seen

@@ -1,0 +1,238 @@
+import json
+import pickle
+import warnings
+import zipfile
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from clipkit import UserError
+from clipkit.model import torchscript
+from clipkit.model.architectures import Architecture, TextSizes, ViTSizes, architecture
+from clipkit.model.checkpoint import load_model, load_published, open_clip_architecture, save_model
+from clipkit.model.clip import ImageTextModel, build
+from clipkit.model.preprocess import Preprocess
+
+MINI = Architecture("mini", 32, 16, ViTSizes(16, 1, 16, 2), TextSizes(16, 1, 2, context=12))
+
+
+@pytest.fixture
+def model() -> ImageTextModel:
+    return build(MINI, seed=0)
+
+
+def same(a: nn.Module, b: nn.Module) -> bool:
+    first, second = a.state_dict(), b.state_dict()
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+class Traced(nn.Module):
+    """A module with the names of another one, as scriptable as OpenAI's archives."""
+
+    def __init__(self, source: nn.Module) -> None:
+        super().__init__()
+        self.training = False
+        for name, child in source.named_children():
+            self.add_module(name, Traced(child))
+        for name, parameter in source.named_parameters(recurse=False):
+            self.register_parameter(name, nn.Parameter(parameter.detach().half(), requires_grad=False))
+        for name, buffer in source.named_buffers(recurse=False):
+            self.register_buffer(name, buffer)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+
+def archive(source: nn.Module, path: Path) -> Path:
+    module = Traced(source)
+    module.register_buffer("input_resolution", torch.tensor(32))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        torch.jit.save(torch.jit.script(module), str(path))
+    return path
+
+
+@pytest.mark.parametrize("name", ["ViT-tiny-32", "RN-tiny-32", "ViT-tiny-32-shared"])
+def test_a_saved_model_is_loaded_with_its_weights_preprocessing_and_facts(name: str, tmp_path: Path) -> None:
+    model = build(architecture(name), seed=1).to(memory_format=torch.channels_last)
+    preprocess = Preprocess(32, (0.5, 0.5, 0.5), (0.2, 0.3, 0.4))
+    save_model(tmp_path / "model.safetensors", model, preprocess=preprocess, facts={"step": 7})
+    for path in (tmp_path, tmp_path / "model.safetensors"):
+        loaded = load_model(path)
+        assert same(loaded.model, model)
+        assert loaded.model.architecture == architecture(name)
+        assert not loaded.model.training
+        assert (loaded.preprocess, loaded.facts) == (preprocess, {"step": 7})
+
+
+def test_a_loaded_model_can_be_trained_on(model: ImageTextModel, tmp_path: Path) -> None:
+    save_model(tmp_path / "model.safetensors", model)
+    loaded = load_model(tmp_path).model
+    assert all(parameter.requires_grad and isinstance(parameter, nn.Parameter) for parameter in loaded.parameters())
+    loaded.encode_image(torch.zeros(1, 3, 32, 32)).projected_BD.sum().backward()
+
+
+def test_equal_models_give_equal_files_and_no_temporary_file_stays(model: ImageTextModel, tmp_path: Path) -> None:
+    for name in ("a.safetensors", "b.safetensors"):
+        save_model(tmp_path / name, model, facts={"b": 1, "a": 2})
+    assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.safetensors", "b.safetensors"]
+
+
+@pytest.mark.parametrize("wrapping", ["plain", "module.", "_orig_mod.", "checkpoint", "text.", "safetensors"])
+def test_open_clip_state_dicts_are_read_however_they_were_saved(wrapping: str, model: ImageTextModel, tmp_path: Path) -> None:
+    state = dict(model.state_dict())
+    path = tmp_path / "weights.pt"
+    if wrapping == "safetensors":
+        path = tmp_path / "weights.safetensors"
+        safetensors.torch.save_file(state, path)
+    elif wrapping == "checkpoint":
+        torch.save({"epoch": 3, "name": "x", "state_dict": {f"module.{k}": v for k, v in state.items()}, "optimizer": {}}, path)
+    elif wrapping == "text.":
+        tower = ("visual.", "logit_scale")
+        torch.save({k if k.startswith(tower) else f"text.{k}": v for k, v in state.items()}, path)
+    else:
+        torch.save({(k if wrapping == "plain" else wrapping + k): v for k, v in state.items()}, path)
+    assert same(load_published(MINI, path).model, model)
+
+
+def test_a_torchscript_archive_is_read_for_its_tensors(model: ImageTextModel, tmp_path: Path) -> None:
+    path = archive(model, tmp_path / "mini.pt")
+    with pytest.warns(UserWarning, match="TorchScript"), pytest.raises(RuntimeError, match="weights_only"):
+        torch.load(path, weights_only=True)
+    loaded = load_published(MINI, path).model
+    assert same(loaded, build(MINI, seed=0).half().float())
+
+
+def test_an_archive_of_openais_is_refused_under_an_architecture_with_gelu(model: ImageTextModel, tmp_path: Path) -> None:
+    path = archive(model, tmp_path / "mini.pt")
+    with pytest.raises(UserError, match="quick_gelu, not gelu"):
+        load_published(open_clip_architecture("ViT-B-32"), path)
+
+
+def test_open_clips_names_say_the_activation() -> None:
+    assert open_clip_architecture("ViT-B-32").activation == "gelu"
+    assert open_clip_architecture("ViT-B-32-quickgelu") == architecture("ViT-B-32")
+
+
+def test_the_activation_of_our_own_file_must_fit(model: ImageTextModel, tmp_path: Path) -> None:
+    save_model(tmp_path / "model.safetensors", model)
+    with pytest.raises(UserError, match="trained with quick_gelu"):
+        load_published(Architecture.from_dict({**MINI.as_dict(), "activation": "gelu"}), tmp_path / "model.safetensors")
+
+
+def rewritten(source: Path, target: Path, change: dict[str, bytes | None]) -> Path:
+    """A copy of a zip with entries replaced, or dropped where None; names are ends of entries."""
+    with zipfile.ZipFile(source) as old, zipfile.ZipFile(target, "w") as new:
+        for info in old.infolist():
+            matching = [data for end, data in change.items() if info.filename.endswith(end)]
+            if matching != [None]:
+                new.writestr(info.filename, matching[0] if matching else old.read(info))
+    return target
+
+
+class Attack:
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self) -> tuple:
+        return (Path.touch, (self.target,))
+
+
+def test_code_in_an_archive_or_a_pickle_is_not_run(model: ImageTextModel, tmp_path: Path) -> None:
+    harmless = archive(model, tmp_path / "mini.pt")
+    mark = tmp_path / "mark"
+    evil = rewritten(harmless, tmp_path / "evil.pt", {"/data.pkl": pickle.dumps(Attack(mark))})
+    torch.save({"state_dict": Attack(mark)}, tmp_path / "evil-pickle.pt")
+    for path, reason in ((evil, "which is no tensor"), (tmp_path / "evil-pickle.pt", "weights only")):
+        with pytest.raises(UserError, match=reason):
+            load_published(MINI, path)
+    assert not mark.exists()
+
+
+def test_archives_that_lie_about_their_tensors_are_refused(model: ImageTextModel, tmp_path: Path) -> None:
+    harmless = archive(model, tmp_path / "mini.pt")
+    for number, change in enumerate(({"/data/0": None}, {"/data/0": b"\0" * 10_000_000}, {"/data/0": b""}, {"/data.pkl": b"\x80\x02."})):
+        with pytest.raises(UserError, match="cannot be read as an archive"):
+            load_published(MINI, rewritten(harmless, tmp_path / f"{number}.pt", change))
+
+
+def test_a_shape_that_repeats_its_storage_is_refused() -> None:
+    with pytest.raises(torchscript.UnreadableArchive, match="has only 4 numbers"):
+        torchscript._rebuild_tensor(torch.zeros(4), 0, (10**6, 10**6), (0, 0))
+
+
+def changed(model: ImageTextModel, kind: str) -> dict[str, Tensor]:
+    state = dict(model.state_dict())
+    if kind == "missing":
+        del state["ln_final.bias"]
+    elif kind == "shape":
+        state["text_projection"] = torch.zeros(16, 17)
+    elif kind == "unknown":
+        state["visual.extra"] = torch.zeros(1)
+    elif kind == "nan":
+        state["visual.proj"] = torch.full((16, 16), float("nan"))
+    else:
+        state = {"conv.weight": torch.zeros(3)}
+    return state
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("missing", "`ln_final.bias` is missing"),
+        ("shape", r"`text_projection` has shape \(16, 17\), expected \(16, 16\)"),
+        ("unknown", "`visual.extra` that the architecture has not"),
+        ("nan", "`visual.proj` holds values that are no numbers"),
+        ("foreign", "give a CLIP checkpoint"),
+    ],
+)
+def test_weights_that_do_not_fit_are_refused_by_the_tensors_name(kind: str, message: str, model: ImageTextModel, tmp_path: Path) -> None:
+    torch.save(changed(model, kind), tmp_path / "weights.pt")
+    with pytest.raises(UserError, match=message):
+        load_published(MINI, tmp_path / "weights.pt")
+
+
+def test_the_right_name_is_suggested_for_weights_of_another_architecture(tmp_path: Path) -> None:
+    torch.save(build(architecture("RN-tiny-32"), seed=0).state_dict(), tmp_path / "weights.pt")
+    with pytest.raises(UserError, match="these are weights of `RN-tiny-32`"):
+        load_published(architecture("ViT-tiny-32"), tmp_path / "weights.pt")
+
+
+def test_files_that_are_no_model_are_user_errors(model: ImageTextModel, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "noise.safetensors").write_bytes(b"\xff" * 100)
+    (tmp_path / "noise.pt").write_bytes(b"\xff" * 100)
+    safetensors.torch.save_file(dict(model.state_dict()), tmp_path / "foreign.safetensors")
+    for path, message in (
+        ("nowhere", "no checkpoint"),
+        ("empty", "holds no `model.safetensors`"),
+        ("noise.safetensors", "no readable safetensors"),
+        ("foreign.safetensors", "does not say its architecture"),
+    ):
+        with pytest.raises(UserError, match=message):
+            load_model(tmp_path / path)
+    with pytest.raises(UserError, match="cannot be read as weights only"):
+        load_published(MINI, tmp_path / "noise.pt")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"format": 2},
+        {"architecture": {}},
+        {"architecture": {**MINI.as_dict(), "image_size": 31}},
+        {"preprocess": {"size": 64, "mean": [0, 0, 0], "std": [1, 1, 1]}},
+        {"preprocess": 3},
+        {"facts": None},
+    ],
+    ids=str,
+)
+def test_a_damaged_description_is_a_user_error(change: dict, model: ImageTextModel, tmp_path: Path) -> None:
+    head = {"format": 1, "architecture": MINI.as_dict(), "preprocess": Preprocess(32).facts(), "facts": {}, **change}
+    safetensors.torch.save_file(dict(model.state_dict()), tmp_path / "model.safetensors", metadata={"clipkit": json.dumps(head)})
+    with pytest.raises(UserError, match=r"model\.safetensors"):
+        load_model(tmp_path)

@@ -1,0 +1,164 @@
+import importlib.util
+import json
+import math
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+from clipkit import UserError
+from clipkit.model.architectures import Architecture
+from clipkit.model.clip import Clip, architecture, architectures, build, build_empty, facts
+from clipkit.model.tokenizer import Tokenizer
+
+HERE = Path(__file__).parent
+REFERENCE = json.loads((HERE / "open_clip_reference.json").read_text(encoding="utf-8"))
+
+# name: parameters, entries of the state dict (open_clip's documentation and OpenAI's archives)
+PUBLISHED = {
+    "RN50": (102_007_137, 489),
+    "RN101": (119_688_033, 795),
+    "RN50x4": (178_300_601, 669),
+    "RN50x16": (290_979_217, 921),
+    "RN50x64": (623_258_305, 1353),
+    "ViT-B-32": (151_277_313, 302),
+    "ViT-B-16": (149_620_737, 302),
+    "ViT-L-14": (427_616_513, 446),
+    "ViT-L-14-336": (427_944_193, 446),
+}
+SMALL = [name for name in architectures() if "tiny" in name or "small" in name]
+
+
+def parity_script() -> ModuleType:
+    path = HERE.parents[1] / "benchmarks" / "parity" / "compare_open_clip.py"
+    spec = importlib.util.spec_from_file_location("compare_open_clip", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_architectures_have_the_published_numbers_of_parameters_and_tensors(name: str) -> None:
+    model = build_empty(architecture(name))
+    assert (sum(p.numel() for p in model.parameters()), len(model.state_dict())) == PUBLISHED[name]
+    assert facts(architecture(name))["parameters"] == PUBLISHED[name][0]
+
+
+def test_state_dicts_have_the_names_and_shapes_of_the_published_weights() -> None:
+    vit = {name: tuple(tensor.shape) for name, tensor in build_empty(architecture("ViT-B-32")).state_dict().items()}
+    assert vit["visual.transformer.resblocks.11.attn.in_proj_weight"] == (2304, 768)
+    assert vit["visual.conv1.weight"] == (768, 3, 32, 32)
+    assert vit["visual.positional_embedding"] == (50, 768)
+    assert vit["transformer.resblocks.0.mlp.c_fc.weight"] == (2048, 512)
+    assert vit["positional_embedding"] == (77, 512)
+    assert vit["text_projection"] == (512, 512)
+    assert vit["logit_scale"] == ()
+    resnet = {name: tuple(tensor.shape) for name, tensor in build_empty(architecture("RN50")).state_dict().items()}
+    assert resnet["visual.layer1.0.downsample.0.weight"] == (256, 64, 1, 1)
+    assert resnet["visual.layer4.2.bn3.running_var"] == (2048,)
+    assert resnet["visual.attnpool.positional_embedding"] == (50, 2048)
+    assert resnet["visual.attnpool.c_proj.weight"] == (1024, 2048)
+
+
+@pytest.mark.parametrize("reference", REFERENCE["models"], ids=lambda reference: reference["architecture"]["name"])
+def test_towers_answer_what_open_clip_answers_with_the_same_weights(reference: dict) -> None:
+    script = parity_script()
+    model = build_empty(Architecture.from_dict(reference["architecture"]), device="cpu").eval()
+    with torch.no_grad():
+        script.formula_weights(model)
+        image_BD = model.encode_image(script.formula_pixels(model.architecture.image_size)).projected_BD
+        text_BD = model.encode_text(Tokenizer(model.architecture.text.context)(REFERENCE["texts"][:8], padded=True))
+    torch.testing.assert_close(image_BD, torch.tensor(reference["image"]), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(text_BD, torch.tensor(reference["text"]), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_small_architectures_learn_from_every_parameter(name: str) -> None:
+    model = build(architecture(name), seed=0)
+    size = model.architecture.image_size
+    # bn3 begins at zero and hides its branch: give it a gain, so that a gradient proves a connection.
+    for key, parameter in model.named_parameters():
+        if key.endswith("bn3.weight"):
+            torch.nn.init.ones_(parameter)
+    features_BF, image_BD = model.encode_image(torch.randn(4, 3, size, size))
+    text_BD = model.encode_text(Tokenizer(32)(["a cat", "two dogs", "a house on a hill", "sea"]))
+    assert features_BF.shape == (4, model.architecture.feature_width)
+    assert image_BD.shape == text_BD.shape == (4, model.architecture.embed_width)
+    (model.logit_scale.exp() * (image_BD @ text_BD.T).diagonal()).square().sum().backward()
+    unused = [key for key, parameter in model.named_parameters() if parameter.grad is None or not parameter.grad.any()]
+    assert unused == []
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_seed_others() -> None:
+    for name in ("RN-tiny-32", "ViT-tiny-32", "ViT-tiny-32-shared"):
+        first, again, other = (build(architecture(name), seed=seed).state_dict() for seed in (3, 3, 4))
+        assert all(torch.equal(first[key], again[key]) for key in first)
+        assert not torch.equal(first["token_embedding.weight"], other["token_embedding.weight"])
+
+
+def test_initialisation_draws_from_no_global_state_and_leaves_no_tensor_undrawn() -> None:
+    for name in ("RN-tiny-32", "ViT-tiny-32", "ViT-tiny-32-shared"):
+        torch.manual_seed(7)
+        before = torch.random.get_rng_state()
+        build(architecture(name), seed=0)
+        assert torch.equal(torch.random.get_rng_state(), before)
+        model = build_empty(architecture(name), device="cpu")
+        with torch.no_grad():
+            for tensor in model.state_dict().values():
+                tensor.fill_(float("nan") if tensor.is_floating_point() else -1)
+            model.initialise(torch.Generator().manual_seed(0))
+        assert [key for key, tensor in model.state_dict().items() if not tensor.isfinite().all() or (tensor == -1).all()] == []
+
+
+def test_initial_weights_have_the_published_deviations() -> None:
+    state = build(architecture("ViT-tiny-32"), seed=0).state_dict()
+    width, layers = 128, 3
+    expected = {
+        "token_embedding.weight": 0.02,
+        "positional_embedding": 0.01,
+        "text_projection": width**-0.5,
+        "visual.proj": width**-0.5,
+        "visual.positional_embedding": width**-0.5,
+        "transformer.resblocks.0.attn.in_proj_weight": width**-0.5,
+        "transformer.resblocks.0.attn.out_proj.weight": (2 * layers * width) ** -0.5,
+        "transformer.resblocks.0.mlp.c_fc.weight": (2 * width) ** -0.5,
+        "transformer.resblocks.0.mlp.c_proj.weight": (2 * layers * width) ** -0.5,
+    }
+    for name, deviation in expected.items():
+        assert float(state[name].std()) == pytest.approx(deviation, rel=0.05), name
+    assert float(state["logit_scale"]) == pytest.approx(math.log(1 / 0.07))
+    resnet = build(architecture("RN-tiny-32"), seed=0).state_dict()
+    assert not any(tensor.any() for name, tensor in resnet.items() if name.endswith("bn3.weight") and ".layer" in name)
+    assert float(resnet["visual.attnpool.k_proj.weight"].std()) == pytest.approx(256**-0.5, rel=0.05)
+
+
+def test_features_of_both_towers_are_what_the_last_linear_layer_reads() -> None:
+    for name in ("ViT-tiny-32", "RN-tiny-32"):
+        model = build(architecture(name), seed=0).eval()
+        assert isinstance(model, Clip)
+        features_BF, projected_BD = model.encode_image(torch.randn(2, 3, 32, 32))
+        last = model.visual.attnpool.c_proj(features_BF) if name.startswith("RN") else features_BF @ model.visual.proj
+        torch.testing.assert_close(projected_BD, last)
+
+
+def test_an_unknown_architecture_is_answered_with_the_nearest_name() -> None:
+    with pytest.raises(UserError, match="did you mean `ViT-B-32`"):
+        architecture("ViT-B/32")
+
+
+@pytest.mark.parametrize("name", architectures())
+def test_an_architecture_survives_json(name: str) -> None:
+    made = architectures()[name]
+    assert Architecture.from_dict(json.loads(json.dumps(made.as_dict()))) == made
+    assert made.row()["name"] == name
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"image_size": 33}, {"embed_width": 0}, {"activation": "relu"}, {"embed_width": 10**9}, {"shared": True}, {"image_size": "32"}],
+    ids=str,
+)
+def test_sizes_that_make_no_model_are_refused(change: dict) -> None:
+    with pytest.raises((ValueError, TypeError)):
+        Architecture.from_dict({**architecture("ViT-tiny-32").as_dict(), **change})

@@ -1,0 +1,164 @@
+import contextlib
+import io
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from clipkit.model.preprocess import (
+    OPENAI_MEAN,
+    OPENAI_STD,
+    Preprocess,
+    UndecodableImage,
+    centre_crop,
+    decode_image,
+    normalise,
+    random_crop,
+    resize_shorter_side,
+)
+
+
+def drawn(width: int, height: int, seed: int = 0) -> Image.Image:
+    noise = np.random.default_rng(seed).integers(0, 60, (height, width, 3))
+    smooth = np.linspace(0, 195, width)[None, :, None] * np.linspace(0.3, 1, height)[:, None, None]
+    return Image.fromarray((smooth + noise).astype(np.uint8))
+
+
+def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def by_pillow(image: Image.Image, size: int) -> torch.Tensor:
+    """The published transform in Pillow's words: long side truncated, crop at the rounded middle."""
+    width, height = image.size
+    sides = (size, int(size * height / width)) if width <= height else (int(size * width / height), size)
+    resized = image.resize(sides, Image.Resampling.BICUBIC)
+    left, top = round((sides[0] - size) / 2), round((sides[1] - size) / 2)
+    return torch.from_numpy(np.array(resized.crop((left, top, left + size, top + size)))).permute(2, 0, 1)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(20, 200), st.integers(20, 200), st.sampled_from([32, 64, 77]))
+def test_resize_and_crop_are_pillows_within_one_grey_level(width: int, height: int, size: int) -> None:
+    image = drawn(width, height)
+    difference = (Preprocess(size)(encoded(image)).int() - by_pillow(image, size).int()).abs()
+    assert difference.max() <= 2
+    assert (difference > 1).float().mean() < 1e-3
+
+
+def test_the_long_side_is_truncated_not_rounded() -> None:
+    pixels = decode_image(encoded(drawn(1024, 768)))
+    assert resize_shorter_side(pixels, 224).shape == (3, 224, 298)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+def test_jpegs_are_decoded_as_pillow_decodes_them(mode: str) -> None:
+    data = encoded(drawn(61, 43).convert(mode), "JPEG")
+    expected = np.array(Image.open(io.BytesIO(data)).convert("RGB")).astype(int)
+    assert np.abs(decode_image(data).permute(1, 2, 0).numpy().astype(int) - expected).max() <= 1
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "LA", "P", "1", "I;16"])
+def test_other_modes_become_rgb_as_pillow_converts_them(mode: str) -> None:
+    image = Image.fromarray(np.arange(600, dtype=np.uint16).reshape(20, 30)) if mode == "I;16" else drawn(30, 20).convert(mode)
+    data = encoded(image)
+    expected = np.array(Image.open(io.BytesIO(data)).convert("RGB"))
+    assert np.array_equal(decode_image(data).permute(1, 2, 0).numpy(), expected)
+
+
+def test_a_palette_with_transparency_is_decoded_without_a_warning() -> None:
+    image = drawn(30, 20).convert("P")
+    data = encoded(image, transparency=bytes(range(256)))
+    assert np.array_equal(decode_image(data).permute(1, 2, 0).numpy(), np.array(image.convert("RGB")))
+
+
+def test_the_orientation_tag_is_not_obeyed() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    assert decode_image(encoded(drawn(30, 20), "JPEG", exif=exif.tobytes())).shape == (3, 20, 30)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF"])
+def test_truncated_files_are_errors(kind: str) -> None:
+    data = encoded(drawn(80, 60), kind)
+    with pytest.raises(UndecodableImage):
+        decode_image(data[: len(data) * 2 // 3])
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.sampled_from([b"", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF89a", b"RIFF", b"II*\x00", b"%!PS-Adobe"]), st.binary(max_size=80))
+def test_hostile_bytes_raise_nothing_but_undecodable_image(head: bytes, tail: bytes) -> None:
+    with contextlib.suppress(UndecodableImage):
+        decode_image(head + tail, max_pixels=10_000)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_too_many_pixels_are_refused_before_decoding(kind: str) -> None:
+    with pytest.raises(UndecodableImage, match="80 x 60 pixels are more than 4,000"):
+        decode_image(encoded(drawn(80, 60), kind), max_pixels=4_000)
+
+
+def test_a_line_of_pixels_does_not_become_gigabytes() -> None:
+    assert Preprocess(224)(encoded(Image.new("RGB", (60_000, 1), "red"))).shape == (3, 224, 224)
+
+
+def test_an_opened_picture_is_read_as_its_bytes_are() -> None:
+    image = drawn(50, 40)
+    assert torch.equal(Preprocess(32)(image), Preprocess(32)(encoded(image)))
+
+
+def test_normalised_pixels_are_the_published_formula() -> None:
+    pixels = torch.randint(0, 256, (2, 3, 4, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    expected = (pixels.double() / 255 - torch.tensor(OPENAI_MEAN).double().view(3, 1, 1)) / torch.tensor(OPENAI_STD).double().view(3, 1, 1)
+    found = normalise(pixels)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found.double(), expected, atol=1e-5, rtol=0)
+
+
+def test_the_centre_crop_goes_where_torchvisions_goes() -> None:
+    pixels = torch.arange(3 * 7 * 4).view(3, 7, 4).to(torch.uint8)
+    # (7 - 4) / 2 = 1.5 rounds to 2, as round() rounds halves to even.
+    assert torch.equal(centre_crop(pixels, 4), pixels[:, 2:6])
+
+
+def test_random_crops_are_squares_of_the_allowed_sizes_anywhere_and_follow_their_seed() -> None:
+    # The red channel holds the column, the green one the row: a crop shows where it came from.
+    columns, rows = torch.meshgrid(torch.arange(200), torch.arange(100), indexing="xy")
+    pixels = torch.stack([columns, rows, torch.zeros_like(rows)]).to(torch.uint8)
+    spans = []
+    for seed in range(200):
+        crop = random_crop(pixels, 32, generator=np.random.default_rng(seed), min_scale=0.8)
+        assert crop.shape == (3, 32, 32)
+        assert torch.equal(crop, random_crop(pixels, 32, generator=np.random.default_rng(seed), min_scale=0.8))
+        red, green = crop[0].int(), crop[1].int()
+        spans.append([int(red.min()), int(red.max()), int(green.max() - green.min())])
+    left, right, height = zip(*spans, strict=True)
+    assert min(left) < 8
+    assert max(right) > 191
+    assert 72 < min(height) < 80
+    assert 96 < max(height) <= 99
+    assert all(abs((r - g) - h) <= 4 for g, r, h in spans)
+
+
+def test_about_every_second_crop_is_mirrored_where_asked() -> None:
+    pixels = torch.arange(32).expand(3, 32, 32).to(torch.uint8)
+    turned = [
+        bool((crop := random_crop(pixels, 32, generator=np.random.default_rng(seed), min_scale=1, mirror=True))[0, 0, 0] > crop[0, 0, -1])
+        for seed in range(200)
+    ]
+    assert 70 < sum(turned) < 130
+    assert torch.equal(random_crop(pixels, 32, generator=np.random.default_rng(0), min_scale=1), pixels)
+
+
+@pytest.mark.parametrize(
+    "change", [{"size": 0}, {"size": "224"}, {"mean": [0.5]}, {"std": [1, 1, 0]}, {"std": [1, 1, float("nan")]}], ids=str
+)
+def test_a_damaged_description_is_refused(change: dict) -> None:
+    assert Preprocess.from_facts(Preprocess(32).facts()) == Preprocess(32)
+    with pytest.raises((ValueError, TypeError)):
+        Preprocess.from_facts({**Preprocess(32).facts(), **change})

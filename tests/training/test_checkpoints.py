@@ -1,0 +1,78 @@
+"""Checkpoints resume to the same bits, and a damaged one is told."""
+
+import json
+
+import pytest
+import torch
+
+from clipkit import UserError
+from clipkit.model.encoder import load_encoder
+from clipkit.training.checkpoints import checkpoints, load_checkpoint, save_checkpoint
+from clipkit.training.state import State, new_state
+
+CPU = torch.device("cpu")
+
+
+def step(state: State) -> None:
+    """An optimiser step with gradients that depend on the step alone."""
+    generator = torch.Generator().manual_seed(state.progress.step)
+    for parameter in state.model.parameters():
+        parameter.grad = torch.randn(parameter.shape, generator=generator)
+    state.optimiser.step()
+    state.progress.step += 1
+
+
+@pytest.fixture
+def state(recipe):
+    made = new_state(recipe, CPU)
+    step(made)
+    return made
+
+
+def test_a_loaded_checkpoint_goes_on_to_the_same_bits(state, recipe, tmp_path):
+    state.progress.losses, state.progress.seconds, state.progress.broken = [1 / 3, 2.5], 12.5, ["a"]
+    path = save_checkpoint(tmp_path, state, keep=2)
+    other = new_state(recipe.model_copy(update={"seed": 9}), CPU)
+    load_checkpoint(path, other)
+    assert other.progress == state.progress
+    for each in (state, other):
+        step(each)
+    for (name, expected), found in zip(state.model.state_dict().items(), other.model.state_dict().values(), strict=True):
+        assert torch.equal(expected, found), name
+    assert other.model.training
+
+
+def test_only_the_newest_are_kept_and_nothing_else_is_left(state, tmp_path):
+    (tmp_path / ".step-00000002.tmp").mkdir()
+    for _ in range(3):
+        save_checkpoint(tmp_path, state, keep=2)
+        step(state)
+    assert [path.name for path in checkpoints(tmp_path)] == ["step-00000002", "step-00000003"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000002", "step-00000003"]
+
+
+def test_a_half_written_checkpoint_does_not_count(tmp_path):
+    (tmp_path / ".step-00000004.tmp").mkdir()
+    (tmp_path / "step-4").mkdir()
+    assert checkpoints(tmp_path) == []
+    assert checkpoints(tmp_path / "nothing") == []
+
+
+def test_a_checkpoint_is_an_encoder(state, tmp_path):
+    encoder = load_encoder(str(save_checkpoint(tmp_path, state, keep=1)))
+    assert encoder.encode_texts(["a red picture"]).shape == (1, 128)
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "optimiser.safetensors", "state.json"])
+def test_a_damaged_checkpoint_is_a_clear_error(state, recipe, tmp_path, file):
+    path = save_checkpoint(tmp_path, state, keep=1)
+    (path / file).write_bytes((path / file).read_bytes()[:40])
+    with pytest.raises(UserError, match=r"step-00000001. is damaged .*: remove that folder"):
+        load_checkpoint(path, new_state(recipe, CPU))
+
+
+def test_progress_of_another_version_is_a_clear_error(state, recipe, tmp_path):
+    path = save_checkpoint(tmp_path, state, keep=1)
+    (path / "state.json").write_text(json.dumps({"steps": 3}))
+    with pytest.raises(UserError, match="is damaged"):
+        load_checkpoint(path, new_state(recipe, CPU))

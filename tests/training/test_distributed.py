@@ -1,0 +1,140 @@
+"""Two ranks (gloo, two processes) against one: the same gradients, the same run."""
+
+import json
+import multiprocessing
+import os
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from clipkit.model.clip import ImageTextModel, architecture, build
+from clipkit.run import Run
+from clipkit.training import distributed, loop
+from clipkit.training.losses import contrastive_loss
+from clipkit.training.objectives import OBJECTIVES, Inputs, Scoring
+
+BATCH = 6
+
+
+def run_ranks(work: Callable[[], dict[str, Tensor]], folder: Path) -> list[dict[str, Tensor]]:
+    """Call `work` in two forked processes that find each other as torchrun's would, and return what each of them found."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+
+    def on_rank(rank: int) -> None:
+        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        torch.set_num_threads(1)
+        save_file({name: tensor.contiguous() for name, tensor in work().items()}, folder / f"rank-{rank}.safetensors")
+
+    context = multiprocessing.get_context("fork")
+    processes = [context.Process(target=on_rank, args=(rank,)) for rank in (0, 1)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(100)
+    assert [process.exitcode for process in processes] == [0, 0]
+    return [load_file(folder / f"rank-{rank}.safetensors") for rank in (0, 1)]
+
+
+def my_rows(x: Tensor) -> Tensor:
+    rows = len(x) // distributed.ranks()
+    return x[distributed.rank() * rows : (distributed.rank() + 1) * rows]
+
+
+def whole_batch(name: str) -> tuple[ImageTextModel, Inputs]:
+    """A model in float64 whose residual branches are all alive, and a batch in which captions repeat."""
+    generator = torch.Generator().manual_seed(1)
+    model = build(architecture(name), seed=0).double()
+    with torch.no_grad():
+        for parameter_name, parameter in model.named_parameters():
+            if parameter_name.endswith("bn3.weight"):
+                parameter.fill_(0.5)
+    pixels = torch.randn(BATCH, 3, 32, 32, generator=generator, dtype=torch.float64)
+    tokens = torch.randint(1, 1000, (4, 7), generator=generator)
+    tokens[:, -1] = 49_407
+    return model, Inputs(pixels, tokens, torch.tensor([0, 1, 2, 2, 3, 0]))
+
+
+def gradients(name: str) -> dict[str, Tensor]:
+    """Loss, gradients and buffers after scoring this rank's rows."""
+    model, inputs = whole_batch(name)
+    distributed.synchronise_batch_norm(model)
+    scoring = loop._on_ranks(Scoring(model, OBJECTIVES["clip"], precision="fp32"))
+    scored = scoring(inputs._replace(pixels_BCHW=my_rows(inputs.pixels_BCHW), caption_B=my_rows(inputs.caption_B)))
+    scored.loss.backward()
+    found = {parameter_name: parameter.grad for parameter_name, parameter in model.named_parameters()}
+    return {**found, **dict(model.named_buffers()), "loss": distributed.mean_over_ranks(scored.loss)}
+
+
+@pytest.mark.parametrize("name", ["ViT-tiny-32", "RN-tiny-32", "ViT-tiny-32-shared"])
+def test_two_ranks_have_the_gradients_of_one_with_the_whole_batch(name, tmp_path):
+    def work() -> dict[str, Tensor]:
+        with distributed.joined():
+            assert distributed.ranks() == 2
+            return gradients(name)
+
+    alone = gradients(name)
+    first, second = run_ranks(work, tmp_path)
+    assert alone["logit_scale"].abs() > 1e-4
+    assert alone.keys() == first.keys() == second.keys()
+    for tensor_name, expected in alone.items():
+        for found in (first, second):
+            torch.testing.assert_close(found[tensor_name], expected, rtol=1e-6, atol=1e-9, msg=lambda text, n=tensor_name: f"{n}: {text}")
+
+
+def test_each_ranks_rows_get_the_gradient_they_have_in_the_whole_loss(tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    image, text = (torch.nn.functional.normalize(torch.randn(BATCH, 5, generator=generator).double(), dim=1) for _ in range(2))
+    scale = torch.tensor(20.0, dtype=torch.float64)
+
+    def scored() -> dict[str, Tensor]:
+        leaves = [my_rows(image).clone().requires_grad_(), my_rows(text).clone().requires_grad_(), scale.clone().requires_grad_()]
+        loss = contrastive_loss(*leaves)
+        loss.backward()
+        return {"loss": loss.detach(), "image": leaves[0].grad, "text": leaves[1].grad, "scale": leaves[2].grad}
+
+    def work() -> dict[str, Tensor]:
+        with distributed.joined():
+            return scored()
+
+    alone = scored()
+    ranks = run_ranks(work, tmp_path)
+    for name in ("loss", "scale"):
+        torch.testing.assert_close(sum(rank[name] for rank in ranks) / 2, alone[name])
+    for name in ("image", "text"):
+        torch.testing.assert_close(torch.cat([rank[name] for rank in ranks]) / 2, alone[name])
+
+
+def test_a_run_on_two_ranks_logs_the_losses_of_a_run_on_one(make_shards, recipe, tmp_path):
+    shards = make_shards(40, broken=frozenset({5}))
+    knobs = recipe.model_copy(update={"data": recipe.data.model_copy(update={"max_broken_share": 0.1, "hold_out": 6})})
+
+    def work() -> dict[str, Tensor]:
+        report = loop.train(knobs, shards, Run.scratch(tmp_path / "two"))
+        return {"loss": torch.tensor(report["loss"]), "broken": torch.tensor(report["broken_pictures"])}
+
+    ranks = run_ranks(work, tmp_path)
+    report = loop.train(knobs, shards, Run.scratch(tmp_path / "one"))
+    one, two = ([json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()] for name in ("one", "two"))
+    assert len(one) == len(two) == 6
+    assert [line["loss"] for line in two] == pytest.approx([line["loss"] for line in one], rel=1e-3)
+    assert two[0]["gradient_norm"] == pytest.approx(one[0]["gradient_norm"], rel=1e-3)
+    for rank in ranks:
+        assert float(rank["loss"]) == pytest.approx(report["loss"], rel=1e-3)
+        assert int(rank["broken"]) == report["broken_pictures"] == 1
+
+
+def test_one_process_needs_no_ranks():
+    x = torch.arange(6.0).reshape(3, 2)
+    with distributed.joined() as device:
+        assert (distributed.rank(), distributed.ranks(), device.type) == (0, 1, "cuda" if torch.cuda.is_available() else "cpu")
+        assert distributed.gather_rows(x) is x
+        assert distributed.sum_over_ranks(x) is x
+        assert distributed.gather_objects("value") == ["value"]
+        distributed.wait_for_all()

@@ -1,0 +1,43 @@
+"""What a run starts from."""
+
+import pytest
+import torch
+
+from clipkit import UserError
+from clipkit.model.checkpoint import save_model
+from clipkit.model.clip import architecture, build
+from clipkit.model.preprocess import Preprocess
+from clipkit.recipe import ModelKnobs
+from clipkit.training.state import first_weights, new_state
+
+
+def test_first_weights_are_drawn_by_the_seed_and_the_temperature_is_the_recipes():
+    knobs = ModelKnobs(architecture="RN-tiny-32", initial_temperature=0.1)
+    (one, preprocess), (again, _), (other, _) = (first_weights(knobs, seed=seed) for seed in (3, 3, 4))
+    assert torch.equal(one.text_projection, again.text_projection)
+    assert not torch.equal(one.text_projection, other.text_projection)
+    assert float(one.logit_scale.detach().exp()) == pytest.approx(10)
+    assert preprocess.size == 32
+
+
+def test_weights_and_preprocessing_can_come_from_a_file_or_a_run(tmp_path):
+    model = build(architecture("RN-tiny-32"), seed=8)
+    save_model(tmp_path / "model.safetensors", model, preprocess=Preprocess(32, mean=(0.1, 0.2, 0.3)))
+    for path in (tmp_path, tmp_path / "model.safetensors"):
+        loaded, preprocess = first_weights(ModelKnobs(architecture="RN-tiny-32", start_from=str(path)), seed=0)
+        assert torch.equal(loaded.text_projection, model.text_projection)
+        assert preprocess.mean == (0.1, 0.2, 0.3)
+
+
+def test_weights_of_another_architecture_are_refused(tmp_path):
+    save_model(tmp_path / "model.safetensors", build(architecture("RN-tiny-64"), seed=8))
+    with pytest.raises(UserError, match=r"weights of `RN-tiny-64`, `model.architecture` is `RN-tiny-32`"):
+        first_weights(ModelKnobs(architecture="RN-tiny-32", start_from=str(tmp_path)), seed=0)
+
+
+def test_a_resnets_weights_lie_as_its_pixels_do(recipe):
+    state = new_state(recipe, torch.device("cpu"))
+    assert state.layout == torch.channels_last
+    assert state.model.visual.conv2.weight.is_contiguous(memory_format=torch.channels_last)
+    vit = recipe.model_copy(update={"model": ModelKnobs(architecture="ViT-tiny-32")})
+    assert new_state(vit, torch.device("cpu")).layout == torch.contiguous_format
