@@ -9,9 +9,9 @@ import json
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
 from clipkit import UserError
@@ -62,13 +62,8 @@ class PageKnobs(Section):
         "stop", description="a truncated or corrupt source file: stop with an error, or keep what was readable and report it"
     )
     max_page_bytes: int = Field(10_000_000, gt=0, description="pages longer than this are skipped and counted (bytes)")
-    max_icon_pixels: int = Field(
-        32, ge=0, description="an image whose declared width and height are both at most this is dropped as an icon (pixels); 0: none is"
-    )
-    obey_opt_outs: bool = Field(
-        True,
-        description="leave out pages whose robots meta tag or X-Robots-Tag header says noai, noimageai, noindex, noimageindex, noml or none",
-    )
+    max_icon_pixels: int = Field(32, ge=0, description="images declared at most this wide and high are dropped as icons (pixels); 0: none")
+    obey_opt_outs: bool = Field(True, description="leave out pages whose robots meta or X-Robots-Tag says no, as `download.obey_opt_outs`")
 
 
 class TextKnobs(Section):
@@ -254,6 +249,12 @@ class ProbeKnobs(Section):
         0.2, gt=0, lt=1, description="share of train held out for the search where a task names no validation split"
     )
 
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.min_strength >= self.max_strength:
+            raise ValueError(f"min_strength should be less than max_strength, {self.max_strength:g}")
+        return self
+
 
 class EvalRecipe(Section):
     """`clipkit eval ...`: an encoder -> scores."""
@@ -278,7 +279,7 @@ class OverlapRecipe(Section):
         "pixels",
         description="what two pictures are compared by: `pixels` (the built-in near-duplicate descriptor) or a model as --model takes it",
     )
-    threshold: float = Field(0.9, ge=-1, le=1, description="similarity from which a test picture counts as overlap")
+    threshold: float = Field(0.88, ge=-1, le=1, description="similarity from which a test picture counts as overlap")
     thresholds: Mapping[str, float] = Field({}, description="task name = threshold, where a task needs its own")
     review: str | None = Field(
         None, description="JSON file of thresholds and verdicts set by a person; unset: `verdicts.json` in the run's directory, where there is one"

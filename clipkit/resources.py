@@ -24,7 +24,7 @@ def names(kind: Kind) -> list[str]:
 def find(kind: Kind, name_or_path: str) -> Path:
     """A path as given, or a shipped file by its name. Raises UserError that suggests the nearest name."""
     given = Path(name_or_path)
-    if given.suffix == ".toml" or given.exists():
+    if given.suffix == ".toml" or given.is_file():
         return given
     shipped = resource_root() / kind / f"{name_or_path}.toml"
     if shipped.parent == (resource_root() / kind) and shipped.exists():

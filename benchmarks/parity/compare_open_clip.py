@@ -4,7 +4,8 @@
     /tmp/peer/bin/pip install --no-deps -e . && /tmp/peer/bin/pip install simplejpeg instant-clip-tokenizer rich pydantic typer
     /tmp/peer/bin/python benchmarks/parity/compare_open_clip.py
 
-Exit code 1 when a tower differs by more than 1e-5, a token differs, or a pixel by more than two grey levels. `--write FILE` also keeps
+Exit code 1 when a tower differs by more than 1e-5, a token differs, or a pixel by more than five grey levels (one is usual;
+single pixels of noise differ by more). `--write FILE` also keeps
 open_clip's answers for two small models with weights from a formula: `tests/model/open_clip_reference.json` is such a file.
 """
 
@@ -225,7 +226,7 @@ def main() -> int:
         given.write.write_text(json.dumps(reference(), ensure_ascii=False) + "\n", encoding="utf-8")
     del keep
     worst = max(value for tower in towers.values() for value in tower.values())
-    return int(worst > 1e-5 or found["texts_that_differ"] > 0 or found["grey_levels"] > 2)
+    return int(worst > 1e-5 or found["texts_that_differ"] > 0 or found["grey_levels"] > 5)
 
 
 if __name__ == "__main__":

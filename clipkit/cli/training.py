@@ -1,7 +1,8 @@
 """`clipkit train`."""
 
+import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -10,6 +11,9 @@ from clipkit.recipe import TrainRecipe, load_recipe
 from clipkit.report.tables import train_tables
 from clipkit.resources import find
 from clipkit.run import Run
+
+if TYPE_CHECKING:
+    from clipkit.dataset.shards import Shards
 
 
 def train(
@@ -22,7 +26,8 @@ def train(
 ) -> None:
     """Train a CLIP model on shards.
 
-    Writes checkpoints and `metrics.jsonl` to DIR; DIR is then what `--model` takes.
+    Writes checkpoints and `metrics.jsonl` to DIR; DIR is then what `--model` takes. On several GPUs or machines:
+    `torchrun --nproc-per-node 8 -m clipkit train ...`, with the same results.
 
     Example: `clipkit train recipes/train/demo.toml --data runs/data/shards --out runs/model`
     """
@@ -30,6 +35,9 @@ def train(
     from clipkit.dataset.shards import Shards
 
     shards = Shards.open(data)
+    if int(os.environ.get("RANK", "0")) > 0:
+        _help_rank_0(knobs, shards, out)
+        return
     with Run.open(out, command="train", recipe=knobs, inputs={"data": shards.fingerprint}, quiet=quiet) as run:
         if (report := run.report) is None:
             from clipkit.training import loop
@@ -37,3 +45,11 @@ def train(
             report = loop.train(knobs, shards, run)
             run.finish(report)
     show(report, train_tables(report), as_json=as_json, where=out)
+
+
+def _help_rank_0(knobs: TrainRecipe, shards: "Shards", out: Path) -> None:
+    """One of torchrun's further ranks: it computes, and rank 0 alone opens the run, writes and reports."""
+    if not (out / "report.json").exists():
+        from clipkit.training import loop
+
+        loop.train(knobs, shards, Run.scratch(out))

@@ -87,11 +87,11 @@ def read_page(page: bytes, *, url: str, content_type: str, robots: str, knobs: P
     tags = tree.css("img")
     if knobs.obey_opt_outs and (is_opted_out(robots) or any(is_opted_out(said) for said in _robots_metas(tree))):
         return _whole_page("page_opted_out", len(tags))
-    base = _base(tree, url)
+    around = _Around(_base(tree, url), {}, {})
     images: list[PageImage] = []
     dropped = Counter({"over_images_per_page": len(tags) - MAX_IMAGES} if len(tags) > MAX_IMAGES else {})
     for tag in tags[:MAX_IMAGES]:
-        image = _read_image(tag, base, knobs)
+        image = _read_image(tag, around, knobs)
         if isinstance(image, str):
             dropped[image] += 1
         else:
@@ -165,6 +165,14 @@ def tidy(text: str) -> str:
     return " ".join(printable.split())
 
 
+class _Around(NamedTuple):
+    """What the images of a page share: base URL; captions and sources of the figures and pictures met so far, by node."""
+
+    base: str
+    captions: dict[int, str]
+    sources: dict[int, list[Mapping[str, str | None]]]
+
+
 def _whole_page(reason: str, tags: int) -> Page:
     return Page((), {reason: tags} if tags else {}, tags, reason)
 
@@ -209,7 +217,7 @@ def _base(tree: LexborHTMLParser, url: str) -> str:
     return absolute_url(tag.attributes.get("href"), url)[0] or url
 
 
-def _read_image(tag: LexborNode, base: str, knobs: PageKnobs) -> PageImage | str:
+def _read_image(tag: LexborNode, around: _Around, knobs: PageKnobs) -> PageImage | str:
     """The image of an `<img>`, or the reason why there is none."""
     attributes = tag.attributes
     sizes = _declared_sizes(attributes)
@@ -217,10 +225,10 @@ def _read_image(tag: LexborNode, base: str, knobs: PageKnobs) -> PageImage | str
         return "tracking_pixel"
     if len(sizes) == 2 and max(sizes) <= knobs.max_icon_pixels:
         return "icon"
-    url, reason = _best_url(tag, attributes, base)
+    url, reason = _best_url(tag, attributes, around)
     if reason:
         return reason
-    texts = _texts(tag, attributes, knobs)
+    texts = _texts(tag, attributes, around, knobs)
     return texts if isinstance(texts, str) else PageImage(url, texts)
 
 
@@ -232,11 +240,11 @@ def _declared_sizes(attributes: Mapping[str, str | None]) -> list[int]:
     return list(sizes.values())
 
 
-def _texts(tag: LexborNode, attributes: Mapping[str, str | None], knobs: PageKnobs) -> tuple[tuple[str, str], ...] | str:
+def _texts(tag: LexborNode, attributes: Mapping[str, str | None], around: _Around, knobs: PageKnobs) -> tuple[tuple[str, str], ...] | str:
     found: dict[str, str] = {}
     too_long = False
     for kind in knobs.texts:
-        raw = _caption(tag) if kind == "figcaption" else attributes.get(kind) or ""
+        raw = _caption(tag, around.captions) if kind == "figcaption" else attributes.get(kind) or ""
         text = tidy(raw) if len(raw) <= MAX_TEXT_CHARACTERS else ""
         too_long |= len(raw) > MAX_TEXT_CHARACTERS
         if text:
@@ -246,42 +254,53 @@ def _texts(tag: LexborNode, attributes: Mapping[str, str | None], knobs: PageKno
     return tuple((kind, text) for text, kind in found.items())
 
 
-def _caption(tag: LexborNode) -> str:
+def _caption(tag: LexborNode, captions: dict[int, str]) -> str:
     """The text of the <figcaption> of the nearest <figure> around an image."""
     node = tag.parent
     for _ in range(FIGURE_DISTANCE):
         if node is None:
-            return ""
+            break
         if node.tag == "figure":
-            caption = node.css_first("figcaption")
-            return caption.text(separator=" ") if caption is not None else ""
+            if node.mem_id not in captions:
+                captions[node.mem_id] = _own_caption(node)
+            return captions[node.mem_id]
         node = node.parent
     return ""
 
 
-def _best_url(tag: LexborNode, attributes: Mapping[str, str | None], base: str) -> tuple[str, str]:
+def _own_caption(figure: LexborNode) -> str:
+    # The standard has it as a child; where it is wrapped, the first one inside will do.
+    own = next((child for child in figure.iter() if child.tag == "figcaption"), None) or figure.css_first("figcaption")
+    return own.text(separator=" ") if own is not None else ""
+
+
+def _best_url(tag: LexborNode, attributes: Mapping[str, str | None], around: _Around) -> tuple[str, str]:
     """The URL of the largest candidate: by width in pixels, then by density, then in the order of `_candidates`."""
     best, best_rank, first_reason = "", (-1.0, -1.0), ""
-    for raw, width, density in _candidates(tag, attributes):
+    for raw, width, density in _candidates(tag, attributes, around.sources):
         if (width, density) <= best_rank:
             continue
-        url, reason = absolute_url(raw, base)
+        url, reason = absolute_url(raw, around.base)
         if url:
             best, best_rank = url, (width, density)
         first_reason = first_reason or reason
     return (best, "") if best else ("", first_reason or "no_url")
 
 
-def _candidates(tag: LexborNode, attributes: Mapping[str, str | None]) -> Iterator[tuple[str, float, float]]:
+def _candidates(
+    tag: LexborNode, attributes: Mapping[str, str | None], sources: dict[int, list[Mapping[str, str | None]]]
+) -> Iterator[tuple[str, float, float]]:
     """(URL, width or 0, density) of an `<img>` and of the `<source>`s of its `<picture>`; a lazy attribute displaces the placeholder."""
     tags = [attributes]
     if tag.parent is not None and tag.parent.tag == "picture":
-        sources = (source.attributes for source in tag.parent.css("source")[:MAX_CANDIDATES])
-        tags += [source for source in sources if SHOWN_TYPES.fullmatch(source.get("type") or "image/jpeg")]
+        picture = tag.parent
+        if picture.mem_id not in sources:
+            every = (source.attributes for source in picture.css("source")[:MAX_CANDIDATES])
+            sources[picture.mem_id] = [source for source in every if SHOWN_TYPES.fullmatch(source.get("type") or "image/jpeg")]
+        tags += sources[picture.mem_id]
     lazy = [found for one in tags for found in _candidates_of(one, LAZY_SETS, LAZY_SOURCES)]
-    usable = any(absolute_url(url, "http://host/")[0] for url, _, _ in lazy)
     yield from lazy
-    if not usable:
+    if not any(absolute_url(url, "http://host/")[0] for url, _, _ in lazy):
         for one in tags:
             yield from _candidates_of(one, ("srcset",), ("src",))
 

@@ -168,10 +168,12 @@ class Shards:
             yield from self._pair_problems(shard, file)
 
     def _pair_problems(self, shard: Shard, file: BufferedReader) -> Iterator[tuple[str | None, str]]:
+        rows: list[dict[str, Any]] = []
         try:
             rows = _read_table(self.root / _table_name(shard), TABLE_SCHEMA).to_pylist()
+            if len(rows) != shard.count:
+                yield None, f"`{_table_name(shard)}` has {len(rows):,} rows where the manifest says {shard.count:,}"
         except UserError as error:
-            rows = []
             yield None, str(error)
         count = 0
         try:
@@ -184,8 +186,6 @@ class Shards:
             yield broken.args
         if count != shard.count:
             yield None, f"{count:,} whole pairs can be read where the manifest says {shard.count:,}"
-        if len(rows) not in (0, shard.count):
-            yield None, f"`{_table_name(shard)}` has {len(rows):,} rows where the manifest says {shard.count:,}"
 
     def _repeated_keys(self) -> list[str]:
         try:

@@ -7,7 +7,6 @@ which published no patterns; the others follow what ALIGN, COYO and DataComp rep
 
 import functools
 import re
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -26,12 +25,13 @@ LANGUAGE_MARGIN = 0.3
 _IMAGE_NAME = r"(?i)^[^\n]{0,300}\.(jpe?g|jpe|jfif|png|gif|bmp|tiff?|webp|heic|heif|avif|svg|raw|cr2|nef|arw|dng|psd|mp4|mov|avi|pdf)$"
 _CAMERA_NAME = (
     r"(?i)^_?(img|imgp|mg|dsc|dscf|dscn|dscf|pict|pic|cimg|sam|gopr|gx|mvi|vid|pxl|kif|hpim|dji|p|s|wp|fb_img|received)"
-    r"[ _-]{0,2}e?[0-9]{3,}[0-9 ._~()-]*[a-z]?$"
+    r"[ _-]{0,2}e?[0-9]{3,}[0-9 ._~()-]*(wa[0-9]+)?[a-z]?$"
 )
 _DATED_NAME = r"^[0-9]{8}[ _-]?[0-9]{4,9}([ ._~(-][^\n]{0,20})?$|^[0-9]{4}-[0-9]{2}-[0-9]{2}[ _-][0-9 ._:-]{4,12}$"
 _NUMBERED_NAME = (
     r"(?i)^(screen ?shot|screenshot|screen capture|scan|scanned image|image|images|photo|picture|pic|file|untitled|unnamed|whatsapp image|"
-    r"snapchat|capture|clipboard|foto|bild|img|thumbnail|thumb|slide|figure|fig)[ _#-]*(from|at|on)?([0-9 ._,:()#-]|[ap]m|at)*$"
+    r"snapchat|capture|clipboard|foto|bild|img|thumbnail|thumb|slide|figure|fig)"
+    r"[ _#-]*(from|at|on|no|nr|number)?\.?([0-9 ._,:()#-]|[ap]m|at)*$"
 )
 _HASH_NAME = r"(?i)^[0-9a-f]{16,}$|^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$|^[\w-]*_[0-9]{2,}$"
 
@@ -41,7 +41,7 @@ _URL = rf"(?i)\bhttps?://|^www\.\S+$|^[a-z0-9-]+(\.[a-z0-9-]+)*\.({_TOP_DOMAINS}
 _SETTINGS = re.compile(
     r"(?P<aperture>\b(?:f ?/ ?|ƒ ?/ ?|f)\d{1,2}(?:\.\d+)?\b)"
     r"|(?P<shutter>\b1/\d{1,5}(?: ?(?:s|sec|secs|seconds?))?\b|\b\d+(?:\.\d+)? ?(?:sec|secs|seconds?) exposure\b)"
-    r"|(?P<iso>\biso[ :=-]*\d{2,6}\b)"
+    r"|(?P<iso>\biso(?: speed| rating)*[ :=-]*\d{2,6}\b)"
     r"|(?P<focal>\b\d{1,4}(?:\.\d+)?(?:-\d{1,4})? ?mm\b)"
     r"|(?P<bias>[+-]?\d+(?:[./]\d+)? ?ev\b)"
     r"|(?P<name>\b(?:exposure(?: time| bias| mode| program)?|shutter(?: speed)?|focal length|aperture|white balance|metering(?: mode)?"
@@ -51,7 +51,7 @@ _SETTINGS = re.compile(
 _CAMERA_WORDS = re.compile(
     r"(?i)canon|nikon|sony|olympus|panasonic|lumix|fujifilm|fuji|pentax|leica|sigma|tamron|tokina|zeiss|samsung|kodak|casio|ricoh|hasselblad"
     r"|apple|iphone|eos|nikkor|rebel|mark|iii|cyber|shot|powershot|coolpix|finepix|alpha|usm|auto|manual|priority|normal|program|mode"
-    r"|pattern|matrix|spot|value|date|taken|software|adobe|photoshop|lightroom"
+    r"|pattern|matrix|spot|value|date|taken|software|did|not|fire|off|adobe|photoshop|lightroom"
 )
 _WORD = re.compile(r"[^\W\d_]{3,}")
 _LONG_RUN = re.compile(r"(\S)\1{7}")
@@ -78,7 +78,7 @@ def file_name(pairs: pa.Table, knobs: TextKnobs) -> pa.Array:
 
 
 def camera_settings(pairs: pa.Table, knobs: TextKnobs) -> pa.Array:
-    """Two kinds of exposure settings or more (aperture, shutter, ISO, focal length, bias), and at most four words that say anything else.
+    """Two exposure settings or more (aperture, shutter, ISO, focal length, bias), and fewer words than settings that say anything else.
 
     "ISO 200 f/2.8 1/250s Canon EOS" goes; "Sunset over the old harbour of Chania, f/8, ISO 100" stays.
     """
@@ -156,11 +156,11 @@ def _outside(counts: Any, least: int, most: int) -> Any:
 
 
 def _is_camera_settings(text: str) -> bool:
-    kinds = Counter(match.lastgroup for match in _SETTINGS.finditer(text))
-    if len(kinds) < 2 or set(kinds) <= {"name"}:
+    settings = sum(match.lastgroup != "name" for match in _SETTINGS.finditer(text))
+    if settings < 2:
         return False
     words = _WORD.findall(_SETTINGS.sub(" ", text))
-    return sum(_CAMERA_WORDS.fullmatch(word) is None for word in words) <= 4
+    return sum(_CAMERA_WORDS.fullmatch(word) is None for word in words) < settings
 
 
 def _is_repetitive(text: str) -> bool:

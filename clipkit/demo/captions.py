@@ -103,6 +103,12 @@ FOREIGN = (
     "明るい背景に描かれた赤い丸",
     "一个红色的圆形画在浅色的背景上",
 )
+OFF_TOPIC = (
+    "my grandmother is baking a cake for all of us",
+    "the weather was very nice on our last holiday",
+    "please write to us if you have any questions",
+    "this is what we had for dinner yesterday",
+)
 BOILERPLATE = ("click here to see a larger picture of the red circle", "read more about the blue square in our online shop")
 LOGO = "home page of the shape gallery, with our red star"
 
@@ -132,6 +138,7 @@ def useless(rng: np.random.Generator, kind: str) -> str:
             f"f/{number % 9 + 2}.8, 1/250 s, ISO 400, {number % 80 + 18}mm",
         ),
         "foreign": FOREIGN,
+        "no-query": OFF_TOPIC,
         "url": (f"https://www.shapes.example/red-circle/{number}.html", f"www.shop.example/blue-square?id={number}"),
         "short": ("circle", "red", "image", "a"),
         "digits": (f"{number} 4711 0815 {number} 12/34 a circle", f"#{number} - 300x200 @ 72 100% red 9,99 12,95"),
@@ -143,7 +150,7 @@ def useless(rng: np.random.Generator, kind: str) -> str:
     return str(rng.choice(texts[kind]))
 
 
-USELESS = ("file-name", "camera-settings", "foreign", "url", "short", "digits", "repetition")
+USELESS = ("file-name", "camera-settings", "foreign", "url", "short", "digits", "repetition", "no-query")
 
 
 def query_list() -> list[str]:

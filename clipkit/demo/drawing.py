@@ -47,11 +47,11 @@ def draw_shape(rng: np.random.Generator, colour: str, shape: str) -> Drawing:
     background = str(rng.choice(BACKGROUNDS))
     canvas = _background(rng, background, width, height)
     _clutter(rng, canvas)
-    share = rng.uniform(0.2, 0.4)
+    share = rng.uniform(0.18, 0.36)
     radius = share * min(width, height)
     centre = (_within(rng, width, radius), _within(rng, height, radius))
     _figure(rng, canvas, colour, shape, centre, radius)
-    size = "small" if share < 0.25 else "large" if share > 0.34 else "medium"
+    size = "small" if share < 0.23 else "large" if share > 0.31 else "medium"
     return Drawing(_finished(canvas), {"colour": colour, "shape": shape, "size": size, "background": background})
 
 
@@ -181,13 +181,22 @@ def _ramp(rng: np.random.Generator, width: int, height: int) -> NDArray[np.float
 
 
 def _background(rng: np.random.Generator, kind: str, width: int, height: int) -> Image.Image:
+    """Muted colours in patches of light and shadow, which no other picture has in these places, and a texture over them."""
     first, second, third = _muted(rng), _muted(rng), _muted(rng)
     ramp = _ramp(rng, width, height)[..., None]
     pixels = first * ramp + second * (1 - ramp)
     if kind != "plain":
         mask = 0.7 * _texture(rng, kind, width, height)[..., None]
         pixels = pixels * (1 - mask) + third * mask
-    return Image.fromarray(pixels.astype(np.uint8))
+    light = 0.3 + 0.7 * _patches(rng, width, height)[..., None]
+    return Image.fromarray((pixels * light).astype(np.uint8))
+
+
+def _patches(rng: np.random.Generator, width: int, height: int) -> NDArray[np.float32]:
+    """A smooth random mask from 0 to 1 (height, width) of few cells."""
+    coarse = rng.uniform(0, 255, (int(rng.integers(3, 6)), int(rng.integers(3, 6)))).astype(np.uint8)
+    smooth = Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
+    return np.array(smooth, np.float32) / np.float32(255)
 
 
 def _texture(rng: np.random.Generator, kind: str, width: int, height: int) -> NDArray[np.float32]:
@@ -209,7 +218,7 @@ def _texture(rng: np.random.Generator, kind: str, width: int, height: int) -> ND
 
 def _slanted_grid(rng: np.random.Generator, width: int, height: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Coordinates (height, width) of a turned and shifted grid, in cells."""
-    angle, period = rng.uniform(0, np.pi), rng.uniform(0.1, 0.22) * min(width, height)
+    angle, period = rng.uniform(0, np.pi), rng.uniform(0.13, 0.28) * min(width, height)
     y, x = np.mgrid[0:height, 0:width].astype(np.float32)
     cosine, sine = np.float32(np.cos(angle) / period), np.float32(np.sin(angle) / period)
     return x * cosine + y * sine + np.float32(rng.uniform()), y * cosine - x * sine + np.float32(rng.uniform())

@@ -15,7 +15,7 @@ from clipkit.demo.seeds import generator
 from clipkit.demo.truth import PAGE_HOSTS, Picture, Planted, Size, Text
 
 DIRT: Mapping[str, int] = {
-    "useless-text": 7, "boilerplate": 4, "missing": 3, "placeholder": 3, "duplicate": 3, "too-small": 2, "noai-header": 2, "noai-page": 3,
+    "useless-text": 8, "boilerplate": 6, "missing": 3, "placeholder": 3, "duplicate": 3, "too-small": 2, "noai-header": 2, "noai-page": 3,
     "slow": 1, "truncated": 1, "banner": 1, "not-an-image": 1,
 }  # fmt: skip
 """Kinds of dirt, and how many pictures of each there are for every unit of `Size.dirt`."""

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
+from rich.text import Text
 
 from clipkit import UserError
 from clipkit.dataset.shards import pair_key
@@ -184,7 +185,9 @@ def _serve(out: Path, web: Web, ports: Mapping[str, int] | None) -> WebServer:
 
 def _run_command(line: Sequence[str], *, out: Path, quiet: bool, lock: int, run: Run) -> dict[str, Any]:
     """Run one command in the directory that holds `out`; its progress goes to our stderr. Returns its report."""
-    run.say(f"\n$ {pasteable(line, out)}")
+    run.log.info("%s", pasteable(line, out))
+    # A wrapped line could not be pasted.
+    run.console.print(Text(f"\n$ {pasteable(line, out)}", style="bold"), soft_wrap=True)
     argv = [sys.executable, "-m", "clipkit", *line, "--json", *(["--quiet"] if quiet else [])]
     process = subprocess.Popen(
         argv,

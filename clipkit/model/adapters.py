@@ -147,7 +147,9 @@ def hugging_face_peer(model: Any, processor: Any, tokenizer: Any) -> Peer:
         return text_BD
 
     facts = repr(sorted(processor.to_dict().items()))
-    return Peer(model, transform, facts, encode_images, encode_texts, model.logit_scale.detach().exp().item(), model.config.vision_config.image_size)
+    return Peer(
+        model, transform, facts, encode_images, encode_texts, model.logit_scale.detach().exp().item(), model.config.vision_config.image_size
+    )
 
 
 def _load_timm(spec: str, rest: str) -> Peer:

@@ -155,7 +155,7 @@ def _shared(name: str, image_size: int, embed_width: int, *, image: ViTSizes, co
     return Architecture(name, image_size, embed_width, image, text, activation="gelu", shared=True)
 
 
-_SMALL_TEXT = TextSizes(width=128, layers=3, heads=4, context=32)
+_SMALL_TEXT = TextSizes(width=128, layers=2, heads=4, context=32)
 
 _ALL = (
     _published_resnet("RN50", 224, 1024, blocks=(3, 4, 6, 3), width=64, text_width=512),
@@ -174,7 +174,7 @@ _ALL = (
     _shared("ViT-tiny-64-shared", 64, 128, image=ViTSizes(8, 4, 128, 4), context=32),
     Architecture("RN-tiny-32", 32, 128, ResNetSizes((1, 1, 1), 16, heads=8, stem_strides=(1, 2)), _SMALL_TEXT),
     Architecture("RN-tiny-64", 64, 128, ResNetSizes((1, 1, 1), 16, heads=8, stem_strides=(2, 2)), _SMALL_TEXT),
-    Architecture("RN-small-32", 32, 256, ResNetSizes((1, 1, 1), 32, heads=8, stem_strides=(1, 1)), _SMALL_TEXT),
+    Architecture("RN-small-32", 32, 256, ResNetSizes((1, 1, 1), 32, heads=8, stem_strides=(2, 1)), _SMALL_TEXT),
 )
 
 

@@ -153,6 +153,7 @@ def _read_archive(path: Path) -> dict[str, Tensor]:
 def _read_pickle(path: Path) -> dict[str, Tensor]:
     """A file of `torch.save`, read as tensors and containers only; of a training checkpoint, its `state_dict`."""
     try:
+        torchscript.refuse_inflated(path, MAX_FILE_BYTES)
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # Hostile bytes fail in any way they like.
         reason = str(error).strip().split("\n")[0][:200]

@@ -8,7 +8,8 @@ Two steps, as a coarse search over everything and a fine look at the few candida
   A test picture is searched for as it is and through VIEWS: parts of it (the training picture may be a crop of it) and frames around it
   (it may be a crop of the training picture).
 * **Verification.** For a candidate the window of the test picture that the training picture shows is sought edge by edge, to a fraction of
-  a pixel; the similarity is the normalised correlation of the filtered pictures over what both show. The aspect ratio is free.
+  a pixel, with the aspect ratio free. The similarity is how well the sharpened pictures agree in the patches of what both show, each patch
+  counted alike and the best-agreeing ones left out: one strong outline in common, such as a horizon or a red disc, is not enough.
 
 CLIP's own detector (appendix C) was trained on such changes and is not published. Like it, and unlike CLIP's embedding, this one looks at
 the picture and not at its meaning: two flowers of one species are different pictures.
@@ -39,11 +40,23 @@ SEARCHED = (12, 6)
 """Cosine frequencies per axis in the search vector, of brightness and of each colour."""
 
 FLOOR = 2 / 255
-"""Contrast of the filtered picture (root mean square, 1 is white) at which its greatest possible similarity is halved.
+"""Contrast of the filtered picture (root mean square, 1 is white) below which its correlation with any other fades."""
 
-Nearly uniform pictures, black frames above all, are near no picture, not even each other: the paper's Kinetics-700 overlap consisted of
-them (section 5) and told nothing about memorised test pictures.
+PATCH, STRIDE = 6, 3
+"""Side and distance of the patches that are compared (pixels of the thumbnail)."""
+
+PATCH_FLOOR = 15 / 255
+"""Contrast of a sharpened patch at which it has half of its weight: plain sky and paper say little.
+
+A picture of which no patch has contrast, a black frame above all, is near no picture, not even its copy: the paper's Kinetics-700 overlap
+consisted of those (section 5) and told nothing about memorised test pictures.
 """
+
+LEAST_SHARE = 0.7
+"""Share of the patches, by weight, that the similarity is the mean of: those that agree least."""
+
+PLAIN_SHARE = 0.02
+"""Weight of the whole picture beside its patches: keeps the similarity of nearly uniform pictures near 0."""
 
 REACH = 0.17
 """Most of a side that one picture may lack of the other: crops up to a tenth, and a margin."""
@@ -69,7 +82,9 @@ class PixelDescriptor:
     """An image-only Encoder for near-duplicates, with two methods of its own: `views` and `similarity`."""
 
     name: ClassVar[str] = "pixels"
-    fingerprint: ClassVar[str] = f"pixels-1-{SIDE}-{TILT}-{CUTOFF}-{SEARCHED[0]}-{SEARCHED[1]}-{FLOOR:.6f}"
+    fingerprint: ClassVar[str] = (
+        f"pixels-1-{SIDE}-{TILT}-{CUTOFF}-{SEARCHED[0]}-{SEARCHED[1]}-{PATCH}-{STRIDE}-{PATCH_FLOOR:.4f}-{LEAST_SHARE}"
+    )
     has_text: ClassVar[bool] = False
     logit_scale: ClassVar[float] = 1.0
     feature_width: ClassVar[int] = 3 * SIDE * SIDE
@@ -100,7 +115,9 @@ class PixelDescriptor:
 
         `view_P` names the view (an index into VIEWS) from which the common part is sought.
         """
-        return _refined(_filtered(_thumbnails(test_PF)), _filtered(_thumbnails(train_PF)), VIEWS[view_P])
+        test, train = _filtered(_thumbnails(test_PF)), _filtered(_thumbnails(train_PF))
+        shown, mask = _cut(test, _refined(test, train, VIEWS[view_P]))
+        return _agreement(_sharpened(shown), _sharpened(train), mask)
 
 
 def _is_special(image: bytes) -> bool:
@@ -141,13 +158,14 @@ def _cosines() -> Tensor:
     return matrix
 
 
-def _weights() -> Tensor:
+def _frequencies() -> Tensor:
+    """Cycles per picture of each cosine product (SIDE, SIDE)."""
     cycles = torch.arange(SIDE) / 2
-    frequency = torch.hypot(cycles[:, None], cycles[None, :])
-    return frequency**TILT * torch.exp(-((frequency / CUTOFF) ** 2))  # 0 at frequency 0: the mean is dropped
+    return torch.hypot(cycles[:, None], cycles[None, :])
 
 
-_COSINES, _WEIGHTS = _cosines(), _weights()
+_COSINES, _FREQUENCIES = _cosines(), _frequencies()
+_WEIGHTS = _FREQUENCIES**TILT * torch.exp(-((_FREQUENCIES / CUTOFF) ** 2))  # 0 at frequency 0: the mean is dropped
 
 
 def _spectrum(thumbnails: Tensor) -> Tensor:
@@ -156,6 +174,11 @@ def _spectrum(thumbnails: Tensor) -> Tensor:
 
 def _filtered(thumbnails: Tensor) -> Tensor:
     return _COSINES.T @ _spectrum(thumbnails) @ _COSINES
+
+
+def _sharpened(filtered: Tensor) -> Tensor:
+    """Filtered pictures, tilted once more: together the Laplacian, whose answer to an edge stays at the edge and in its patch."""
+    return _COSINES.T @ ((_COSINES @ filtered @ _COSINES.T) * _FREQUENCIES) @ _COSINES
 
 
 def _search_vectors(thumbnails: Tensor) -> Tensor:
@@ -189,15 +212,35 @@ def _correlation(shown: Tensor, train: Tensor, mask: Tensor) -> Tensor:
     return (shown * train).sum((1, 2, 3)) / energy.sqrt()
 
 
+def _agreement(shown: Tensor, train: Tensor, mask: Tensor) -> Tensor:
+    """How well two pictures agree patch by patch (P,): the mean correlation of the patches that agree least, LEAST_SHARE of all weight."""
+    shown, train = shown * mask, train * mask
+    energy_shown, energy_train, product = (_patch_means(part) for part in (shown * shown, train * train, shown * train))
+    energy = torch.maximum(energy_shown, energy_train)
+    covered = _patch_means(mask)
+    weights = energy / (energy + 3 * PATCH_FLOOR**2) * covered * (covered > 0.5)
+    correlations, order = (product / (energy_shown * energy_train).sqrt().clamp_min(1e-9)).sort(1)
+    weights = weights.gather(1, order)
+    wanted = LEAST_SHARE * weights.sum(1, keepdim=True)
+    counted = torch.minimum(weights, (wanted - (weights.cumsum(1) - weights)).clamp_min(0))
+    return (counted * correlations).sum(1) / (counted.sum(1) + PLAIN_SHARE * LEAST_SHARE * weights.shape[1])
+
+
+def _patch_means(pictures: Tensor) -> Tensor:
+    return functional.avg_pool2d(pictures.sum(1, keepdim=True), PATCH, STRIDE).flatten(1)
+
+
 def _refined(test: Tensor, train: Tensor, windows_P4: Tensor) -> Tensor:
-    """The best correlation (P,) on the way from the given windows to better ones, edge by edge."""
-    best, windows = torch.full((len(test),), -1.0), windows_P4
+    """The window (P, 4) with the best correlation on the way from the given windows to better ones."""
+    best, best_windows, windows = torch.full((len(test),), -1.0), windows_P4, windows_P4
     least, most = torch.tensor([-1.25 * REACH] * 2 + [1 - REACH] * 2), torch.tensor([REACH] * 2 + [1 + 1.25 * REACH] * 2)
     for _ in range(ROUNDS):
         shown, mask = _cut(test, windows)
-        best = torch.maximum(best, _correlation(shown, train, mask))
+        score = _correlation(shown, train, mask)
+        best_windows = torch.where((score > best)[:, None], windows, best_windows)
+        best = torch.maximum(best, score)
         windows = torch.clamp(windows + _step(shown, train, mask, windows), least, most)
-    return best
+    return best_windows
 
 
 def _step(shown: Tensor, train: Tensor, mask: Tensor, windows_P4: Tensor) -> Tensor:

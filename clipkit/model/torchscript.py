@@ -36,6 +36,14 @@ def is_archive(path: Path) -> bool:
         return any(name.endswith("/constants.pkl") for name in archive.namelist())
 
 
+def refuse_inflated(path: Path, limit: int) -> None:
+    """Raise UnreadableArchive for a zip file whose contents are larger than `limit` bytes: torch would unpack whatever it claims."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            if (size := sum(info.file_size for info in archive.infolist())) > limit:
+                raise UnreadableArchive(f"its contents claim {size:,} bytes")
+
+
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """Parameters and buffers by their dotted names. Raises UnreadableArchive."""
     try:

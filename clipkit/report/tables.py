@@ -103,8 +103,23 @@ def verify_tables(report: Mapping[str, Any]) -> list[Table]:
 
 
 def train_tables(report: Mapping[str, Any]) -> list[Table]:
-    """Summary of a training run."""
-    raise NotImplementedError
+    """Summary of a training run; the verdict stands below."""
+    rows: list[tuple[str, Cell]] = [
+        ("architecture", report["architecture"]),
+        ("pairs", report["pairs"]),
+        ("steps", report["steps"]),
+        ("samples seen", report["samples_seen"]),
+        ("loss", report["loss"]),
+        ("chance loss (ln of the batch size)", report["chance_loss"]),
+        ("logit scale", report["logit_scale"]),
+        ("pairs per second", report["samples_per_second"]),
+        ("share of time waiting for data", f"{report['data_wait_share']:.1%}"),
+        ("seconds", report["seconds"]),
+        ("broken pictures", report["broken_pictures"]),
+    ]
+    rows += [(f"held out: {name.replace('_', ' ')}", value) for name, value in (report["held_out"] or {}).items()]
+    rows += [(name.replace("_", " "), value) for name, value in (report["evaluation"] or {}).items()]
+    return [Table("training", ("what", "value"), rows, note=report["verdict"])]
 
 
 def score_tables(report: Mapping[str, Any]) -> list[Table]:

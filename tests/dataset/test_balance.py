@@ -1,3 +1,5 @@
+import hashlib
+
 import numpy as np
 import pyarrow as pa
 from hypothesis import given, settings
@@ -89,9 +91,16 @@ def test_picks_are_spread_evenly_over_pairs() -> None:
     assert all(abs(half - 5_000) < 250 for half in halves)
 
 
-def test_keyed_hashes_do_not_change_between_versions() -> None:
-    keys = pa.array(["0" * 32, "f" * 32, key(1)])
-    assert keyed_hash(keys, 0, "shards").tolist() == [2461017421463283741, 2146066426018893811, 13563318426180153046]
+def test_keyed_hashes_equal_the_definition_in_plain_integers() -> None:
+    def mix(value: int) -> int:
+        value = (value ^ (value >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
+        value = (value ^ (value >> 27)) * 0x94D049BB133111EB % 2**64
+        return value ^ (value >> 31)
+
+    salt = int.from_bytes(hashlib.blake2b(b"5\nshards", digest_size=8).digest(), "little")
+    keys = ["0" * 32, "f" * 32, key(1), key(2)]
+    expected = [mix(mix((salt + int(k[:16], 16)) % 2**64) ^ int(k[16:], 16)) for k in keys]
+    assert keyed_hash(pa.array(keys), 5, "shards").tolist() == expected
     assert keyed_hash(pa.array([], pa.string()), 0, "shards").tolist() == []
 
 

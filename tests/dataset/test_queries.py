@@ -17,7 +17,7 @@ dog n 7 5 @ ~ #m #p %p 7 1 02084071 10114209
 
 
 def test_sources_are_joined_in_order_and_the_first_spelling_stands(tmp_path: Path) -> None:
-    (tmp_path / "a.txt").write_text("Toy-Box\n\n  New York  \r\ntoy box\n?!\n", encoding="utf-8-sig")
+    (tmp_path / "a.txt").write_text("Toy-Box\n\n  New York  \r\ntoy box\n?!\nNEW YORK!\n", encoding="utf-8-sig")
     pq.write_table(pa.table({"query": ["cat", None, "new york"], "other": [1, 2, 3]}), tmp_path / "b.parquet")
     pc_csv.write_csv(pa.table({"id": [1, 2, 3], "query": ["null", "007", "two\nlines"]}), tmp_path / "c.csv")
     (tmp_path / "index.noun").write_text(WORDNET)
@@ -25,7 +25,7 @@ def test_sources_are_joined_in_order_and_the_first_spelling_stands(tmp_path: Pat
     queries = load_queries(QueryKnobs(files=names, wordnet=str(tmp_path)))
     assert queries.texts == ("Toy-Box", "New York", "cat", "null", "007", "two\nlines", "dog")
     assert queries.sources == ("a.txt", "a.txt", "b.parquet", "c.csv", "c.csv", "c.csv", "wordnet")
-    assert queries.left_out == {"duplicate": 3, "no_letters_or_digits": 1}
+    assert queries.left_out == {"duplicate": 4, "no_letters_or_digits": 1}
     assert queries.table().to_pylist()[6] == {"query": "dog", "source": "wordnet"}
 
 

@@ -27,6 +27,7 @@ def make_pairs(count: int, image_bytes: int = 700) -> list[Pair]:
         url, text = f"https://example.org/{i}.jpg", f"picture number {i} — «né» 犬"
         image = (PNG if i % 3 == 2 else JPEG) + hashlib.shake_128(str(i).encode()).digest(image_bytes + i)
         metadata = {"image_url": url, "page_url": None, "source": "test", "queries": [i, i + 7], "width": 3 + i, "height": 4}
+        metadata |= {"licence": "CC0", "author": "nobody"}
         pairs.append(Pair(pair_key(url, text), image, text, metadata))
     return pairs
 
@@ -52,7 +53,7 @@ def test_what_is_written_is_read_back_in_order(tmp_path: Path) -> None:
     assert shards.count == 9
     assert [(p.key, p.image, p.text) for p in read] == [(p.key, p.image, p.text) for p in pairs]
     for before, after in zip(pairs, read, strict=True):
-        assert list(after.metadata) == TABLE_SCHEMA.names
+        assert list(after.metadata) == [*TABLE_SCHEMA.names, "author", "licence"]
         expected = {**before.metadata, "key": before.key, "text": before.text, "sha256": hashlib.sha256(before.image).hexdigest()}
         assert after.metadata == expected
 
@@ -270,7 +271,7 @@ def test_verify_compares_the_parquet_with_the_pairs(tmp_path: Path) -> None:
     (tmp_path / "00001.parquet").write_bytes(b"PAR1")
     pq.write_table(pq.read_table(tmp_path / "00002.parquet").slice(1), tmp_path / "00002.parquet")
     problems = [(p["shard"], p["key"]) for p in shards.verify()["problems"]]
-    assert problems == [("00000.tar", pairs[0].key), ("00001.tar", None)]
+    assert problems == [("00000.tar", pairs[0].key), ("00001.tar", None), ("00002.tar", None)]
     with pytest.raises(UserError, match=r"00001\.parquet"):
         shards.table()
 
@@ -302,6 +303,7 @@ WHOLE = [entry("k.jpg", JPEG), entry("k.txt", b"a"), entry("k.json", b"{}")]
         ([entry("k.l.jpg", JPEG)], "not a name of the form"),
         ([entry("k.exe", JPEG)], "not a name of the form"),
         ([entry("k" * 150 + ".jpg", JPEG)], "not a name of the form"),
+        ([entry("folder" * 20 + "/k.jpg", JPEG), *WHOLE[1:]], "not a name of the form"),
         ([*WHOLE[:2]], "has no json file"),
         ([*WHOLE, entry("k.png", PNG)], "two files for its image"),
         ([*WHOLE[:2], entry("k.json", b"[1]")], "not an object"),

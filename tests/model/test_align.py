@@ -19,7 +19,7 @@ def test_both_modalities_pass_the_same_transformer_normalisation_and_projection(
 def test_sharing_saves_the_parameters_of_a_second_stack_normalisation_and_projection() -> None:
     shared, separate = architecture("ViT-tiny-64-shared"), architecture("ViT-tiny-64")
     own = sum(p.numel() for p in build_empty(separate).transformer.parameters())
-    # LayerNorm (2 x 128) and projection (128 x 128) too; the shared stack has four layers where the text's own has three.
+    # LayerNorm (2 x 128) and projection (128 x 128) too; the shared stack stands in for both towers' own.
     assert facts(separate)["parameters"] - facts(shared)["parameters"] == own + 2 * 128 + 128 * 128
 
 

@@ -165,6 +165,13 @@ def test_a_shape_that_repeats_its_storage_is_refused() -> None:
         torchscript._rebuild_tensor(torch.zeros(4), 0, (10**6, 10**6), (0, 0))
 
 
+def test_a_zip_that_grows_beyond_the_limit_is_refused(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "bomb.pt", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("bomb/data/0", bytes(1_000_000))
+    with pytest.raises(torchscript.UnreadableArchive, match="claim 1,000,000 bytes"):
+        torchscript.refuse_inflated(tmp_path / "bomb.pt", 999_999)
+
+
 def changed(model: ImageTextModel, kind: str) -> dict[str, Tensor]:
     state = dict(model.state_dict())
     if kind == "missing":

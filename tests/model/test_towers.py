@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from clipkit.model.towers import AttentionPool, Bottleneck, QuickGELU, SelfAttention, at_end_of_text
+from clipkit.model.towers import AttentionPool, Bottleneck, QuickGELU, SelfAttention, at_end_of_text, attend
 
 
 def filled(module: nn.Module) -> nn.Module:
@@ -23,6 +23,18 @@ def test_self_attention_answers_what_torchs_multi_head_attention_answers_with_th
     mask = nn.Transformer.generate_square_subsequent_mask(5) if causal else None
     expected, _ = theirs(x_BLW, x_BLW, x_BLW, attn_mask=mask, need_weights=False)
     torch.testing.assert_close(ours(x_BLW, causal=causal), expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_attention_in_bf16_is_the_same_with_and_without_a_gradient(*, causal: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(2, 3, 7, 8, generator=generator).bfloat16() for _ in range(3))
+    fused = attend(query, key, value, causal=causal)
+    written_out = attend(query.clone().requires_grad_(), key, value, causal=causal)
+    exact = attend(query.float(), key.float(), value.float(), causal=causal)
+    assert written_out.dtype is torch.bfloat16
+    torch.testing.assert_close(fused.float(), exact, atol=2e-2, rtol=2e-2)
+    torch.testing.assert_close(written_out.float(), exact, atol=2e-2, rtol=2e-2)
 
 
 def test_attention_pool_answers_what_a_plain_softmax_over_positions_answers() -> None:
