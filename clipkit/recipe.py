@@ -279,7 +279,7 @@ class OverlapRecipe(Section):
         "pixels",
         description="what two pictures are compared by: `pixels` (the built-in near-duplicate descriptor) or a model as --model takes it",
     )
-    threshold: float = Field(0.88, ge=-1, le=1, description="similarity from which a test picture counts as overlap")
+    threshold: float = Field(0.89, ge=-1, le=1, description="similarity from which a test picture counts as overlap")
     thresholds: Mapping[str, float] = Field({}, description="task name = threshold, where a task needs its own")
     review: str | None = Field(
         None, description="JSON file of thresholds and verdicts set by a person; unset: `verdicts.json` in the run's directory, where there is one"

@@ -143,7 +143,7 @@ def test_suites_are_listed_and_shown():
     assert "demo" in names
     shown = json.loads(runner.invoke(app, ["suites", "show", "demo", "--json"]).stdout)
     tasks = tomllib.loads(find("benchmarks/suites", "demo").read_text())["tasks"]
-    assert [task["name"] for task in shown["tasks"]] == tasks
+    assert [task["task"] for task in shown["tasks"]] == tasks
 
 
 def test_the_cache_is_where_the_option_the_environment_or_the_user_says(tmp_path, monkeypatch):

@@ -47,11 +47,11 @@ def draw_shape(rng: np.random.Generator, colour: str, shape: str) -> Drawing:
     background = str(rng.choice(BACKGROUNDS))
     canvas = _background(rng, background, width, height)
     _clutter(rng, canvas)
-    share = rng.uniform(0.18, 0.36)
+    share = rng.uniform(0.22, 0.38)
     radius = share * min(width, height)
     centre = (_within(rng, width, radius), _within(rng, height, radius))
     _figure(rng, canvas, colour, shape, centre, radius)
-    size = "small" if share < 0.23 else "large" if share > 0.31 else "medium"
+    size = "small" if share < 0.26 else "large" if share > 0.33 else "medium"
     return Drawing(_finished(canvas), {"colour": colour, "shape": shape, "size": size, "background": background})
 
 
@@ -81,7 +81,7 @@ def draw_texture(rng: np.random.Generator, texture: str, colours: Sequence[str])
     first, second = (np.array(_shade(rng, colour), np.float32) for colour in colours)
     mask = _texture(rng, texture, width, height)[..., None]
     pixels = first * mask + second * (1 - mask)
-    light = 1 - 0.25 * _ramp(rng, width, height)[..., None]
+    light = 0.6 + 0.4 * _patches(rng, width, height)[..., None]
     return Drawing(
         _finished(Image.fromarray((pixels * light).astype(np.uint8))), {"texture": texture, "colour": colours[0], "other": colours[1]}
     )
@@ -136,7 +136,7 @@ def altered(rng: np.random.Generator, image: Image.Image, change: Change) -> tup
         size = (round(width * scale), round(height * scale))
         method = Image.Resampling(int(rng.choice([Image.Resampling.BILINEAR, Image.Resampling.BICUBIC, Image.Resampling.LANCZOS])))
         return image.resize(size, method), 85, f"rescaled to {size[0]} x {size[1]}, {method.name.lower()}"
-    left, top, right, bottom = (float(share) for share in rng.uniform(0.02, 0.1, 4))
+    left, top, right, bottom = (float(share) for share in rng.uniform(0.02, 0.09, 4))
     box = (round(left * width), round(top * height), round((1 - right) * width), round((1 - bottom) * height))
     return image.crop(box), 85, f"cropped to {box[0]}, {box[1]}, {box[2]}, {box[3]}"
 
@@ -188,7 +188,7 @@ def _background(rng: np.random.Generator, kind: str, width: int, height: int) ->
     if kind != "plain":
         mask = 0.7 * _texture(rng, kind, width, height)[..., None]
         pixels = pixels * (1 - mask) + third * mask
-    light = 0.3 + 0.7 * _patches(rng, width, height)[..., None]
+    light = 0.4 + 0.6 * _patches(rng, width, height)[..., None]
     return Image.fromarray((pixels * light).astype(np.uint8))
 
 

@@ -22,7 +22,7 @@ DIRT: Mapping[str, int] = {
 
 SLOW_SECONDS = 8.0
 MOST_IMAGES_PER_TEXT = 5
-CLASS_SHARE = 0.8
+CLASS_SHARE = 0.9
 OPT_OUTS = ("noai", "noimageai", "noai, noimageai")
 
 

@@ -28,7 +28,7 @@ class Size(NamedTuple):
 
 SIZES: Mapping[str, Size] = {
     "full": Size(1_380, 240, 300, 100, shape_test=18, shape_train=25, texture_test=20, texture_train=25, planted=24, dirt=12),
-    "small": Size(620, 40, 100, 20, shape_test=10, shape_train=16, texture_test=10, texture_train=10, planted=8, dirt=4),
+    "small": Size(900, 40, 120, 20, shape_test=10, shape_train=16, texture_test=10, texture_train=10, planted=8, dirt=4),
 }
 
 

@@ -59,7 +59,7 @@ class Order:
         self.seed = seed
         self._starts = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
         # The j-th position that is not kept out is j + the number of kept-out positions before it.
-        self._thresholds = without + np.arange(len(without), dtype=np.int64)
+        self._thresholds = without - np.arange(len(without), dtype=np.int64)
         self._kept_starts = self._starts - np.searchsorted(without, self._starts)
         self._epoch = lru_cache(maxsize=2)(self._draw_epoch)
         self._window = lru_cache(maxsize=4)(self._draw_window)

@@ -137,6 +137,9 @@ class _Handler(BaseHTTPRequestHandler):
     def serve_redirect(self) -> None:
         self.answer(b"", ("Location", self.query("to")[0]), status=int((parse_qs(urlsplit(self.path).query).get("status") or ["301"])[0]))
 
+    def serve_redirect_in_utf8(self) -> None:
+        self.wfile.write("HTTP/1.1 302 Found\r\nLocation: /ok/\u732b\r\nContent-Length: 0\r\n\r\n".encode())
+
     def serve_steps(self) -> None:
         """/steps/3 redirects three times."""
         left = int(self.path.split("/")[2])

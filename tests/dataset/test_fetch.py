@@ -135,6 +135,15 @@ def test_a_name_that_resolves_to_a_private_address_is_refused_at_each_answer(web
     assert Fetcher(web.knobs(allow_private_addresses=True)).fetch("http://rebinding.example/ok/1").outcome == "ok"
 
 
+def test_of_a_names_addresses_only_the_public_ones_are_tried(web: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    places = [("127.0.0.2", 1), ("127.0.0.1", web.port)]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: [(socket.AF_INET, socket.SOCK_STREAM, 6, "", place) for place in places])
+    monkeypatch.setattr("clipkit.dataset.fetch.is_public", lambda address: address == "127.0.0.2")
+    assert Fetcher(web.knobs()).fetch("http://mixed.example/ok/1").outcome == "connection"
+    assert not web.hits
+    assert Fetcher(web.knobs(allow_private_addresses=True)).fetch("http://mixed.example/ok/1").outcome == "ok"
+
+
 @pytest.mark.parametrize(
     ("address", "public"),
     [
@@ -218,6 +227,7 @@ def test_urls_as_people_write_them_are_fetched(web: Any) -> None:
         ("/ok/100%25.jpg#part", "/ok/100%25.jpg"),
         ("/ok/\x01.jpg", "/ok/%01.jpg"),
         ("/redirect?to=" + quote("/ok/é"), "/ok/%C3%A9"),
+        ("/redirect-in-utf8", "/ok/%E7%8C%AB"),
     ]:
         assert fetcher.fetch("  " + web.url(path) + " ").outcome == "ok"
         assert web.hits[asked] == 1

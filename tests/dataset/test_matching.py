@@ -93,7 +93,7 @@ def test_a_query_does_not_reach_into_the_next_text() -> None:
 WORDS = st.sampled_from(
     ["a", "b", "ab", "a b", "A", "-", "'s", "a's", "é", "漢", "b漢", "ß", "1", "\u0301", "\u00ad", ".", "\n", "\0", "’t", "z"]
 )
-PHRASES = st.lists(WORDS, max_size=6).map(" ".join) | st.lists(WORDS, max_size=6).map("".join)
+PHRASES = st.lists(WORDS, max_size=6).map(" ".join) | st.lists(WORDS, max_size=6).map("".join) | st.text("ab ", max_size=6)
 
 
 @given(st.lists(PHRASES, max_size=12), st.lists(st.none() | PHRASES, max_size=12))

@@ -1,0 +1,170 @@
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from clipkit import UserError
+from clipkit.dataset.shards import Pair, Shards, pair_key, write_shards
+from clipkit.evaluation.suite import Suite, load_suite
+from clipkit.overlap.analysis import report_overlap
+from clipkit.recipe import OverlapRecipe
+from clipkit.run import Run
+
+HOSTILE = "<script>alert(1)</script> \" onerror='x' \u202e{{ 7 * 7 }}"
+TASK = """
+name = "{name}"
+title = "Reds & greens"
+folder = "{folder}"
+layout = "imagefolder"
+classes = ["red", "green"]
+templates = ["a photo of a {{}} cloth."]
+metric = "accuracy"
+splits = {{ test = "test" }}
+published = "drawn by the tests"
+"""
+
+
+def cloth(color: str, seed: int) -> Image.Image:
+    rng = np.random.default_rng([seed, len(color)])
+    pattern = np.asarray(Image.fromarray(rng.integers(0, 120, (9, 9), dtype=np.uint8)).resize((48, 48), Image.Resampling.BICUBIC))
+    pixels = np.stack([pattern] * 3, axis=2)
+    pixels[..., ("red", "green").index(color)] += 130
+    return Image.fromarray(pixels)
+
+
+def encoded(image: Image.Image, kind: str, **knobs: Any) -> bytes:
+    out = io.BytesIO()
+    image.save(out, kind, **knobs)
+    return out.getvalue()
+
+
+def training_pair(image: Image.Image, text: str, number: int) -> Pair:
+    url = f"http://x.example/{number}.jpg"
+    return Pair(pair_key(url, text), encoded(image, "jpeg", quality=60), text, {"image_url": url})
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """Ten test pictures of each class; the first red one is really green, so the model is wrong there."""
+    for color in ("red", "green"):
+        folder = tmp_path / "data" / "cloth" / "test" / color
+        folder.mkdir(parents=True)
+        for i in range(10):
+            shown = "green" if (color, i) == ("red", 0) else color
+            (folder / f"{i}.png").write_bytes(encoded(cloth(shown, 50 + i if shown != color else i), "png"))
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def suite(tmp_path: Path) -> Suite:
+    (tmp_path / "cloth.toml").write_text(TASK.format(name="cloth", folder="cloth"))
+    (tmp_path / "gone.toml").write_text(TASK.format(name="gone", folder="gone"))
+    (tmp_path / "suite.toml").write_text('name = "cloths"\ntitle = "Cloths"\ntasks = ["cloth.toml", "gone.toml"]\n')
+    return load_suite(str(tmp_path / "suite.toml"))
+
+
+@pytest.fixture
+def shards(tmp_path: Path) -> Shards:
+    """Test pictures 2, 5 (red) and 13 (green) changed a little, among 30 others."""
+    planted = [cloth("red", 2).resize((40, 40)), cloth("red", 5).crop((2, 3, 48, 48)), cloth("green", 3)]
+    others = [cloth("red", 100 + i) for i in range(30)]
+    pairs = [training_pair(image, HOSTILE if i == 0 else f"cloth {i}", i) for i, image in enumerate([*planted, *others])]
+    return write_shards(pairs, tmp_path / "shards", pairs_per_shard=10, recipe={}, funnel=[])
+
+
+def analyse(tmp_path: Path, encoder: Any, shards: Shards, suite: Suite, *, out: str = "out", **knobs: Any) -> dict[str, Any]:
+    run = Run.scratch(tmp_path / out)
+    try:
+        recipe = OverlapRecipe.model_validate({"workers": 0, "block_size": 7, **knobs})
+        return report_overlap(recipe, encoder, shards, suite, tmp_path / "data", run=run, cache=tmp_path / "cache")
+    finally:
+        run.close()
+
+
+def rows(tmp_path: Path, out: str = "out") -> list[dict[str, Any]]:
+    return pq.read_table(tmp_path / out / "overlap.parquet").to_pylist()
+
+
+def test_planted_copies_are_found_and_the_scores_split(
+    tmp_path: Path, data: Path, suite: Suite, shards: Shards, color_encoder: Any
+) -> None:
+    report = analyse(tmp_path, color_encoder, shards, suite)
+    table = rows(tmp_path)
+    assert [row["test_index"] for row in table if row["is_overlap"]] == [2, 5, 13]
+    assert [row["key"] for row in table if row["is_overlap"]] == [
+        pair_key(f"http://x.example/{i}.jpg", t) for i, t in enumerate((HOSTILE, "cloth 1", "cloth 2"))
+    ]
+    assert {row["shard"] for row in table if row["is_overlap"]} == {"00000.tar"}
+    assert [row["test_index"] for row in table if not row["is_correct"]] == [0]
+    task = report["tasks"][0]
+    assert (task["count"], task["overlap"], task["accuracy_overlap"]) == (20, 3, 1)
+    assert task["accuracy_clean"] == pytest.approx(16 / 17)
+    assert task["all_minus_clean"] == pytest.approx(19 / 20 - 16 / 17)
+    assert task["p_value"] == pytest.approx((16 / 17) ** 3)
+    assert list(report["failed"]) == ["gone"]
+    json.dumps(report, allow_nan=False)
+
+
+def test_captions_cannot_do_harm_on_the_page(tmp_path: Path, data: Path, suite: Suite, shards: Shards, color_encoder: Any) -> None:
+    analyse(tmp_path, color_encoder, shards, suite)
+    html = (tmp_path / "out" / "overlap.html").read_text()
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in html
+    assert "<script" not in html
+    assert "\u202e" not in html
+    assert "{{ 7 * 7 }}" in html
+    assert "Reds &amp; greens" in html
+    assert "http://" not in html.replace("http://www.w3.org", "")
+
+
+def test_a_second_report_is_the_same_and_encodes_nothing(
+    tmp_path: Path, data: Path, suite: Suite, shards: Shards, color_encoder: Any
+) -> None:
+    first = analyse(tmp_path, color_encoder, shards, suite)
+    seen = color_encoder.pictures_seen
+    second = analyse(tmp_path, color_encoder, shards, suite, out="again", block_size=1000)
+    assert color_encoder.pictures_seen == seen
+    assert {**second, "page": first["page"]} == first
+    assert rows(tmp_path) == rows(tmp_path, "again")
+
+
+def test_verdicts_and_thresholds_of_a_person_stand_above_the_recipe(
+    tmp_path: Path, data: Path, suite: Suite, shards: Shards, color_encoder: Any
+) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "verdicts.json").write_text('{"cloth": {"threshold": 0.999, "verdicts": {"7": "duplicate"}}}')
+    report = analyse(tmp_path, color_encoder, shards, suite, thresholds={"cloth": 0.5})
+    assert (report["tasks"][0]["overlap"], report["tasks"][0]["threshold"], report["tasks"][0]["verdicts"]) == (1, 0.999, 1)
+    assert report["review"]
+
+
+def test_without_training_pictures_the_report_says_so(tmp_path: Path, data: Path, suite: Suite, color_encoder: Any) -> None:
+    empty = write_shards([], tmp_path / "none", pairs_per_shard=10, recipe={}, funnel=[])
+    report = analyse(tmp_path, color_encoder, empty, suite)
+    assert report["tasks"][0]["overlap"] == 0
+    assert {row["key"] for row in rows(tmp_path)} == {row["similarity"] for row in rows(tmp_path)} == {None}
+    assert "There are no training pictures" in (tmp_path / "out" / "overlap.html").read_text()
+
+
+def test_another_encoder_compares_by_its_cosine(
+    tmp_path: Path, data: Path, suite: Suite, shards: Shards, color_encoder: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("clipkit.overlap.analysis.load_encoder", lambda spec, *, precision: color_encoder)
+    report = analyse(tmp_path, color_encoder, shards, suite, detector="colors", threshold=0.9)
+    assert report["detector"] == "color"
+    assert report["tasks"][0]["overlap"] == 20  # to this encoder all reds are alike, and all greens
+    assert "no Clean part" in report["tasks"][0]["note"]
+
+
+def test_a_threshold_of_an_unknown_task_is_an_error(tmp_path: Path, data: Path, suite: Suite, shards: Shards, color_encoder: Any) -> None:
+    with pytest.raises(UserError, match="names task `birds`"):
+        analyse(tmp_path, color_encoder, shards, suite, thresholds={"birds": 0.5})
+
+
+def test_an_image_only_model_is_refused(tmp_path: Path, data: Path, suite: Suite, shards: Shards, image_only_encoder: Any) -> None:
+    with pytest.raises(UserError, match="images only"):
+        analyse(tmp_path, image_only_encoder, shards, suite)

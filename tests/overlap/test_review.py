@@ -1,0 +1,65 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from clipkit import UserError
+from clipkit.overlap.review import TaskReview, apply_review, fingerprint, load_review, review_path
+
+SIMILARITY = np.array([0.95, 0.85, 0.2], np.float32)
+
+
+def write(path: Path, content: Any) -> Path:
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    return path
+
+
+def test_a_verdict_stands_above_the_threshold() -> None:
+    review = TaskReview(verdicts={0: "different", 2: "duplicate"})
+    assert apply_review(SIMILARITY, threshold=0.85, review=review, task="t").tolist() == [False, True, True]
+
+
+def test_a_verdict_on_a_picture_that_is_not_there_is_an_error() -> None:
+    with pytest.raises(UserError, match="picture 3.*0 to 2"):
+        apply_review(SIMILARITY, threshold=0.9, review=TaskReview(verdicts={3: "duplicate"}), task="t")
+
+
+def test_the_file_is_read_and_known_by_its_hash(tmp_path: Path) -> None:
+    path = write(tmp_path / "verdicts.json", {"birds": {"threshold": 0.8, "verdicts": {"17": "duplicate"}}, "cars": {}})
+    review = load_review(review_path(tmp_path, None))
+    assert review.of("birds") == TaskReview(0.8, {17: "duplicate"})
+    assert review.of("cars") == review.of("boats") == TaskReview()
+    assert review.fingerprint == fingerprint(path) is not None
+
+
+def test_without_a_file_there_is_no_review(tmp_path: Path) -> None:
+    assert load_review(review_path(tmp_path, None)).fingerprint is None
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "not valid JSON"),
+        ("[" * 100_000, "not valid JSON"),
+        ([], "JSON object was expected"),
+        ({"t": 1}, "task `t`"),
+        ({"t": {"treshold": 1}}, "has `treshold`"),
+        ({"t": {"threshold": 2}}, "from -1 to 1"),
+        ({"t": {"threshold": True}}, "from -1 to 1"),
+        ('{"t": {"threshold": NaN}}', "from -1 to 1"),
+        ({"t": {"verdicts": {"x": "duplicate"}}}, "verdict on `x`"),
+        ({"t": {"verdicts": {"-1": "duplicate"}}}, "verdict on `-1`"),
+        ({"t": {"verdicts": {"1": "same"}}}, '"same"'),
+        ({"t": {"verdicts": {"1": []}}}, "was expected"),
+    ],
+)
+def test_a_wrong_file_is_told_in_one_sentence(tmp_path: Path, content: Any, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        load_review(write(tmp_path / "verdicts.json", content))
+
+
+def test_a_named_file_that_is_missing_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="cannot be read"):
+        load_review(review_path(tmp_path, str(tmp_path / "none.json")))
