@@ -27,7 +27,8 @@ def measure(warc: Path, work: Path) -> str:
     dropped = Counter(reason for reason in reasons.to_pylist() if reason is not None)
     by_page = [("image tags", counts.images), *((f"dropped: {k}", v) for k, v in counts.images_dropped.most_common())]
     by_rule = [("pairs", pairs.num_rows), *((f"dropped: {k}", v) for k, v in dropped.most_common()), ("left", left.num_rows)]
-    examples = [(row["text"], row["image_url"]) for row in left.sort_by("key").slice(0, 8).to_pylist()]
+    told = pairs.append_column("reason", reasons.fill_null("kept")).sort_by([("reason", "descending"), ("key", "ascending")])
+    examples = [(row["text"], row["reason"], row["image_url"]) for row in told.slice(0, 10).to_pylist()]
     left_out = ", ".join(f"{reason} {count}" for reason, count in counts.pages_left_out.most_common()) or "none"
     return "\n".join(
         [
@@ -36,7 +37,7 @@ def measure(warc: Path, work: Path) -> str:
             Table("", ("image tags", "count"), [*by_page, ("kept, with a text", counts.images_kept)]).to_markdown(),
             "One pair for each distinct text of an image, then the text rules in their order:\n",
             Table("", ("pairs", "count"), by_rule).to_markdown(),
-            "Some of what is left:\n",
-            Table("", ("text", "image URL"), examples).to_markdown(),
+            "The pairs, and what became of them:\n",
+            Table("", ("text", "reason", "image URL"), examples).to_markdown(),
         ]
     )

@@ -2,11 +2,11 @@
 
 import html
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
-from collections import Counter
 from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
@@ -20,6 +20,9 @@ from clipkit.report.tables import Table
 
 HOST = "stamps.example"
 MAX_CAPTION_LINES = 200
+CONFIDENCES = (0.0, 0.2, 0.4, 0.6)
+LARGE = ("de", "fr", "es", "it", "nl", "pl", "pt_BR", "ru", "tr", "zh_CN", "ja", "ko", "ar", "hi", "id")
+"""Languages with many web pages, by the package's codes; the others are those of smaller communities."""
 
 
 class Caption(NamedTuple):
@@ -95,24 +98,32 @@ def serving(stamps: Path, port_file: Path) -> Iterator[str]:
 
 
 def measure_language_rule(captions: list[Caption]) -> tuple[Table, Table]:
-    """Precision and recall of the language rule over all captions, and the languages that slip through most."""
+    """Precision and recall of the language rule over all captions at several confidences, and which languages slip through most."""
     english = frozenset(c.text for c in captions if c.language == "en")
     texts = pa.table({"text": [c.text for c in captions]})
-    kept = [not dropped for dropped in RULES["language"](texts, TextKnobs()).to_pylist()]
     truth = [is_english(c, english) for c in captions]
-    right = sum(k and t for k, t in zip(kept, truth, strict=True))
-    rule = Table(
-        "language rule",
-        ("captions", "English", "kept", "kept and English", "precision", "recall"),
-        [(len(captions), sum(truth), sum(kept), right, right / sum(kept), right / sum(truth))],
-    )
+    rows = []
+    for confidence in CONFIDENCES:
+        kept = [not dropped for dropped in RULES["language"](texts, TextKnobs(language_confidence=confidence)).to_pylist()]
+        right = sum(k and t for k, t in zip(kept, truth, strict=True))
+        wrong_share = (sum(kept) - right) / (len(truth) - sum(truth))
+        rows.append((confidence, sum(kept), right, right / sum(kept), right / sum(truth), wrong_share))
+        if confidence == TextKnobs().language_confidence:
+            by_language = _by_language(captions, truth, kept)
+    columns = ("language_confidence", "kept", "kept and English", "precision", "recall", "share of non-English kept")
+    return Table(f"{len(captions):,} captions, {sum(truth):,} of them English", columns, rows), by_language
+
+
+def _by_language(captions: list[Caption], truth: list[bool], kept: list[bool]) -> Table:
     foreign, passed = Counter[str](), Counter[str]()
-    for caption, keep, is_true in zip(captions, kept, truth, strict=True):
+    for caption, is_true, keep in zip(captions, truth, kept, strict=True):
         if not is_true:
             foreign[caption.language] += 1
             passed[caption.language] += keep
-    rows = [(language, foreign[language], count, count / foreign[language]) for language, count in passed.most_common(8)]
-    return rule, Table("languages", ("language", "captions", "kept by mistake", "share"), rows)
+    rows = [(language, foreign[language], passed[language], passed[language] / foreign[language]) for language in foreign]
+    ordered = sorted(rows, key=lambda row: -row[3])
+    large = [row for row in ordered if row[0] in LARGE]
+    return Table("languages", ("language", "captions", "kept by mistake", "share"), [*ordered[:6], *large])
 
 
 def measure_shards(captions: list[Caption], run: Path) -> Table:

@@ -52,11 +52,12 @@ GROUP_SENTENCES = {
 }
 TEXTURE_SENTENCES = (
     "a {texture} pattern in {colour} and {other}",
-    "{texture} wallpaper with {colour} and {other} for the {room}",
-    "close up of a {texture} cloth in {colour} and {other}",
     "the {colour} and {other} fabric has a {texture} pattern",
-    "a {colour} and {other} curtain with a {texture} pattern from the {room}",
-    "this {texture} {colour} and {other} blanket is for the {room}",
+    "{texture} wallpaper for the {room}",
+    "close up of a {texture} cloth from the {room}",
+    "a curtain with a {texture} pattern in the {room}",
+    "this {texture} blanket is for the {room}",
+    "we chose a {texture} pattern for the {room}",
 )
 WORD_SENTENCES = (
     'a sign that says "{word}" in {colour} letters',

@@ -81,7 +81,7 @@ def draw_texture(rng: np.random.Generator, texture: str, colours: Sequence[str])
     first, second = (np.array(_shade(rng, colour), np.float32) for colour in colours)
     mask = _texture(rng, texture, width, height)[..., None]
     pixels = first * mask + second * (1 - mask)
-    light = 0.6 + 0.4 * _patches(rng, width, height)[..., None]
+    light = 0.3 + 0.7 * _patches(rng, width, height)[..., None]
     return Drawing(
         _finished(Image.fromarray((pixels * light).astype(np.uint8))), {"texture": texture, "colour": colours[0], "other": colours[1]}
     )
@@ -218,7 +218,7 @@ def _texture(rng: np.random.Generator, kind: str, width: int, height: int) -> ND
 
 def _slanted_grid(rng: np.random.Generator, width: int, height: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Coordinates (height, width) of a turned and shifted grid, in cells."""
-    angle, period = rng.uniform(0, np.pi), rng.uniform(0.13, 0.28) * min(width, height)
+    angle, period = rng.uniform(0, np.pi), rng.uniform(0.1, 0.2) * min(width, height)
     y, x = np.mgrid[0:height, 0:width].astype(np.float32)
     cosine, sine = np.float32(np.cos(angle) / period), np.float32(np.sin(angle) / period)
     return x * cosine + y * sine + np.float32(rng.uniform()), y * cosine - x * sine + np.float32(rng.uniform())

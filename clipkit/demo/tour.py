@@ -37,7 +37,7 @@ DEFAULT_OUT = "clipkit-demo"
 
 PATIENCE_SECONDS = 15.0
 INTERRUPTED = 130
-SMALL_TRAINING = ("samples_seen=19200",)
+SMALL_TRAINING = ("samples_seen=25600",)
 
 
 class CommandFailedError(Exception):

@@ -22,7 +22,7 @@ def test_a_verdict_stands_above_the_threshold() -> None:
 
 
 def test_a_verdict_on_a_picture_that_is_not_there_is_an_error() -> None:
-    with pytest.raises(UserError, match="picture 3.*0 to 2"):
+    with pytest.raises(UserError, match=r"picture 3.*0 to 2"):
         apply_review(SIMILARITY, threshold=0.9, review=TaskReview(verdicts={3: "duplicate"}), task="t")
 
 

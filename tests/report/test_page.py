@@ -29,7 +29,8 @@ SUMMARY = {
     "interval_excludes_clean": 0, "significant": 0, "significant_bonferroni": 0,
 }  # fmt: skip
 REPORT: dict[str, Any] = {
-    "model": EVIL, "detector": "pixels", "suite": "demo", "confidence": 0.995, "training_pictures": 1234, "summary": SUMMARY, "failed": {"cars": EVIL},
+    "model": EVIL, "detector": "pixels", "suite": "demo", "confidence": 0.995, "training_pictures": 1234,
+    "summary": SUMMARY, "failed": {"cars": EVIL},
 }  # fmt: skip
 SECTION = TaskSection(ROW, [0.91, 0.2], [], [PAIR], [replace(PAIR, test_index=7, is_overlap=False, similarity=0.88)])
 

@@ -82,10 +82,9 @@ def test_a_random_crop_is_a_square_of_the_resized_picture_mirrored_every_second_
 
 
 def test_augmentation_differs_from_epoch_to_epoch(make_shards):
-    batches = make(make_shards(8))
-    first, second = batches.from_step(0, 2)
-    order = [second.keys.index(key) for key in first.keys]
-    assert not torch.equal(first.pixels_BCHW, second.pixels_BCHW[order])
+    batches = make(make_shards(1), batch_size=1)
+    crops = {batch.pixels_BCHW.numpy().tobytes() for batch in batches.from_step(0, 20)}
+    assert len(crops) > 10
 
 
 def test_held_out_pairs_are_never_trained_on(make_shards):
