@@ -6,7 +6,8 @@
         advance(1)
     run.finish(report)
 
-Opening the same directory again with the same recipe resumes; with another recipe it refuses and names the knob.
+Opening the same directory again with the same recipe resumes; with another recipe it refuses and names the knob. Knobs that
+never change a result (workers, threads) may differ.
 """
 
 import contextlib
@@ -18,7 +19,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Set
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -29,7 +30,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.text import Text
 
 from clipkit import UserError, __version__
-from clipkit.recipe import Section, dump, flatten
+from clipkit.recipe import Section, dump, flatten, free_knobs
 
 PACKAGES = ("torch", "daft", "img2dataset", "webdataset", "pyarrow", "numpy", "scikit-learn", "scipy", "pillow", "simplejpeg")
 
@@ -67,7 +68,7 @@ class Run:
             raise UserError(f"`--out {out}` is not empty and holds no clipkit run: give a new directory")
         wanted: dict[str, Any] = {"command": command, "recipe": dump(recipe), "inputs": dict(inputs)}
         if known is not None:
-            _refuse_difference(out, known, wanted)
+            _refuse_difference(out, known, wanted, free=free_knobs(type(recipe)))
         out.mkdir(parents=True, exist_ok=True)
         lock = _take_lock(out)
         manifest = known or {**wanted, **_provenance(), "seed": wanted["recipe"].get("seed"), "start": _now(), "end": None}
@@ -183,14 +184,14 @@ def _read_manifest(out: Path) -> dict[str, Any] | None:
         raise UserError(f"`{out / 'run.json'}` cannot be read ({error}): give a new directory with `--out`") from None
 
 
-def _refuse_difference(out: Path, known: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+def _refuse_difference(out: Path, known: Mapping[str, Any], wanted: Mapping[str, Any], *, free: Set[str]) -> None:
     if known.get("command") != wanted["command"]:
         raise UserError(
             f"`--out {out}` holds a run of `clipkit {known.get('command')}`, not of `clipkit {wanted['command']}`: give another directory"
         )
     for part, word in (("recipe", "knob"), ("inputs", "option")):
         before, after = flatten(known.get(part) or {}), flatten(wanted[part])
-        for name in sorted(before.keys() | after.keys()):
+        for name in sorted((before.keys() | after.keys()) - free):
             if before.get(name) != after.get(name):
                 raise UserError(
                     f"`--out {out}` holds a run in which {word} `{name}` was {json.dumps(before.get(name))}, now it is "

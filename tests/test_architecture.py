@@ -164,7 +164,8 @@ def test_the_map_in_the_readme_names_every_module():
 def test_the_project_speaks_of_itself_alone():
     """No absolute path of a machine, no registry's host name, no tool that only its makers have."""
     banned = re.compile(
-        r"(?<!\w)/work/(main|shared)|/tmp/real|\.\./shared|pypi\.org|npmjs|deb\.debian|files\.pythonhosted|\bsubagent|claude|anthropic", re.IGNORECASE
+        r"(?<!\w)/work/(main|shared)|/tmp/real|\.\./shared|pypi\.org|npmjs|deb\.debian|files\.pythonhosted|\bsubagent|claude|anthropic",
+        re.IGNORECASE,
     )
     listed = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True)
     files = [ROOT / line for line in listed.stdout.splitlines()] if listed.returncode == 0 else list(PACKAGE.rglob("*.py"))

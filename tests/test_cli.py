@@ -3,8 +3,8 @@
 import errno
 import json
 import tomllib
+from typing import Any
 
-import click
 import pytest
 import typer
 from typer.testing import CliRunner
@@ -19,7 +19,7 @@ from clipkit.resources import find
 runner = CliRunner()
 
 
-def commands(group: click.Command, trail: tuple[str, ...] = ()) -> dict[str, click.Command]:
+def commands(group: Any, trail: tuple[str, ...] = ()) -> dict[str, Any]:
     found = {" ".join(trail): group} if trail else {}
     for name, command in getattr(group, "commands", {}).items():
         found |= commands(command, (*trail, name))

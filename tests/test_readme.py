@@ -3,8 +3,8 @@
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
-import click
 import pytest
 import typer
 
@@ -34,7 +34,7 @@ ALL = [(page, line) for page in (*PAGES, *RECIPES) for line in command_lines(pag
 @pytest.mark.parametrize(("page", "line"), ALL, ids=[f"{page.name}: {line[:60]}" for page, line in ALL])
 def test_every_command_line_can_be_typed(page, line):
     words = shlex.split(line, comments=True)[1:]
-    command: click.Command = typer.main.get_command(app)
+    command: Any = typer.main.get_command(app)
     while words and words[0] in getattr(command, "commands", {}):
         command = command.commands[words.pop(0)]
     assert not hasattr(command, "commands") or words[:1] in (["--help"], ["--version"]), f"{page.name}: no such command: {line}"

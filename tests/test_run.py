@@ -136,3 +136,10 @@ def test_not_a_number_never_reaches_a_file(tmp_path):
     with pytest.raises(ValueError, match="not JSON compliant"):
         write_json(tmp_path / "a.json", {"x": float("nan")})
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_knob_that_cannot_change_the_result_may_change_on_resume(tmp_path):
+    open_run(tmp_path / "out", "workers=1").close()
+    open_run(tmp_path / "out", "workers=2").close()
+    with pytest.raises(UserError, match="batch_size"):
+        open_run(tmp_path / "out", "batch_size=3")

@@ -6,9 +6,8 @@ before a command runs, so that `--help` and a typo are answered at once.
 
 import errno
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
-import click
 import typer
 from typer.core import TyperGroup
 
@@ -21,7 +20,7 @@ __all__ = ["app", "main"]
 class _Clipkit(TyperGroup):
     """Turns the user's mistakes into one sentence and exit code 2, and Ctrl-C into 130."""
 
-    def invoke(self, ctx: click.Context) -> object:
+    def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
         except UserError as error:

@@ -142,21 +142,6 @@ def centre_crop(pixels: Tensor, size: int) -> Tensor:
     return pixels[:, top : top + size, left : left + size].contiguous()
 
 
-def random_crop(pixels: Tensor, size: int, *, generator: np.random.Generator, min_scale: float = 0.9, mirror: bool = False) -> Tensor:
-    """The training crop: a random square of the picture, resized to `size` (CLIP section 2.3).
-
-    The paper says only "a random square crop from resized images": here the square's side is uniform between `min_scale` and 1 times the
-    shorter side, its place uniform. With `mirror` every second picture is flipped left to right. uint8 (3, H, W) -> (3, size, size).
-    """
-    pixels = _middle(pixels)
-    height, width = pixels.shape[1:]
-    side = max(1, round(min(height, width) * generator.uniform(min_scale, 1.0)))
-    top, left = int(generator.integers(height - side + 1)), int(generator.integers(width - side + 1))
-    cropped = pixels[:, top : top + side, left : left + side]
-    resized = cropped if side == size else _resize(cropped, (size, size))
-    return (resized.flip(2) if mirror and generator.random() < 0.5 else resized).contiguous()
-
-
 def _resize(pixels: Tensor, sides: tuple[int, int]) -> Tensor:
     return functional.interpolate(pixels[None], sides, mode="bicubic", antialias=True, align_corners=False)[0]
 

@@ -31,7 +31,7 @@ from clipkit.model.detector import PixelDescriptor
 from clipkit.model.encoder import Encoder, load_encoder
 from clipkit.overlap.effect import LEVEL, Effect, measure_effect, summarise
 from clipkit.overlap.neighbours import KEY_TYPE, NearestSearch, Neighbours
-from clipkit.overlap.pairs import Choice, caption, choose_pairs, find_training_pairs, picture_uri
+from clipkit.overlap.pairs import caption, choose_pairs, find_training_pairs, picture_uri
 from clipkit.overlap.review import Review, apply_review, load_review, review_path
 from clipkit.recipe import OverlapRecipe
 from clipkit.report.page import OverlapPage, ShownPair, TaskSection, write_overlap_page
@@ -326,21 +326,20 @@ def _sections(recipe: OverlapRecipe, findings: Sequence[Finding], shards: Shards
         for place in finding.nearest.place_N[list(choice.all)].tolist():
             wanted[place // ROWS_PER_SHARD].append(place % ROWS_PER_SHARD)
     training = {place: (pair, picture_uri(pair.image)) for place, pair in find_training_pairs(shards, wanted)}
-    return [_section(finding, choice, shards, training) for finding, choice in zip(findings, choices, strict=True)]
+    show = partial(_shown, shards, training)
+    return [
+        TaskSection(
+            row=_task_row(finding, num_tasks=len(findings)),
+            similarity_N=finding.nearest.similarity_N[np.isfinite(finding.nearest.similarity_N)].tolist(),
+            overlap=[show(finding, i) for i in choice.overlap],
+            above=[show(finding, i) for i in choice.above],
+            below=[show(finding, i) for i in choice.below],
+        )
+        for finding, choice in zip(findings, choices, strict=True)
+    ]
 
 
-def _section(finding: Finding, choice: Choice, shards: Shards, training: dict[tuple[int, int], tuple[Pair, str]]) -> TaskSection:
-    show = partial(_shown, finding, shards, training)
-    return TaskSection(
-        row=_task_row(finding, num_tasks=1),
-        similarity_N=finding.nearest.similarity_N[np.isfinite(finding.nearest.similarity_N)].tolist(),
-        overlap=[show(i) for i in choice.overlap],
-        above=[show(i) for i in choice.above],
-        below=[show(i) for i in choice.below],
-    )
-
-
-def _shown(finding: Finding, shards: Shards, training: dict[tuple[int, int], tuple[Pair, str]], index: int) -> ShownPair:
+def _shown(shards: Shards, training: dict[tuple[int, int], tuple[Pair, str]], finding: Finding, index: int) -> ShownPair:
     place = divmod(int(finding.nearest.place_N[index]), ROWS_PER_SHARD)
     pair, train_picture = training[place]
     classes, split = finding.test.task.classes, finding.test.split

@@ -96,7 +96,7 @@ def overlap_panels(points: Sequence[OverlapPoint], *, confidence: float) -> str:
             axes.axhline(0, color=FAINT, linewidth=0.8, zorder=0)
             axes.set_xlabel("test pictures with a near-duplicate (%)")
             most = max([100 * point.contamination for point in points], default=0)
-            axes.set_xlim(-0.03 * (most or 1), 1.25 * (most or 1))
+            axes.set_xlim(-0.03 * (most or 1), 1.45 * (most or 1))
             axes.margins(y=0.15)
         return _svg(figure)
 

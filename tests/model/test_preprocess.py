@@ -16,7 +16,6 @@ from clipkit.model.preprocess import (
     centre_crop,
     decode_image,
     normalise,
-    random_crop,
     resize_shorter_side,
 )
 
@@ -124,35 +123,6 @@ def test_the_centre_crop_goes_where_torchvisions_goes() -> None:
     pixels = torch.arange(3 * 7 * 4).view(3, 7, 4).to(torch.uint8)
     # (7 - 4) / 2 = 1.5 rounds to 2, as round() rounds halves to even.
     assert torch.equal(centre_crop(pixels, 4), pixels[:, 2:6])
-
-
-def test_random_crops_are_squares_of_the_allowed_sizes_anywhere_and_follow_their_seed() -> None:
-    # The red channel holds the column, the green one the row: a crop shows where it came from.
-    columns, rows = torch.meshgrid(torch.arange(200), torch.arange(100), indexing="xy")
-    pixels = torch.stack([columns, rows, torch.zeros_like(rows)]).to(torch.uint8)
-    spans = []
-    for seed in range(200):
-        crop = random_crop(pixels, 32, generator=np.random.default_rng(seed), min_scale=0.8)
-        assert crop.shape == (3, 32, 32)
-        assert torch.equal(crop, random_crop(pixels, 32, generator=np.random.default_rng(seed), min_scale=0.8))
-        red, green = crop[0].int(), crop[1].int()
-        spans.append([int(red.min()), int(red.max()), int(green.max() - green.min())])
-    left, right, height = zip(*spans, strict=True)
-    assert min(left) < 8
-    assert max(right) > 191
-    assert 72 < min(height) < 80
-    assert 96 < max(height) <= 99
-    assert all(abs((r - g) - h) <= 4 for g, r, h in spans)
-
-
-def test_about_every_second_crop_is_mirrored_where_asked() -> None:
-    pixels = torch.arange(32).expand(3, 32, 32).to(torch.uint8)
-    turned = [
-        bool((crop := random_crop(pixels, 32, generator=np.random.default_rng(seed), min_scale=1, mirror=True))[0, 0, 0] > crop[0, 0, -1])
-        for seed in range(200)
-    ]
-    assert 70 < sum(turned) < 130
-    assert torch.equal(random_crop(pixels, 32, generator=np.random.default_rng(0), min_scale=1), pixels)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,59 @@
+"""Every knob of every command, with its unit and meaning.
+
+A recipe is a TOML file that becomes a frozen pydantic model. An unknown knob, a wrong type or a value out of range is a
+`UserError` that names the knob. `--set KNOB=VALUE` changes single knobs over the file; dotted names reach into sections.
+"""
+
+from collections.abc import Mapping
+
+from clipkit.recipe.build import (
+    BalanceKnobs,
+    BuildRecipe,
+    DownloadKnobs,
+    ImageKnobs,
+    MatchKnobs,
+    PageKnobs,
+    QueryKnobs,
+    ShardKnobs,
+    Source,
+    TextKnobs,
+)
+from clipkit.recipe.evaluate import EvalRecipe, OverlapRecipe, ProbeKnobs
+from clipkit.recipe.read import dump, flatten, free_knobs, knobs, load_recipe
+from clipkit.recipe.section import Section
+from clipkit.recipe.train import DataKnobs, ModelKnobs, OptimiserKnobs, TrainRecipe
+
+__all__ = [
+    "COMMANDS",
+    "BalanceKnobs",
+    "BuildRecipe",
+    "DataKnobs",
+    "DownloadKnobs",
+    "EvalRecipe",
+    "ImageKnobs",
+    "MatchKnobs",
+    "ModelKnobs",
+    "OptimiserKnobs",
+    "OverlapRecipe",
+    "PageKnobs",
+    "ProbeKnobs",
+    "QueryKnobs",
+    "Section",
+    "ShardKnobs",
+    "Source",
+    "TextKnobs",
+    "TrainRecipe",
+    "dump",
+    "flatten",
+    "free_knobs",
+    "knobs",
+    "load_recipe",
+]
+
+COMMANDS: Mapping[str, type[Section]] = {
+    "build-dataset": BuildRecipe,
+    "train": TrainRecipe,
+    "eval": EvalRecipe,
+    "overlap-report": OverlapRecipe,
+}
+"""The kinds of recipe, by the folder that holds them."""

@@ -1,0 +1,141 @@
+"""From a TOML file and `--set` to a checked recipe, and back to plain values."""
+
+import difflib
+import json
+import tomllib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+from clipkit import UserError
+from clipkit.recipe.section import Section
+
+MAX_RECIPE_BYTES = 1_000_000
+
+R = TypeVar("R", bound=Section)
+
+
+def load_recipe(kind: type[R], path: Path | None, overrides: Sequence[str] = ()) -> R:
+    """Read a recipe file (none: all defaults), apply `KNOB=VALUE` overrides, check every knob.
+
+    Raises UserError naming the file and the knob: no such file, not TOML, unknown knob, wrong type, out of range.
+    """
+    raw = {} if path is None else _read_toml(path)
+    origin = "the defaults" if path is None else f"`{path}`"
+    for override in overrides:
+        _apply(raw, override)
+    try:
+        return kind.model_validate(raw)
+    except ValidationError as error:
+        raise UserError(_first_problem(kind, error.errors(), origin)) from None
+
+
+def knobs(kind: type[Section], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Every knob of a recipe as (dotted name, description); knobs of a `[[list]]` are named list.0.knob."""
+    for name, field in kind.model_fields.items():
+        section, is_list = _section_of(field.annotation)
+        if section is None:
+            yield prefix + name, field.description or ""
+        else:
+            yield from knobs(section, f"{prefix}{name}.0." if is_list else f"{prefix}{name}.")
+
+
+def dump(recipe: Section) -> dict[str, Any]:
+    """The recipe as plain JSON values, every knob spelled out."""
+    return recipe.model_dump(mode="json")
+
+
+def free_knobs(kind: type[Section], prefix: str = "") -> set[str]:
+    """Dotted names of the knobs that never change a result (`FREE`)."""
+    found = set()
+    for name, field in kind.model_fields.items():
+        section, _ = _section_of(field.annotation)
+        if section is not None:
+            found |= free_knobs(section, f"{prefix}{name}.")
+        elif isinstance(field.json_schema_extra, dict) and field.json_schema_extra.get("free"):
+            found.add(prefix + name)
+    return found
+
+
+def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """A nested recipe as {dotted knob: value}: what two recipes are compared by."""
+    if isinstance(tree, dict) and tree:
+        return {k: v for name, value in tree.items() for k, v in flatten(value, f"{prefix}{name}.").items()}
+    if isinstance(tree, list) and tree and isinstance(tree[0], dict):
+        return {k: v for i, value in enumerate(tree) for k, v in flatten(value, f"{prefix}{i}.").items()}
+    return {prefix.removesuffix("."): tree}
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        if path.stat().st_size > MAX_RECIPE_BYTES:
+            raise UserError(f"recipe `{path}` is over {MAX_RECIPE_BYTES:,} bytes: a recipe is a short TOML file")
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"no recipe at `{path}`: give a file or a name that `clipkit recipes list` shows") from None
+    except (IsADirectoryError, PermissionError, UnicodeDecodeError) as error:
+        raise UserError(f"recipe `{path}` cannot be read as text: {error}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"recipe `{path}` is not valid TOML: {error}") from None
+
+
+def _apply(raw: dict[str, Any], override: str) -> None:
+    name, sign, value = override.partition("=")
+    name = name.strip()
+    if not sign or not name:
+        raise UserError(f"`--set {override}` was not understood: write KNOB=VALUE, for example `--set seed=1`")
+    node: Any = raw
+    *parents, last = name.split(".")
+    for part in parents:
+        node = _step(node, part, override)
+    if isinstance(node, list):
+        _step(node, last, override)
+        node[int(last)] = _value(value)
+    elif isinstance(node, dict):
+        node[last] = _value(value)
+    else:
+        raise UserError(f"`--set {override}`: `{'.'.join(parents)}` is a single value, it has no knob `{last}`")
+
+
+def _step(node: Any, part: str, override: str) -> Any:
+    if isinstance(node, list):
+        if not part.isdigit() or int(part) >= len(node):
+            raise UserError(f"`--set {override}`: `{part}` should be a position from 0 to {len(node) - 1}")
+        return node[int(part)]
+    if not isinstance(node, dict):
+        raise UserError(f"`--set {override}`: `{part}` does not stand inside a section")
+    return node.setdefault(part, {})
+
+
+def _value(text: str) -> Any:
+    """A TOML value where the text is one (3, 0.5, true, ["a"]), else the text itself."""
+    try:
+        return tomllib.loads(f"x = {text}")["x"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _first_problem(kind: type[Section], errors: Sequence[ErrorDetails], origin: str) -> str:
+    # Unknown knobs first: a misspelt required knob also shows up as a missing one, which would send the user the wrong way.
+    error = next((e for e in errors if e["type"] == "extra_forbidden"), errors[0])
+    name = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "extra_forbidden":
+        known = [knob for knob, _ in knobs(kind)]
+        near = difflib.get_close_matches(name, known, n=1) or [k for k in known if k.endswith(f".{error['loc'][-1]}")][:1]
+        hint = f"did you mean `{near[0]}`?" if near else "`clipkit recipes knobs` lists them all"
+        return f"unknown knob `{name}` in {origin}: {hint}"
+    if error["type"] == "missing":
+        return f"knob `{name}` is missing in {origin}: set it there or with `--set {name}=...`"
+    shown = json.dumps(error["input"], default=str)
+    shown = shown if len(shown) <= 80 else shown[:77] + "..."
+    return f"knob `{name}` in {origin} is {shown}: {error['msg'][0].lower()}{error['msg'][1:]}"
+
+
+def _section_of(annotation: Any) -> tuple[type[Section] | None, bool]:
+    for candidate in (annotation, *getattr(annotation, "__args__", ())):
+        if isinstance(candidate, type) and issubclass(candidate, Section):
+            return candidate, candidate is not annotation
+    return None, False
