@@ -49,7 +49,7 @@ def write_training_shards(data: Path, root: Path, *, seed: int = 0) -> Shards:
     def pairs() -> Iterator[Pair]:
         for i in order:
             url = f"cifar10://train/{i}"
-            text = task.templates[templates[i]].replace("{}", task.class_names[labels[i]][0])
+            text = task.templates[templates[i]].replace("{}", task.classes[labels[i]][0])
             yield Pair(pair_key(url, text), png(pictures[i]), text, {"image_url": url, "source": "cifar10"})
 
     funnel = [{"stage": "CIFAR-10 train", "in": len(pictures), "out": len(pictures), "dropped": {}}]

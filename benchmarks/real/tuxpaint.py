@@ -122,7 +122,7 @@ def _by_language(captions: list[Caption], truth: list[bool], kept: list[bool]) -
             passed[caption.language] += keep
     rows = [(language, foreign[language], passed[language], passed[language] / foreign[language]) for language in foreign]
     ordered = sorted(rows, key=lambda row: -row[3])
-    large = [row for row in ordered if row[0] in LARGE]
+    large = [row for row in ordered[6:] if row[0] in LARGE]
     return Table("languages", ("language", "captions", "kept by mistake", "share"), [*ordered[:6], *large])
 
 
