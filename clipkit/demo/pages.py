@@ -69,13 +69,13 @@ def pixel_url(page_url: str) -> str:
 
 def warc(pages: Iterable[Page]) -> bytes:
     """A WARC.gz file with the requests and responses of `pages`, every record a gzip member of its own. Equal pages give equal bytes."""
-    records = [_record("warcinfo", None, "application/warc-fields", b"software: clipkit demo\r\nformat: WARC File Format 1.0\r\n")]
+    blocks = [_warc_block("warcinfo", None, "application/warc-fields", b"software: clipkit demo\r\nformat: WARC File Format 1.0\r\n")]
     for page in pages:
         host = urlsplit(page.url).netloc
         request = f"GET {urlsplit(page.url).path} HTTP/1.1\r\nHost: {host}\r\n\r\n".encode()
-        records.append(_record("request", page.url, "application/http; msgtype=request", request))
-        records.append(_record("response", page.url, "application/http; msgtype=response", _response(page)))
-    return b"".join(records)
+        blocks.append(_warc_block("request", page.url, "application/http; msgtype=request", request))
+        blocks.append(_warc_block("response", page.url, "application/http; msgtype=response", _response(page)))
+    return b"".join(blocks)
 
 
 def _figure(picture: Shown, page: Page) -> str:
@@ -119,7 +119,7 @@ def _response(page: Page) -> bytes:
     return "\r\n".join(head).encode() + body
 
 
-def _record(kind: str, url: str | None, content_type: str, block: bytes) -> bytes:
+def _warc_block(kind: str, url: str | None, content_type: str, block: bytes) -> bytes:
     digest = hashlib.md5(f"{kind} {url}".encode() + block, usedforsecurity=False).hexdigest()
     identity = f"{digest[:8]}-{digest[8:12]}-{digest[12:16]}-{digest[16:20]}-{digest[20:]}"
     head = ["WARC/1.0", f"WARC-Type: {kind}", f"WARC-Record-ID: <urn:uuid:{identity}>", f"WARC-Date: {DATE}"]
