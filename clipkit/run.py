@@ -27,6 +27,7 @@ from typing import IO, Any, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.table import Column
 from rich.text import Text
 
 from clipkit import UserError, __version__
@@ -124,14 +125,17 @@ class Run:
     def progress(self, description: str, *, total: float | None, unit: str) -> Iterator[Callable[..., None]]:
         """A bar with rate and ETA on stderr. Yields `advance(n=1, note="")`; `note` is shown at the end of the line."""
         self.log.info("%s: %s %s", description, total, unit)
+        line = Column(no_wrap=True)
+        is_wide = self.console.width >= 100
+        note_width = max(1, self.console.width - (84 if is_wide else 68))  # the note gives way, the figures do not
         columns = (
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
+            TextColumn("{task.description}", table_column=line),
+            BarColumn(bar_width=24 if is_wide else 8),
+            MofNCompleteColumn(table_column=line),
             _Rate(unit),
-            TextColumn("ETA"),
-            TimeRemainingColumn(),
-            TextColumn("[dim]{task.fields[note]}"),
+            TextColumn("ETA", table_column=line),
+            TimeRemainingColumn(table_column=line),
+            TextColumn("{task.fields[note]}", style="dim", markup=False, table_column=Column(no_wrap=True, max_width=note_width)),
         )
         with Progress(*columns, console=self.console, disable=self.quiet, refresh_per_second=4) as bar:
             task = bar.add_task(description, total=total, note="")
@@ -166,11 +170,12 @@ def replacing(path: Path) -> Iterator[Path]:
 
 class _Rate(ProgressColumn):
     def __init__(self, unit: str) -> None:
-        super().__init__()
+        super().__init__(table_column=Column(no_wrap=True))
         self.unit = unit
 
     def render(self, task: Task) -> Text:
-        speed = task.finished_speed or task.speed
+        seconds = task.finished_time or task.elapsed
+        speed = task.finished_speed or task.speed or (task.completed / seconds if seconds else None)
         return Text(f"{speed:,.1f} {self.unit}/s" if speed else f"- {self.unit}/s", style="cyan")
 
 
