@@ -6,6 +6,7 @@ Pictures carry a little noise (at most 3 grey levels), so no two have the same b
 """
 
 import io
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,8 @@ import pytest
 if TYPE_CHECKING:
     from clipkit.evaluation.suite import Suite, Task
     from clipkit.run import Run
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line does: a busy machine must not make tests a hundred times slower
 
 COLORS = {
     "red": (255, 0, 0),
