@@ -16,10 +16,11 @@ import json
 import logging
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Set
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -30,7 +31,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.table import Column
 from rich.text import Text
 
-from clipkit import UserError, __version__
+from clipkit import UserError, __version__, printable
 from clipkit.recipe import Section, dump, flatten, free_knobs
 
 PACKAGES = ("torch", "daft", "img2dataset", "webdataset", "pyarrow", "numpy", "scikit-learn", "scipy", "pillow", "simplejpeg")
@@ -62,18 +63,14 @@ class Run:
         `inputs` are the other things the result depends on (data, model, suite), by option name. Raises UserError when the
         directory holds another command's run, another recipe or other inputs, something that is no run, or a run in progress.
         """
-        if out.exists() and not out.is_dir():
-            raise UserError(f"`--out {out}` is a file: give a directory, new or with an earlier run of the same recipe")
-        known = _read_manifest(out)
-        if known is None and out.exists() and any(path.name != ".lock" for path in out.iterdir()):
-            raise UserError(f"`--out {out}` is not empty and holds no clipkit run: give a new directory")
         wanted: dict[str, Any] = {"command": command, "recipe": dump(recipe), "inputs": dict(inputs)}
-        if known is not None:
-            _refuse_difference(out, known, wanted, free=free_knobs(type(recipe)))
+        _check(out, wanted, recipe)  # before anything is written there
         out.mkdir(parents=True, exist_ok=True)
         lock = _take_lock(out)
-        manifest = known or {**wanted, **_provenance(), "seed": wanted["recipe"].get("seed"), "start": _now(), "end": None}
-        manifest["starts"] = [*manifest.get("starts", []), _now()]
+        known = _check(out, wanted, recipe)  # another process may have started its run between the first look and the lock
+        made_by = _provenance()
+        manifest = known or {**wanted, **made_by, "seed": wanted["recipe"].get("seed"), "start": _now(), "end": None}
+        manifest["starts"] = [*manifest.get("starts", []), {"start": _now(), **made_by}]
         write_json(out / "run.json", manifest)
         run = cls(out, manifest=manifest, quiet=quiet, lock=lock)
         run.log.info("%s %s", "resumed" if known else "started", " ".join(sys.argv))
@@ -89,7 +86,7 @@ class Run:
     def report(self) -> dict[str, Any] | None:
         """What the run found, or None while it is unfinished."""
         path = self.path / "report.json"
-        return json.loads(path.read_text()) if path.exists() else None
+        return _read_json(path) if path.exists() else None
 
     def finish(self, report: Mapping[str, Any]) -> None:
         """Write the report and the end time: the run is complete. The report is written last."""
@@ -118,8 +115,8 @@ class Run:
 
     def say(self, text: str) -> None:
         """One line to the person watching (stderr) and to the log."""
-        self.log.info("%s", text)
-        self.console.print(Text(text))
+        self.log.info("%s", printable(text))
+        self.console.print(Text(printable(text)))
 
     @contextlib.contextmanager
     def progress(self, description: str, *, total: float | None, unit: str) -> Iterator[Callable[..., None]]:
@@ -164,6 +161,7 @@ def replacing(path: Path) -> Iterator[Path]:
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
+        _flush_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -179,29 +177,75 @@ class _Rate(ProgressColumn):
         return Text(f"{speed:,.1f} {self.unit}/s" if speed else f"- {self.unit}/s", style="cyan")
 
 
-def _read_manifest(out: Path) -> dict[str, Any] | None:
+def _flush_folder(folder: Path) -> None:
+    """Without it a power cut may undo the rename although the next file, the manifest perhaps, survives."""
+    descriptor = os.open(folder, os.O_RDONLY)
     try:
-        manifest: dict[str, Any] = json.loads((out / "run.json").read_text(encoding="utf-8"))
-        return manifest
-    except FileNotFoundError:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _check(out: Path, wanted: Mapping[str, Any], recipe: Section) -> dict[str, Any] | None:
+    """The manifest of the run in `out`, if there is one to resume. Raises UserError where `wanted` is another run."""
+    if out.exists() and not out.is_dir():
+        raise UserError(f"`--out {out}` is a file: give a directory, new or with an earlier run of the same recipe")
+    if not (out / "run.json").exists():
+        if out.exists() and any(path.name != ".lock" for path in out.iterdir()):
+            raise UserError(f"`--out {out}` is not empty and holds no clipkit run: give a new directory")
         return None
-    except (json.JSONDecodeError, UnicodeDecodeError, OSError) as error:
-        raise UserError(f"`{out / 'run.json'}` cannot be read ({error}): give a new directory with `--out`") from None
+    known = _read_json(out / "run.json")
+    try:
+        _refuse_difference(out, known, wanted, recipe)
+    except UserError:
+        if _has_results(out):
+            raise
+        shutil.rmtree(out / "stages", ignore_errors=True)
+        return None
+    return known
 
 
-def _refuse_difference(out: Path, known: Mapping[str, Any], wanted: Mapping[str, Any], *, free: Set[str]) -> None:
+def _has_results(out: Path) -> bool:
+    """False for a run that stopped at a mistake before it found anything: the mended recipe may start anew in its directory.
+
+    Stage 00 of a build holds what the run was given, not what it found.
+    """
+    own = {"run.json", "log.txt", ".lock"}
+    return any(path.is_file() and path.name not in own and not path.parent.name.startswith("00-") for path in out.rglob("*"))
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError, RecursionError) as error:
+        raise UserError(f"`{path}` cannot be read ({error}): remove it, or give a new directory with `--out`") from None
+    if not isinstance(value, dict):
+        raise UserError(f"`{path}` is not what clipkit writes there: give a new directory with `--out`")
+    return value
+
+
+def _refuse_difference(out: Path, known: Mapping[str, Any], wanted: Mapping[str, Any], recipe: Section) -> None:
     if known.get("command") != wanted["command"]:
         raise UserError(
             f"`--out {out}` holds a run of `clipkit {known.get('command')}`, not of `clipkit {wanted['command']}`: give another directory"
         )
+    earlier = {"recipe": _with_defaults(recipe, known.get("recipe")), "inputs": known.get("inputs") or {}}
     for part, word in (("recipe", "knob"), ("inputs", "option")):
-        before, after = flatten(known.get(part) or {}), flatten(wanted[part])
-        for name in sorted((before.keys() | after.keys()) - free):
+        before, after = flatten(earlier[part]), flatten(wanted[part])
+        for name in sorted((before.keys() | after.keys()) - free_knobs(type(recipe))):
             if before.get(name) != after.get(name):
                 raise UserError(
                     f"`--out {out}` holds a run in which {word} `{name}` was {json.dumps(before.get(name))}, now it is "
                     f"{json.dumps(after.get(name))}: give another directory, or the same {word} to resume"
                 )
+
+
+def _with_defaults(recipe: Section, known: Any) -> Any:
+    """An earlier recipe with the knobs that it did not have yet: a version of clipkit that adds a knob resumes older runs."""
+    try:
+        return dump(type(recipe).model_validate(known))
+    except ValueError:
+        return known
 
 
 def _take_lock(out: Path) -> IO[str]:

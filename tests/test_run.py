@@ -51,6 +51,7 @@ def test_the_same_recipe_resumes_and_keeps_the_first_start(tmp_path):
 )
 def test_another_recipe_is_refused_by_the_name_of_the_knob(tmp_path, change, pattern):
     open_run(tmp_path / "out").close()
+    (tmp_path / "out" / "metrics.jsonl").write_text("")  # something was found
     before = (tmp_path / "out" / "run.json").read_text()
     with pytest.raises(UserError, match=pattern):
         open_run(tmp_path / "out", *change.pop("overrides", ()), **change)
@@ -140,6 +141,39 @@ def test_not_a_number_never_reaches_a_file(tmp_path):
 
 def test_a_knob_that_cannot_change_the_result_may_change_on_resume(tmp_path):
     open_run(tmp_path / "out", "workers=1").close()
+    (tmp_path / "out" / "metrics.jsonl").write_text("")
     open_run(tmp_path / "out", "workers=2").close()
     with pytest.raises(UserError, match="batch_size"):
         open_run(tmp_path / "out", "batch_size=3")
+
+
+def test_a_run_that_stopped_at_a_mistake_does_not_bind_its_directory(tmp_path):
+    open_run(tmp_path / "out", "seed=1").close()
+    (tmp_path / "out" / "stages" / "00-queries").mkdir(parents=True)
+    (tmp_path / "out" / "stages" / "00-queries" / "queries.parquet").write_text("given, not found")
+    mended = open_run(tmp_path / "out", "seed=2")
+    mended.close()
+    assert json.loads((tmp_path / "out" / "run.json").read_text())["seed"] == 2
+    assert not (tmp_path / "out" / "stages").exists()
+
+
+def test_a_knob_that_is_newer_than_the_run_does_not_lock_it(tmp_path):
+    open_run(tmp_path / "out").close()
+    (tmp_path / "out" / "metrics.jsonl").write_text("")
+    manifest = json.loads((tmp_path / "out" / "run.json").read_text())
+    del manifest["recipe"]["confidence"]
+    write_json(tmp_path / "out" / "run.json", manifest)
+    open_run(tmp_path / "out").close()
+
+
+def test_a_manifest_of_another_shape_is_one_sentence(tmp_path):
+    (tmp_path / "run.json").write_text("[1]")
+    with pytest.raises(UserError, match="is not what clipkit writes"):
+        open_run(tmp_path)
+
+
+def test_errors_and_lines_carry_no_terminal_escapes_and_forge_no_lines(tmp_path):
+    assert str(UserError("a\x1b[31m\nERROR forged")) == "a[31m ERROR forged"
+    with Run.scratch(tmp_path) as run:
+        run.say("x\n2026 ERROR forged\x07")
+    assert len((tmp_path / "log.txt").read_text().splitlines()) == 1

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from clipkit import UserError, __version__
+from clipkit import UserError, __version__, printable
 from clipkit.cli import dataset, demo, evaluation, model, overlap, recipes, training
 
 __all__ = ["app", "main"]
@@ -28,7 +28,7 @@ class _Clipkit(TyperGroup):
             _complain(f"error: {error}")
             raise typer.Exit(2) from None
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS):
                 raise
             _complain(f"error: {error.strerror}: `{error.filename or '?'}`: free space or choose another `--out`, then run again to resume")
             raise typer.Exit(2) from None
@@ -80,7 +80,7 @@ app.add_typer(dataset.shards_app, name="shards")
 
 
 def _complain(text: str) -> None:
-    typer.echo(text, err=True)
+    typer.echo(printable(text), err=True)
 
 
 def main() -> None:

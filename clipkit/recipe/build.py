@@ -137,7 +137,7 @@ class ShardKnobs(Section):
 class BuildRecipe(Section):
     """`clipkit build-dataset`: queries and sources -> filtered, balanced, downloaded shards."""
 
-    seed: int = Field(0, ge=0, description="seed of the keyed hashes of balance and shard order")
+    seed: int = Field(0, ge=0, lt=2**63, description="seed of the keyed hashes of balance and shard order")
     queries: QueryKnobs = Field(QueryKnobs(), description="the query list")
     sources: tuple[Source, ...] = Field(min_length=1, description="one [[sources]] table per source")
     pages: PageKnobs = Field(PageKnobs(), description="pages -> pairs")

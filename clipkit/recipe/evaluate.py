@@ -29,7 +29,7 @@ class ProbeKnobs(Section):
 class EvalRecipe(Section):
     """`clipkit eval ...`: an encoder -> scores."""
 
-    seed: int = Field(0, ge=0, description="seed of validation splits and bootstrap")
+    seed: int = Field(0, ge=0, lt=2**63, description="seed of validation splits and bootstrap")
     protocol: Literal["clip-paper"] = Field("clip-paper", description="whose rules the scores follow")
     batch_size: int = Field(256, ge=1, description="images encoded at once")
     workers: int = Field(2, ge=0, json_schema_extra=FREE, description="threads that decode images; 0: none")
@@ -41,7 +41,7 @@ class EvalRecipe(Section):
 class OverlapRecipe(Section):
     """`clipkit overlap-report`: training shards against test sets."""
 
-    seed: int = Field(0, ge=0, description="seed of the pairs that are shown")
+    seed: int = Field(0, ge=0, lt=2**63, description="seed of the pairs that are shown")
     detector: str = Field(
         "pixels",
         description="what two pictures are compared by: `pixels` (the built-in near-duplicate descriptor) or a model as --model takes it",

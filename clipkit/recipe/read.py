@@ -78,7 +78,7 @@ def _read_toml(path: Path) -> dict[str, Any]:
         raise UserError(f"no recipe at `{path}`: give a file or a name that `clipkit recipes list` shows") from None
     except (IsADirectoryError, PermissionError, UnicodeDecodeError) as error:
         raise UserError(f"recipe `{path}` cannot be read as text: {error}") from None
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise UserError(f"recipe `{path}` is not valid TOML: {error}") from None
 
 
@@ -114,7 +114,7 @@ def _value(text: str) -> Any:
     """A TOML value where the text is one (3, 0.5, true, ["a"]), else the text itself."""
     try:
         return tomllib.loads(f"x = {text}")["x"]
-    except tomllib.TOMLDecodeError:
+    except (tomllib.TOMLDecodeError, RecursionError):
         return text
 
 

@@ -58,7 +58,7 @@ class OptimiserKnobs(Section):
 class TrainRecipe(Section):
     """`clipkit train`: shards -> a CLIP model."""
 
-    seed: int = Field(0, ge=0, description="seed of weights, order and augmentation")
+    seed: int = Field(0, ge=0, lt=2**63, description="seed of weights, order and augmentation")
     model: ModelKnobs = Field(ModelKnobs(), description="the model")
     objective: Literal["clip"] = Field("clip", description="what a batch is scored by; clip: symmetric cross-entropy over the batch")
     samples_seen: int = Field(description="pairs seen in all, repeats counted; the run's length")

@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from clipkit import printable
+
 Cell = str | int | float | None
 
 
@@ -57,7 +59,7 @@ def text(cell: Cell) -> str:
         return f"{cell:,}"
     if isinstance(cell, float):
         return f"{cell:.4g}" if abs(cell) < 1000 else f"{cell:,.0f}"
-    return "".join(c for c in str(cell) if c == "\n" or c.isprintable())
+    return printable(str(cell))
 
 
 def print_tables(tables: Sequence[Table], data: Any, *, as_json: bool) -> None:
