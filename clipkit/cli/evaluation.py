@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from clipkit import printable
 from clipkit.cli.options import (
     CacheOption,
     DataOption,
@@ -16,6 +17,7 @@ from clipkit.cli.options import (
     SetOption,
     SuiteOption,
     cache_dir,
+    identity,
     show,
 )
 from clipkit.recipe import EvalRecipe, load_recipe
@@ -82,7 +84,7 @@ def _evaluate(
     from clipkit.evaluation.suite import load_suite
 
     tasks = load_suite(suite)
-    inputs = {"model": model, "suite": suite, "data": str(data)}
+    inputs = identity(model, tasks, data)
     with Run.open(out, command=f"eval {kind}", recipe=knobs, inputs=inputs, quiet=quiet) as run:
         if (report := run.report) is None:
             from clipkit.evaluation import linear_probe as probe_engine
@@ -97,7 +99,7 @@ def _evaluate(
     show(report, score_tables(report), as_json=as_json, where=out)
     if report["failed"]:
         for task, reason in report["failed"].items():
-            typer.echo(f"error: {task}: {reason}", err=True)
+            typer.echo(printable(f"error: {task}: {reason}"), err=True)
         # With every task failed there is no result at all: the user's mistake, not a partial success.
         raise typer.Exit(1 if report["scores"] else 2)
 

@@ -1,16 +1,21 @@
 """The options that commands share, and what every command does around its engine."""
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.text import Text
 
+from clipkit import UserError
 from clipkit.report.tables import Table
+
+if TYPE_CHECKING:
+    from clipkit.evaluation.suite import Suite
 
 RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe file, or a name that `clipkit recipes list` shows.")]
 RecipeOption = Annotated[str | None, typer.Option("--recipe", metavar="RECIPE", help="A recipe file or name; without it, all defaults.")]
@@ -46,8 +51,26 @@ def cache_dir(given: Path | None) -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "clipkit"
 
 
+def identity(model: str, suite: "Suite", data: Path) -> dict[str, str]:
+    """What an evaluation depends on, as `Run` compares it: the model's name and the hash of its weights, the suite's tasks, the data.
+
+    Raises UserError where `--data` is no folder. A model that is no file or run (`timm:NAME`) is known by its name alone.
+    """
+    if not data.is_dir():
+        raise UserError(
+            f"`--data {data}` is no folder: give the one that holds the test sets, `clipkit suites show` says how they are laid out"
+        )
+    inputs = {"model": model, "suite": suite.name, "tasks": " ".join(task.fingerprint for task in suite.tasks), "data": str(data)}
+    path = Path(model.rpartition("@")[2])
+    path = path / "model.safetensors" if path.is_dir() else path
+    if path.is_file():
+        with path.open("rb") as file:
+            inputs["weights"] = hashlib.file_digest(file, "sha256").hexdigest()
+    return inputs
+
+
 def show(report: Mapping[str, Any], tables: list[Table], *, as_json: bool, where: Path) -> None:
-    """The report on stdout, as tables or JSON, then where the results are (stderr when JSON)."""
+    """The report on stdout, as tables or JSON, then where the results are (tables only)."""
     if as_json:
         typer.echo(json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False))
         return

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from clipkit import printable
 from clipkit.cli.options import (
     CacheOption,
     DataOption,
@@ -16,6 +17,7 @@ from clipkit.cli.options import (
     SetOption,
     SuiteOption,
     cache_dir,
+    identity,
     show,
 )
 from clipkit.recipe import OverlapRecipe, load_recipe
@@ -51,7 +53,7 @@ def overlap_report(
     from clipkit.overlap import review
 
     tasks, shards = load_suite(suite), Shards.open(train)
-    inputs = {"model": model, "train": shards.fingerprint, "suite": suite, "data": str(data)}
+    inputs = {**identity(model, tasks, data), "train": shards.fingerprint}
     with Run.open(out, command="overlap-report", recipe=knobs, inputs=inputs, quiet=quiet) as run:
         # Verdicts written after the report was finished call for a new one; everything but the comparison comes from the cache.
         reviewed = review.fingerprint(review.review_path(out, knobs.review))
@@ -66,5 +68,5 @@ def overlap_report(
     show(report, overlap_tables(report), as_json=as_json, where=out)
     if report["failed"]:
         for task, reason in report["failed"].items():
-            typer.echo(f"error: {task}: {reason}", err=True)
+            typer.echo(printable(f"error: {task}: {reason}"), err=True)
         raise typer.Exit(1 if report["tasks"] else 2)
