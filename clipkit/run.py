@@ -16,6 +16,7 @@ import json
 import logging
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -68,6 +69,8 @@ class Run:
         out.mkdir(parents=True, exist_ok=True)
         lock = _take_lock(out)
         known = _check(out, wanted, recipe)  # another process may have started its run between the first look and the lock
+        if known is None:
+            shutil.rmtree(out / "stages", ignore_errors=True)  # what a run was given that stopped at a mistake
         made_by = _provenance()
         manifest = known or {**wanted, **made_by, "seed": wanted["recipe"].get("seed"), "start": _now(), "end": None}
         manifest["starts"] = [*manifest.get("starts", []), {"start": _now(), **made_by}]
@@ -121,7 +124,7 @@ class Run:
     @contextlib.contextmanager
     def progress(self, description: str, *, total: float | None, unit: str) -> Iterator[Callable[..., None]]:
         """A bar with rate and ETA on stderr. Yields `advance(n=1, note="")`; `note` is shown at the end of the line."""
-        self.log.info("%s: %s %s", description, total, unit)
+        self.log.info("%s%s", description, "" if total is None else f": {total:,.0f} {unit}")
         line = Column(no_wrap=True)
         is_wide = self.console.width >= 100
         note_width = max(1, self.console.width - (84 if is_wide else 68))  # the note gives way, the figures do not
@@ -149,6 +152,21 @@ def write_json(path: Path, value: Any) -> None:
     """Write JSON under a temporary name, then rename."""
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Any], *, metadata: Mapping[str, str] | None = None) -> None:
+    """Write torch tensors as safetensors under a temporary name, then rename. Raises OSError, for a full disk as for any other."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    with replacing(path) as temporary:
+        try:
+            save_file(dict(tensors), temporary, metadata=None if metadata is None else dict(metadata))
+        except SafetensorError as error:  # which tells the system's error in words alone
+            number = re.search(r"os error ([0-9]+)", str(error))
+            if number is None:
+                raise
+            raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from None
 
 
 @contextlib.contextmanager
@@ -200,7 +218,6 @@ def _check(out: Path, wanted: Mapping[str, Any], recipe: Section) -> dict[str, A
     except UserError:
         if _has_results(out):
             raise
-        shutil.rmtree(out / "stages", ignore_errors=True)
         return None
     return known
 

@@ -9,11 +9,16 @@ import pytest
 import typer
 
 from clipkit.cli import app
+from clipkit.demo.server import DEFAULT_PORTS
+from clipkit.demo.tour import DEFAULT_OUT
+from clipkit.demo.tour import command_lines as command_lines_of_the_demo
 from clipkit.recipe import COMMANDS, knobs, load_recipe
 from clipkit.resources import find, names
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+OWN_RECIPE = "mine.toml"
+"""What the pages call the reader's own file."""
 RECIPES = [find(f"recipes/{command}", name) for command in COMMANDS for name in names(f"recipes/{command}")]
 
 
@@ -41,14 +46,20 @@ def test_every_command_line_can_be_typed(page, line):
     if words and words[0] in ("--help", "--version"):
         return
     values = command.make_context("clipkit", [word for word in words if word != "..."], resilient_parsing=False).params
-    recipe = values.get("recipe")
-    if recipe is not None:
-        kind = next(kind for name, kind in COMMANDS.items() if name in line)
-        load_recipe(kind, ROOT / find(_folder(kind), recipe) if "/" not in recipe else ROOT / recipe, values.get("set_") or ())
+    recipe, kind = values.get("recipe"), COMMANDS.get(line.split()[1])
+    if recipe is not None and kind is not None and recipe != OWN_RECIPE:
+        load_recipe(kind, find(f"recipes/{line.split()[1]}", recipe) if "/" not in recipe else ROOT / recipe, values.get("set_") or ())
 
 
-def _folder(kind: type) -> str:
-    return next(f"recipes/{name}" for name, known in COMMANDS.items() if known is kind)
+def test_the_readmes_five_commands_are_the_ones_that_the_demo_runs():
+    lines = [" ".join(line.split()) for line in command_lines(ROOT / "README.md")]
+    for words in command_lines_of_the_demo(ROOT / DEFAULT_OUT, size="full", ports=DEFAULT_PORTS):
+        assert " ".join(["clipkit", *words]) in lines
+
+
+def test_no_page_holds_a_placeholder():
+    for page in (*PAGES, *RECIPES):
+        assert not re.search(r"\b[A-Z]+_OUTPUT\b|\bEXPECT_[A-Z]+\b|\bTODO\b", page.read_text()), page.name
 
 
 def test_the_readme_has_the_two_commands_and_the_five():

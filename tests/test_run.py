@@ -1,6 +1,8 @@
 """Run: where a result came from, resume or refuse, nothing half-written."""
 
+import errno
 import json
+import resource
 import subprocess
 import sys
 import time
@@ -9,7 +11,7 @@ import pytest
 
 from clipkit import UserError
 from clipkit.recipe import EvalRecipe, load_recipe
-from clipkit.run import Run, replacing, write_json
+from clipkit.run import Run, replacing, save_tensors, write_json
 
 
 def open_run(out, *overrides, command="eval zero-shot", inputs=None):
@@ -177,3 +179,16 @@ def test_errors_and_lines_carry_no_terminal_escapes_and_forge_no_lines(tmp_path)
     with Run.scratch(tmp_path) as run:
         run.say("x\n2026 ERROR forged\x07")
     assert len((tmp_path / "log.txt").read_text().splitlines()) == 1
+
+
+def test_a_disk_that_takes_no_tensors_is_an_error_of_the_system(tmp_path):
+    torch = pytest.importorskip("torch")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
+    try:
+        with pytest.raises(OSError, match="File too large") as raised:
+            save_tensors(tmp_path / "weights.safetensors", {"x": torch.zeros(100_000)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert (raised.value.errno, raised.value.filename) == (errno.EFBIG, str(tmp_path / "weights.safetensors"))
+    assert list(tmp_path.iterdir()) == []

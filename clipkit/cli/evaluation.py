@@ -96,7 +96,8 @@ def _evaluate(
             report = engine(knobs, encoder, tasks, data, run=run, cache=cache_dir(cache))
             if not report["failed"]:
                 run.finish(report)
-    show(report, score_tables(report), as_json=as_json, where=out)
+    if report["scores"] or as_json:
+        show(report, score_tables(report), as_json=as_json, where=out)
     if report["failed"]:
         for task, reason in report["failed"].items():
             typer.echo(printable(f"error: {task}: {reason}"), err=True)

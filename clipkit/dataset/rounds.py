@@ -84,7 +84,7 @@ class PoliteDownloader:
         """Download one part and finish it. Returns (whether that worked, row), as img2dataset wants it."""
         _watch_parent()
         downloader = _light_img2dataset("downloader")
-        writer_class = _light_img2dataset("writer").WebDatasetSampleWriter
+        writer_class = _ending_at_errors(_light_img2dataset("writer").WebDatasetSampleWriter)
         resizer = _light_img2dataset("resizer").Resizer(256, "no", False, disable_all_reencoding=True)
         knobs, folder, parts = _read_request(self.request)
         shard, urls_file = row
@@ -105,6 +105,22 @@ def _read_request(path: Path) -> tuple[DownloadKnobs, Path, list[int]]:
     """The knobs, the folder of finished parts, and the numbers of the parts that img2dataset calls 0, 1, 2, ..."""
     request = json.loads(path.read_text())
     return DownloadKnobs.model_validate(request["knobs"]), Path(request["folder"]), request["parts"]
+
+
+def _ending_at_errors(writer: Any) -> Any:
+    """A writer that ends its process where it cannot write. img2dataset's own loop would wait for ever: its threads hold on to a
+    queue that nobody empties any more, so that a full disk looked like a slow download."""
+
+    class Writer(writer):  # type: ignore[misc]
+        def write(self, *given: Any, **named: Any) -> None:
+            try:
+                super().write(*given, **named)
+            except BaseException:
+                traceback.print_exc()
+                sys.stderr.flush()
+                os._exit(1)
+
+    return Writer
 
 
 def _fetching(knobs: DownloadKnobs, progress: Path) -> Callable[..., tuple[int, BytesIO | None, str | None]]:

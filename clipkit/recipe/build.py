@@ -74,9 +74,9 @@ class MatchKnobs(Section):
 
 
 class BalanceKnobs(Section):
-    """At most `limit` pairs per query, chosen by the smallest keyed hashes (CLIP section 2.2: 20,000)."""
+    """Every query picks at most `limit` pairs, those with the smallest keyed hashes; a pair stays if any query picks it (CLIP 2.2)."""
 
-    limit: int = Field(20_000, ge=1, description="most pairs per query")
+    limit: int = Field(20_000, ge=1, description="most pairs that one query picks (CLIP section 2.2: 20,000)")
     oversample: float = Field(
         1.0, ge=1, description="before the download keep limit x this many pairs per query; the exact limit is taken after it"
     )
