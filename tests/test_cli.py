@@ -68,7 +68,10 @@ MISTAKES = {
         ["eval", "zero-shot", "--model", "m", "--suite", "demmo", "--data", "DATA", "--out", "OUT"],
         "did you mean `demo`",
     ),
-    "no test sets": (["eval", "zero-shot", "--model", "m", "--suite", "demo", "--data", "DATA", "--out", "OUT"], "`--data DATA` is no folder"),
+    "no test sets": (
+        ["eval", "zero-shot", "--model", "m", "--suite", "demo", "--data", "DATA", "--out", "OUT"],
+        "`--data DATA` is no folder",
+    ),
     "no model": (["eval", "zero-shot", "--model", "no/such", "--suite", "demo", "--data", ".", "--out", "OUT"], "no/such"),
     "no command of that name": (["recipes", "knobs", "trian"], "give one of build-dataset, train"),
     "no recipe of that name": (["recipes", "show", "demo"], "write COMMAND/NAME"),

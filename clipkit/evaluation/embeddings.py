@@ -15,13 +15,13 @@ from typing import NamedTuple, Protocol
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from clipkit import UserError
 from clipkit.model.encoder import Encoded, Encoder
 from clipkit.model.preprocess import UndecodableImage
-from clipkit.run import Run, replacing
+from clipkit.run import Run, save_tensors
 
 BLOCK = 4_096
 
@@ -91,8 +91,7 @@ def _load_block(folder: Path, span: tuple[int, int], *, encoder: Encoder) -> Emb
 
 
 def _save_block(folder: Path, start: int, *, block: Embeddings) -> None:
-    with replacing(_block_path(folder, start)) as temporary:
-        save_file({"features": block.features_NF, "projected": block.projected_ND}, temporary)
+    save_tensors(_block_path(folder, start), {"features": block.features_NF, "projected": block.projected_ND})
 
 
 def _encode(encoder: Encoder, batches: Iterator[tuple[int, Tensor]], *, pictures: Pictures, advance: Callable[..., None]) -> Embeddings:

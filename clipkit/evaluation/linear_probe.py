@@ -21,7 +21,8 @@ from sklearn.linear_model import LogisticRegression
 from clipkit import UserError
 from clipkit.evaluation.embeddings import embed
 from clipkit.evaluation.metrics import mean_per_class_recall, top_k_hits
-from clipkit.evaluation.scores import Outcome, score_suite
+from clipkit.evaluation.scores import Method, Outcome, score_suite
+from clipkit.evaluation.splits import Split
 from clipkit.evaluation.suite import Metric, SplitName, Suite, Task
 from clipkit.model.encoder import Encoder
 from clipkit.recipe import EvalRecipe, ProbeKnobs
@@ -144,14 +145,18 @@ def run_linear_probe(recipe: EvalRecipe, encoder: Encoder, suite: Suite, data_ro
 
     A task that fails is named in `failed`, the others go on. Leaves `results/TASK.json` and `predictions/TASK.parquet` in the run.
     """
-    probe = partial(_probe, encoder, recipe=recipe, data_root=data_root, run=run, cache=cache)
-    return score_suite(probe, suite, kind="linear-probe", recipe=recipe, encoder=encoder, run=run)
+    method = Method("linear-probe", partial(_splits, data_root), partial(_probe, encoder, recipe=recipe, run=run, cache=cache))
+    return score_suite(method, suite, recipe=recipe, encoder=encoder, run=run)
 
 
-def _probe(encoder: Encoder, task: Task, *, recipe: EvalRecipe, data_root: Path, run: Run, cache: Path) -> Outcome:
-    """Search on validation, fit on train and validation, predict test: one task by appendix A.3."""
+def _splits(data_root: Path, task: Task) -> dict[SplitName, Split]:
+    """All of them before any work, so that a missing one is told at once."""
     names: tuple[SplitName, ...] = ("train", "validation", "test") if "validation" in task.splits else ("train", "test")
-    splits = {name: task.split(data_root, name) for name in names}  # all of them before any work, so that a missing one is told at once
+    return {name: task.split(data_root, name) for name in names}
+
+
+def _probe(encoder: Encoder, task: Task, splits: Mapping[SplitName, Split], *, recipe: EvalRecipe, run: Run, cache: Path) -> Outcome:
+    """Search on validation, fit on train and validation, predict test: one task by appendix A.3."""
     labelled: dict[str, Labelled] = {}
     for name, split in splits.items():
         embeddings = embed(encoder, split, cache=cache, run=run, batch_size=recipe.batch_size, workers=recipe.workers)
@@ -163,7 +168,6 @@ def _probe(encoder: Encoder, task: Task, *, recipe: EvalRecipe, data_root: Path,
     facts = _facts(strength, fits, final) | {
         "train_count": len(train.labels_N),
         "validation_count": len(validation.labels_N),
-        "content_hash": splits["test"].content_hash,
     }
     return Outcome(final.logits(labelled["test"].features_NF, len(task.classes)), labelled["test"].labels_N, facts)
 

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from clipkit import UserError
 from clipkit.evaluation.intervals import Interval, bootstrap, clopper_pearson
 from clipkit.evaluation.metrics import mean_per_class_recall, top_k, top_k_hits
-from clipkit.evaluation.suite import Suite, Task
+from clipkit.evaluation.splits import Split
+from clipkit.evaluation.suite import SplitName, Suite, Task
 from clipkit.model.encoder import Encoder
 from clipkit.recipe import EvalRecipe
 from clipkit.run import Run, replacing, write_json
@@ -34,6 +35,14 @@ class Outcome(NamedTuple):
     facts: Mapping[str, Any]
 
 
+class Method(NamedTuple):
+    """How a kind of evaluation goes about a task: the splits that it reads, and what it says of the pictures of the test split."""
+
+    kind: Kind
+    splits: Callable[[Task], Mapping[SplitName, Split]]
+    classify: Callable[[Task, Mapping[SplitName, Split]], Outcome]
+
+
 class Value(NamedTuple):
     """One metric with its interval."""
 
@@ -42,31 +51,22 @@ class Value(NamedTuple):
     interval: Interval
 
 
-def score_suite(
-    classify: Callable[[Task], Outcome], suite: Suite, *, kind: Kind, recipe: EvalRecipe, encoder: Encoder, run: Run
-) -> dict[str, Any]:
-    """Run `classify` over the tasks of a suite and score what it says: the report of `clipkit eval KIND`.
+def score_suite(method: Method, suite: Suite, *, recipe: EvalRecipe, encoder: Encoder, run: Run) -> dict[str, Any]:
+    """Classify the tasks of a suite and score what is said: the report of `clipkit eval KIND`.
 
-    Tasks whose result file is already in the run, from the same weights and the same task, are not run again. A UserError of one
-    task is its reason in `failed`; the other tasks go on.
+    Tasks whose result file is already in the run, from the same weights, the same task and the same pictures, are not run again. A
+    UserError of one task is its reason in `failed`; the other tasks go on.
     """
     scores: list[dict[str, Any]] = []
     failed: dict[str, str] = {}
     for task in suite.tasks:
-        path = run.path / "results" / f"{task.name}.json"
-        identity = {"fingerprint": encoder.fingerprint, "task_fingerprint": task.fingerprint}
-        result = _finished(path, identity)
-        if result is None:
-            try:
-                result = _score_task(classify, task, kind=kind, recipe=recipe, encoder=encoder, run=run) | identity
-            except UserError as error:
-                failed[task.name] = str(error)
-                run.log.warning("%s: %s", task.name, error)
-                continue
-            write_json(path, result)
-        scores += result["scores"]
+        try:
+            scores += _result(method, task, recipe=recipe, encoder=encoder, run=run)["scores"]
+        except UserError as error:
+            failed[task.name] = str(error)
+            run.log.warning("%s: %s", task.name, error)
     return {
-        "command": f"eval {kind}",
+        "command": f"eval {method.kind}",
         "model": encoder.name,
         "suite": suite.name,
         "confidence": recipe.confidence,
@@ -90,8 +90,21 @@ def _share(metric: str, hits_N: NDArray[np.bool_], confidence: float) -> Value:
     return Value(metric, right / count, clopper_pearson(right, count, confidence))
 
 
+def _result(method: Method, task: Task, *, recipe: EvalRecipe, encoder: Encoder, run: Run) -> dict[str, Any]:
+    """A task's result, from its file where that is still true, else found and written."""
+    path = run.path / "results" / f"{task.name}.json"
+    splits = method.splits(task)
+    hashes = {"content_hash" if name == "test" else f"{name}_content_hash": split.content_hash for name, split in splits.items()}
+    identity = {"fingerprint": encoder.fingerprint, "task_fingerprint": task.fingerprint, **hashes}
+    result = _finished(path, identity)
+    if result is None:
+        result = _score_task(method, task, splits, recipe=recipe, encoder=encoder, run=run) | identity
+        write_json(path, result)
+    return result
+
+
 def _finished(path: Path, identity: Mapping[str, str]) -> dict[str, Any] | None:
-    """An earlier result of the same weights and task; None where there is none or where it is damaged."""
+    """An earlier result of the same weights, task and pictures; None where there is none or where it is damaged."""
     try:
         result = json.loads(path.read_bytes())
     except (FileNotFoundError, ValueError):
@@ -100,11 +113,11 @@ def _finished(path: Path, identity: Mapping[str, str]) -> dict[str, Any] | None:
 
 
 def _score_task(
-    classify: Callable[[Task], Outcome], task: Task, *, kind: Kind, recipe: EvalRecipe, encoder: Encoder, run: Run
+    method: Method, task: Task, splits: Mapping[SplitName, Split], *, recipe: EvalRecipe, encoder: Encoder, run: Run
 ) -> dict[str, Any]:
     """One task's result: CLIP_benchmark's fields first, then ours."""
-    started = time.monotonic()
-    outcome = classify(task)
+    started, kind = time.monotonic(), method.kind
+    outcome = method.classify(task, splits)
     values = measure(outcome.logits_NC, outcome.labels_N, confidence=recipe.confidence, seed=recipe.seed)
     found = {value.metric: value.value for value in values}
     _write_predictions(run.path / "predictions" / f"{task.name}.parquet", outcome)

@@ -18,6 +18,8 @@ from clipkit.evaluation.splits import Split, read_image_folder, read_webdataset
 from clipkit.resources import find
 
 MAX_TOML_BYTES = 5_000_000
+MAX_TEXTS = 5_000_000
+"""Class names x templates of a task, all of which are encoded."""
 SplitName = Literal["train", "validation", "test"]
 Metric = Literal["accuracy", "mean-per-class"]
 
@@ -71,6 +73,8 @@ class Task(_Entry):
 
     @model_validator(mode="after")
     def _agrees_with_itself(self) -> "Task":
+        if (texts := sum(map(len, self.classes)) * len(self.templates)) > MAX_TEXTS:
+            raise ValueError(f"class names x templates are {texts:,} texts, at most {MAX_TEXTS:,} are encoded: give fewer templates")
         folders = self.folders
         if len(folders) != len(self.classes):
             raise ValueError(f"class_folders has {len(folders)} folders for {len(self.classes)} classes")

@@ -1,5 +1,6 @@
 """Zero-shot classification: the texts of the classes are the classifier (CLIP sections 3.1.2 to 3.1.4)."""
 
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,9 +11,9 @@ from numpy.typing import NDArray
 
 from clipkit import UserError
 from clipkit.evaluation.embeddings import embed
-from clipkit.evaluation.scores import Outcome, score_suite
+from clipkit.evaluation.scores import Method, Outcome, score_suite
 from clipkit.evaluation.splits import Split
-from clipkit.evaluation.suite import Suite, Task
+from clipkit.evaluation.suite import SplitName, Suite, Task
 from clipkit.model.encoder import Encoder
 from clipkit.recipe import EvalRecipe
 from clipkit.run import Run
@@ -62,14 +63,14 @@ def run_zero_shot(recipe: EvalRecipe, encoder: Encoder, suite: Suite, data_root:
     A task that fails is named in `failed`, the others go on. Leaves `results/TASK.json` and `predictions/TASK.parquet` in the run.
     """
     _require_text(encoder)
-    classify = partial(_classify, encoder, recipe=recipe, data_root=data_root, run=run, cache=cache)
-    return score_suite(classify, suite, kind="zero-shot", recipe=recipe, encoder=encoder, run=run)
+    classify = partial(_classify, encoder, recipe=recipe, run=run, cache=cache)
+    method = Method("zero-shot", lambda task: {"test": task.split(data_root, "test")}, classify)
+    return score_suite(method, suite, recipe=recipe, encoder=encoder, run=run)
 
 
-def _classify(encoder: Encoder, task: Task, *, recipe: EvalRecipe, data_root: Path, run: Run, cache: Path) -> Outcome:
-    split = task.split(data_root, "test")
-    predictions = predict(encoder, task, split, run=run, cache=cache, batch_size=recipe.batch_size, workers=recipe.workers)
-    return Outcome(*predictions, facts={"content_hash": split.content_hash})
+def _classify(encoder: Encoder, task: Task, splits: Mapping[SplitName, Split], *, recipe: EvalRecipe, run: Run, cache: Path) -> Outcome:
+    predictions = predict(encoder, task, splits["test"], run=run, cache=cache, batch_size=recipe.batch_size, workers=recipe.workers)
+    return Outcome(*predictions, facts={})
 
 
 def _require_text(encoder: Encoder) -> None:

@@ -6,6 +6,7 @@ The packages are extras and imported when first asked for; weights may be downlo
 import contextlib
 import functools
 import importlib
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -66,7 +67,7 @@ class PeerEncoder:
         """Preprocessed pictures -> vectors."""
         with arithmetic(self._precision, self._device):
             features_BF, projected_BD = self._peer.encode_images(pixels_BCHW.to(self._device))
-        return Encoded(features_BF.float().cpu(), unit(projected_BD))
+        return Encoded(features_BF.float().cpu(), unit(projected_BD.float()).cpu())
 
     @torch.inference_mode()
     def encode_texts(self, texts: Sequence[str]) -> Tensor:
@@ -75,7 +76,7 @@ class PeerEncoder:
         if encode is None:
             raise UserError(f"`{self.name}` has no text tower: use it for linear probes and overlap, or give a model with one")
         with arithmetic(self._precision, self._device):
-            return encode_in_batches(texts, self.width, lambda some: unit(encode(some, self._device)))
+            return encode_in_batches(texts, self.width, lambda some: unit(encode(some, self._device).float()).cpu())
 
 
 def load_peer(spec: str, *, precision: str = "fp32") -> PeerEncoder:
@@ -114,7 +115,7 @@ def open_clip_peer(model: Any, transform: Callable[[Image.Image], Tensor], token
 
     size = model.visual.image_size
     scale = model.logit_scale.detach().exp().item()
-    return Peer(model, transform, repr(transform), encode_images, encode_texts, scale, size[0] if isinstance(size, tuple) else size)
+    return Peer(model, transform, _facts(transform), encode_images, encode_texts, scale, size[0] if isinstance(size, tuple) else size)
 
 
 def _load_hugging_face(spec: str, rest: str) -> Peer:
@@ -172,10 +173,15 @@ def timm_peer(model: Any) -> Peer:
         features_BF = model(pixels_BCHW)
         return ImageFeatures(features_BF, features_BF)
 
-    return Peer(model, transform, repr(transform), encode_images, None, 1.0, facts["input_size"][-1])
+    return Peer(model, transform, _facts(transform), encode_images, None, 1.0, facts["input_size"][-1])
 
 
 _LOADERS = {"open_clip": _load_open_clip, "hf": _load_hugging_face, "timm": _load_timm}
+
+
+def _facts(transform: Callable[[Image.Image], Tensor]) -> str:
+    """The transform in words, without memory addresses: what is the same in every process."""
+    return re.sub(r" at 0x[0-9a-f]+", "", repr(transform))
 
 
 def _extra(module: str, extra: str) -> Any:

@@ -128,6 +128,8 @@ class Architecture:
             raise ValueError("picture size, patches and heads must divide evenly")
         if max(self.text.layers, getattr(self.image, "layers", 1)) > 256 or self.activation not in ("quick_gelu", "gelu"):
             raise ValueError("at most 256 layers, activation quick_gelu or gelu")
+        if isinstance(self.image, ResNetSizes) and (sum(self.image.blocks) > 256 or self.feature_width > 65_536):
+            raise ValueError("a ResNet has at most 256 blocks and 65,536 features")
         if self.shared and (not isinstance(self.image, ViTSizes) or self.text != replace(self.text, **_stack(self.image))):
             raise ValueError("a shared architecture has a ViT and a text of the same width, layers and heads")
 

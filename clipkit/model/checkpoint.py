@@ -22,10 +22,13 @@ from clipkit.model.architectures import Architecture, architecture, architecture
 from clipkit.model.clip import build_empty
 from clipkit.model.preprocess import Preprocess
 from clipkit.model.towers import ImageTextModel
-from clipkit.run import replacing
+from clipkit.run import save_tensors
 
 FORMAT = 1
 """Version of the metadata."""
+
+TOKENIZER = "clip-bpe-49408"
+"""The tokenizer that clipkit's models are trained with; a file that says nothing of it means this one."""
 
 MAX_FILE_BYTES = 32 << 30
 """Larger files are refused; the largest published CLIP has 2.5 GB, with the optimiser's state three times that."""
@@ -50,14 +53,14 @@ def save_model(path: Path, model: ImageTextModel, *, preprocess: Preprocess | No
     """
     head = {
         "format": FORMAT,
+        "tokenizer": TOKENIZER,
         "architecture": model.architecture.as_dict(),
         "preprocess": (preprocess or Preprocess(model.architecture.image_size)).facts(),
         "facts": dict(facts or {}),
     }
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     metadata = {"clipkit": json.dumps(head, sort_keys=True, allow_nan=False)}
-    with replacing(path) as temporary:
-        safetensors.torch.save_file(state, temporary, metadata=metadata)
+    save_tensors(path, state, metadata=metadata)
 
 
 def load_model(path: Path) -> Loaded:
@@ -126,6 +129,8 @@ def _read_head(path: Path) -> dict[str, Any] | None:
 def _parse_head(path: Path, head: Mapping[str, Any]) -> tuple[Architecture, Preprocess, dict[str, Any]]:
     if head.get("format") != FORMAT:
         raise UserError(f"`{path}` has format {head.get('format')!r}, this clipkit reads {FORMAT}: use the clipkit that wrote it")
+    if (tokenizer := head.get("tokenizer", TOKENIZER)) != TOKENIZER:
+        raise UserError(f"`{path}` was trained with tokenizer {tokenizer!r}, this clipkit has {TOKENIZER}: use the clipkit that wrote it")
     try:
         architecture = Architecture.from_dict(head["architecture"])
         preprocess = Preprocess.from_facts(head["preprocess"])

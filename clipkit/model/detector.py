@@ -1,6 +1,6 @@
-"""PixelDescriptor: finds near-duplicate pictures without training.
+"""Detectors: what finds near-duplicate pictures. PixelDescriptor does so without training, and any encoder can stand in for it.
 
-Two steps, as a coarse search over everything and a fine look at the few candidates it finds.
+PixelDescriptor takes two steps, as a coarse search over everything and a fine look at the few candidates it finds.
 
 * **Search.** A picture is shrunk to SIDE x SIDE pixels, split into brightness and two opponent colours, and its low cosine frequencies
   become one unit vector: the mean is dropped and frequency f is weighted by f^TILT * exp(-(f / CUTOFF)^2), which evens out the spectrum of
@@ -15,10 +15,11 @@ CLIP's own detector (appendix C) was trained on such changes and is not publishe
 the picture and not at its meaning: two flowers of one species are different pictures.
 """
 
+import hashlib
 import io
 import math
-from collections.abc import Sequence
-from typing import ClassVar, NoReturn
+from collections.abc import Callable, Sequence
+from typing import ClassVar, NoReturn, Protocol
 
 import torch
 from PIL import Image, ImageOps
@@ -26,7 +27,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from clipkit import UserError
-from clipkit.model.encoder import Encoded
+from clipkit.model.encoder import Encoded, Encoder, load_encoder
 from clipkit.model.preprocess import FORMATS, MAX_PIXELS, UndecodableImage, decode_image
 
 SIDE = 24
@@ -78,13 +79,65 @@ VIEWS = _views()
 """(V, 4) windows of the test picture as left, top, right, bottom: the picture is 0..1, a window beyond it is a frame around it."""
 
 
+CANDIDATES = 4
+"""Training pictures per test picture that are verified."""
+
+Verify = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""(test_PF, train_PF, view_P) -> (P,): the similarities of P pairs of pictures by their features, and the view that found each."""
+
+
+class Detector(Protocol):
+    """What finds the near-duplicates of test pictures: an encoder of pictures, and what is done with its vectors."""
+
+    @property
+    def encoder(self) -> Encoder:
+        """What describes both test and training pictures: its `projected_BD` is searched, its `features_BF` verified."""
+
+    @property
+    def candidates(self) -> int:
+        """How many training pictures per test picture the search keeps: one, where nothing is verified."""
+
+    @property
+    def verify(self) -> Verify | None:
+        """The similarity that decides; None where the search's own does."""
+
+    def views(self, described: Encoded) -> Tensor:
+        """Vectors (V, N, D) under which N described test pictures are searched for; the best of V counts."""
+
+
+def load_detector(spec: str, *, precision: str = "fp32") -> Detector:
+    """`pixels`, or whatever `load_encoder` reads. Raises UserError."""
+    return PixelDescriptor() if spec == PixelDescriptor.name else CosineDetector(load_encoder(spec, precision=precision))
+
+
+class CosineDetector:
+    """Any encoder as a detector: pictures are as similar as their vectors."""
+
+    candidates: ClassVar[int] = 1
+    verify: ClassVar[None] = None
+
+    def __init__(self, encoder: Encoder) -> None:
+        """`encoder` may be image-only."""
+        self.encoder = encoder
+
+    def views(self, described: Encoded) -> Tensor:
+        """The pictures as they are: (1, N, D)."""
+        return described.projected_BD[None]
+
+
+def _fingerprint() -> str:
+    """A hash over every constant that shapes vectors or their verification. Another way to compute them needs another name."""
+    search = (SIDE, TILT, CUTOFF, SEARCHED, FLOOR, VIEWS.tolist(), CANDIDATES)
+    verification = (PATCH, STRIDE, PATCH_FLOOR, LEAST_SHARE, PLAIN_SHARE, REACH, ROUNDS, MOST_STEP)
+    return f"pixels-1-{hashlib.sha256(repr((search, verification)).encode()).hexdigest()[:32]}"
+
+
 class PixelDescriptor:
-    """An image-only Encoder for near-duplicates, with two methods of its own: `views` and `similarity`."""
+    """The image-only encoder for near-duplicates, and the detector that goes with it."""
 
     name: ClassVar[str] = "pixels"
-    fingerprint: ClassVar[str] = (
-        f"pixels-1-{SIDE}-{TILT}-{CUTOFF}-{SEARCHED[0]}-{SEARCHED[1]}-{PATCH}-{STRIDE}-{PATCH_FLOOR:.4f}-{LEAST_SHARE}"
-    )
+    fingerprint: ClassVar[str] = _fingerprint()
+    candidates: ClassVar[int] = CANDIDATES
     has_text: ClassVar[bool] = False
     logit_scale: ClassVar[float] = 1.0
     feature_width: ClassVar[int] = 3 * SIDE * SIDE
@@ -105,12 +158,17 @@ class PixelDescriptor:
         """Refused: this encoder sees pictures only."""
         raise UserError("the detector `pixels` encodes no texts: give `--model` a model with a text tower")
 
-    def views(self, features_NF: Tensor) -> Tensor:
+    @property
+    def encoder(self) -> Encoder:
+        """Itself."""
+        return self
+
+    def views(self, described: Encoded) -> Tensor:
         """Search vectors of pictures through every view: (V, N, D). A duplicate is near one of them."""
-        thumbnails = _thumbnails(features_NF)
+        thumbnails = _thumbnails(described.features_BF)
         return torch.stack([_search_vectors(_cut(thumbnails, view.expand(len(thumbnails), 4))[0]) for view in VIEWS])
 
-    def similarity(self, test_PF: Tensor, train_PF: Tensor, view_P: Tensor) -> Tensor:
+    def verify(self, test_PF: Tensor, train_PF: Tensor, view_P: Tensor) -> Tensor:
         """Verified similarity (P,) of P pairs of pictures by their features, -1 to 1; 1 where one is a part of the other.
 
         `view_P` names the view (an index into VIEWS) from which the common part is sought.

@@ -99,7 +99,7 @@ class ClipEncoder:
         pixels_BCHW = pixels_BCHW.to(self._device, non_blocking=True).contiguous(memory_format=self._layout)
         with arithmetic(self._precision, self._device):
             features_BF, projected_BD = self._model.encode_image(self._loaded.preprocess.normalise(pixels_BCHW))
-        return Encoded(features_BF.float().cpu(), unit(projected_BD))
+        return Encoded(features_BF.float().cpu(), unit(projected_BD.float()).cpu())
 
     @torch.inference_mode()
     def encode_texts(self, texts: Sequence[str]) -> Tensor:
@@ -108,7 +108,7 @@ class ClipEncoder:
 
     def _encode_batch(self, texts: Sequence[str]) -> Tensor:
         with arithmetic(self._precision, self._device):
-            return unit(self._model.encode_text(self._tokenizer(texts).to(self._device)))
+            return unit(self._model.encode_text(self._tokenizer(texts).to(self._device)).float()).cpu()
 
 
 def load_encoder(spec: str, *, precision: str = "fp32") -> Encoder:

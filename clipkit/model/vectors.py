@@ -41,8 +41,8 @@ def arithmetic(precision: str, device: torch.device) -> contextlib.AbstractConte
 
 
 def unit(x_BD: Tensor) -> Tensor:
-    """Each row divided by its length, as float32 on the CPU."""
-    return functional.normalize(x_BD.float(), dim=-1).cpu()
+    """Each row divided by its length, in float32 or better."""
+    return functional.normalize(x_BD.to(torch.promote_types(x_BD.dtype, torch.float32)), dim=-1)
 
 
 def encode_in_batches(texts: Sequence[str], width: int, encode: Callable[[Sequence[str]], Tensor]) -> Tensor:

@@ -1,13 +1,14 @@
 """The overlap report, stage by stage: describe, search, verify, split the test sets, compare the scores, write the page.
 
 Training pictures are described shard by shard into the same cache as every other embedding, so a killed report goes on where it was and a
-second one only searches. Two passes over the shards: the search keeps CANDIDATES pictures per test picture, then a detector that can
-(`PixelDescriptor`) verifies them.
+second one only searches. Two passes over the shards for each task: the search keeps the detector's candidates for each test picture, then
+a detector that can verifies them.
 """
 
+import hashlib
 import itertools
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -22,13 +23,13 @@ from torch import Tensor
 
 from clipkit import UserError
 from clipkit.dataset.shards import Pair, Shard, Shards
-from clipkit.evaluation.embeddings import Embeddings, embed
+from clipkit.evaluation.embeddings import Embeddings, Pictures, embed
 from clipkit.evaluation.metrics import top_k
 from clipkit.evaluation.splits import Split
 from clipkit.evaluation.suite import Suite, Task
-from clipkit.evaluation.zero_shot import predict
-from clipkit.model.detector import PixelDescriptor
-from clipkit.model.encoder import Encoder, load_encoder
+from clipkit.evaluation.zero_shot import Predictions, predict
+from clipkit.model.detector import Detector, Verify, load_detector
+from clipkit.model.encoder import Encoded, Encoder
 from clipkit.overlap.effect import LEVEL, Effect, measure_effect, summarise
 from clipkit.overlap.neighbours import KEY_TYPE, NearestSearch, Neighbours
 from clipkit.overlap.pairs import caption, choose_pairs, find_training_pairs, picture_uri
@@ -37,10 +38,8 @@ from clipkit.recipe import OverlapRecipe
 from clipkit.report.page import OverlapPage, ShownPair, TaskSection, write_overlap_page
 from clipkit.run import Run, replacing
 
-CANDIDATES = 4
-"""Training pictures per test picture that are verified."""
-
 PAIRS_AT_ONCE = 512
+Describe = Callable[[Pictures], Embeddings]
 ROWS_PER_SHARD = 2**32
 """A place is shard index x this + row."""
 
@@ -60,13 +59,11 @@ TABLE_SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class TestSet:
-    """A task's test pictures: what the detector sees, what the evaluated model answers, the nearest training pictures."""
+    """A task's test pictures, and what the evaluated model answers."""
 
     task: Task
     split: Split
-    features_NF: Tensor
     predicted_N: NDArray[np.int64]
-    search: NearestSearch
 
     @property
     def is_correct_N(self) -> NDArray[np.bool_]:
@@ -96,11 +93,11 @@ class Finding:
 
 
 class ShardPictures:
-    """The pictures of one shard in order: what `embed` calls Pictures. The cache knows them by the shard's sha256."""
+    """The pictures of one shard in order: what `embed` calls Pictures. The cache knows them by the tar's sha256."""
 
     def __init__(self, shards: Shards, shard: Shard) -> None:
         """The tar is read from the front, again where a caller goes back."""
-        self.name, self.content_hash, self._count = shard.name, shard.sha256, shard.count
+        self.name, self._count = shard.name, shard.count
         self._shards, self._shard = shards, shard
         self._position = 0
         self._pairs: Iterator[Pair] = iter(())
@@ -108,6 +105,16 @@ class ShardPictures:
     def __len__(self) -> int:
         """Number of pairs."""
         return self._count
+
+    @cached_property
+    def content_hash(self) -> str:
+        """The tar's own sha256, not what the manifest claims. Raises UserError where they differ: it was changed after it was written."""
+        path = self._shards.root / self.name
+        with open(path, "rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+        if found != self._shard.sha256:
+            raise UserError(f"`{path}` is not what its manifest says (another sha256): `clipkit shards verify` lists all damage")
+        return found
 
     def read(self, start: int, stop: int) -> list[bytes]:
         """Encoded pictures start..stop. Raises UserError where the tar holds fewer than the manifest says."""
@@ -121,9 +128,11 @@ class ShardPictures:
 
     @cached_property
     def keys(self) -> NDArray[np.bytes_]:
-        """The pairs' keys, in order."""
-        table = Shards(self._shards.root, (self._shard,)).table(["key"])
-        return np.array(table["key"].to_pylist(), KEY_TYPE)
+        """The pairs' keys, in order. Raises UserError where the table beside the tar is not that of its pairs."""
+        keys = Shards(self._shards.root, (self._shard,)).table(["key"])["key"].to_pylist()
+        if len(keys) != self._count or not all(key and key.isascii() and len(key) <= KEY_TYPE.itemsize for key in keys):
+            raise UserError(f"the table beside `{self.name}` does not hold the keys of its pairs: `clipkit shards verify` lists all damage")
+        return np.array(keys, KEY_TYPE)
 
 
 def report_overlap(
@@ -136,18 +145,24 @@ def report_overlap(
     """
     review = load_review(review_path(run.path, recipe.review))
     _check(recipe, encoder, suite, review)
-    detector = _load_detector(recipe)
-    describe = partial(embed, detector, cache=cache, run=run, batch_size=recipe.batch_size, workers=recipe.workers)
-    tests, failed = _test_sets(recipe, encoder, detector, suite, data_root, run=run, cache=cache)
-    pictures = [ShardPictures(shards, shard) for shard in shards.shards]
-    _search(tests, pictures, describe, block_size=recipe.block_size, run=run)
-    nearest = _verify(tests, pictures, describe, detector, run=run)
-    findings = []
-    for test, found in zip(tests, nearest, strict=True):
+    detector = load_detector(recipe.detector, precision=recipe.precision)
+    knobs: dict[str, Any] = {"cache": cache, "run": run, "batch_size": recipe.batch_size, "workers": recipe.workers}
+    describe: Describe = partial(embed, detector.encoder, **knobs)
+    answer = partial(predict, encoder, **knobs)
+    training = [ShardPictures(shards, shard) for shard in shards.shards]
+    findings, failed = [], {}
+    for task in suite.tasks:  # One at a time: the many views of its pictures take much memory.
         try:
-            findings.append(_finding(recipe, test, found, review))
+            test = _test_set(task, data_root, answer)
+            described = Encoded(*describe(test.split))
         except UserError as error:
-            failed[test.task.name] = _told(run, test.task, error)
+            failed[task.name] = _told(run, task, error)
+            continue
+        nearest = _nearest(_neighbours(detector, described, training, describe, block_size=recipe.block_size, run=run))
+        try:
+            findings.append(_finding(recipe, test, nearest, review))
+        except UserError as error:
+            failed[task.name] = _told(run, task, error)
     _write_table(run.path / "overlap.parquet", findings, shards)
     report = _report(recipe, encoder, detector, suite, findings, run=run)
     report |= {"failed": failed, "training_pictures": shards.count, "review": review.fingerprint}
@@ -167,34 +182,12 @@ def _check(recipe: OverlapRecipe, encoder: Encoder, suite: Suite, review: Review
         )
 
 
-def _load_detector(recipe: OverlapRecipe) -> Encoder:
-    return PixelDescriptor() if recipe.detector == PixelDescriptor.name else load_encoder(recipe.detector, precision=recipe.precision)
-
-
 # ------------------------------------------------------------------- describe
 
 
-def _test_sets(
-    recipe: OverlapRecipe, encoder: Encoder, detector: Encoder, suite: Suite, data_root: Path, *, run: Run, cache: Path
-) -> tuple[list[TestSet], dict[str, str]]:
-    knobs: dict[str, Any] = {"cache": cache, "run": run, "batch_size": recipe.batch_size, "workers": recipe.workers}
-    tests, failed = [], {}
-    for task in suite.tasks:
-        try:
-            split = task.split(data_root, "test")
-            predictions = predict(encoder, task, split, **knobs)
-            embeddings = embed(detector, split, **knobs)
-            predicted = top_k(predictions.logits_NC, 1)[:, 0]
-            tests.append(TestSet(task, split, embeddings.features_NF, predicted, _new_search(detector, embeddings)))
-        except UserError as error:
-            failed[task.name] = _told(run, task, error)
-    return tests, failed
-
-
-def _new_search(detector: Encoder, embeddings: Embeddings) -> NearestSearch:
-    if isinstance(detector, PixelDescriptor):
-        return NearestSearch(detector.views(embeddings.features_NF), CANDIDATES)
-    return NearestSearch(embeddings.projected_ND[None], 1)
+def _test_set(task: Task, data_root: Path, answer: Callable[[Task, Split], Predictions]) -> TestSet:
+    split = task.split(data_root, "test")
+    return TestSet(task, split, top_k(answer(task, split).logits_NC, 1)[:, 0])
 
 
 def _told(run: Run, task: Task, error: UserError) -> str:
@@ -205,43 +198,56 @@ def _told(run: Run, task: Task, error: UserError) -> str:
 # ---------------------------------------------------------- search and verify
 
 
-def _search(tests: Sequence[TestSet], pictures: Sequence[ShardPictures], describe: Any, *, block_size: int, run: Run) -> None:
-    with run.progress("searching the training pictures", total=sum(map(len, pictures)), unit="pictures") as advance:
-        for index, shard in enumerate(pictures):
+def _neighbours(
+    detector: Detector, tests: Encoded, training: Sequence[ShardPictures], describe: Describe, *, block_size: int, run: Run
+) -> Neighbours:
+    """The candidates of a task's test pictures, with the similarity that decides: the verified one where the detector verifies."""
+    search = NearestSearch(detector.views(tests), detector.candidates)
+    _search(search, training, describe, block_size=block_size, run=run)
+    if detector.verify is None:
+        return search.neighbours
+    return search.neighbours._replace(similarity_NK=_verified(detector.verify, tests, search, training, describe, run=run))
+
+
+def _search(search: NearestSearch, training: Sequence[ShardPictures], describe: Describe, *, block_size: int, run: Run) -> None:
+    with run.progress("searching the training pictures", total=sum(map(len, training)), unit="pictures") as advance:
+        for index, shard in enumerate(training):
             vectors_MD = describe(shard).projected_ND
             for start in range(0, len(shard), block_size):
                 rows = np.arange(start, min(start + block_size, len(shard)))
-                for test in tests:
-                    test.search.add(vectors_MD[rows[0] : rows[-1] + 1], shard.keys[rows], index * ROWS_PER_SHARD + rows)
+                search.add(vectors_MD[rows[0] : rows[-1] + 1], shard.keys[rows], index * ROWS_PER_SHARD + rows)
                 advance(len(rows))
 
 
-def _verify(tests: Sequence[TestSet], pictures: Sequence[ShardPictures], describe: Any, detector: Encoder, *, run: Run) -> list[Nearest]:
-    """The nearest training picture of each test picture, by verified similarity where the detector verifies."""
-    if not isinstance(detector, PixelDescriptor):
-        return [_nearest(test.search.neighbours) for test in tests]
-    verified = [np.full_like(test.search.neighbours.similarity_NK, -np.inf) for test in tests]
-    with run.progress("verifying the candidates", total=len(pictures), unit="shards") as advance:
-        for index, shard in enumerate(pictures):
-            train = describe(shard)
-            for test, similarity_NK in zip(tests, verified, strict=True):
-                is_here_NK = test.search.neighbours.place_NK // ROWS_PER_SHARD == index
-                tests_P, rows_P = np.nonzero(is_here_NK)[0], test.search.neighbours.place_NK[is_here_NK] % ROWS_PER_SHARD
-                similarity_NK[is_here_NK] = _similarity(detector, test, train, tests_P=tests_P, rows_P=rows_P)
+def _verified(
+    verify: Verify, tests: Encoded, search: NearestSearch, training: Sequence[ShardPictures], describe: Describe, *, run: Run
+) -> NDArray[np.float32]:
+    """Verified similarities (N, K) of the candidates, shard by shard."""
+    place_NK = search.neighbours.place_NK
+    similarity_NK = np.full_like(search.neighbours.similarity_NK, -np.inf)
+    with run.progress("verifying the candidates", total=len(training), unit="shards") as advance:
+        for index, shard in enumerate(training):
+            is_here_NK = place_NK // ROWS_PER_SHARD == index
+            if is_here_NK.any():
+                tests_P, rows_P = np.nonzero(is_here_NK)[0], place_NK[is_here_NK] % ROWS_PER_SHARD
+                views_VND = search.views_VND
+                similarity_NK[is_here_NK] = _similarity(
+                    verify, tests.features_BF, views_VND, describe(shard), tests_P=tests_P, rows_P=rows_P
+                )
             advance(1)
-    return [_nearest(test.search.neighbours._replace(similarity_NK=similarity)) for test, similarity in zip(tests, verified, strict=True)]
+    return similarity_NK
 
 
 def _similarity(
-    detector: PixelDescriptor, test: TestSet, train: Embeddings, *, tests_P: NDArray[np.int64], rows_P: NDArray[np.int64]
+    verify: Verify, features_NF: Tensor, views_VND: Tensor, train: Embeddings, *, tests_P: NDArray[np.int64], rows_P: NDArray[np.int64]
 ) -> NDArray[np.float32]:
     """Verified similarities (P,) of pairs of a test picture and a training picture."""
     parts = [np.zeros(0, np.float32)]
     with torch.inference_mode():
         for start in range(0, len(tests_P), PAIRS_AT_ONCE):
             tests, rows = tests_P[start : start + PAIRS_AT_ONCE], rows_P[start : start + PAIRS_AT_ONCE]
-            view_P = torch.einsum("vpd,pd->vp", test.search.views_VND[:, tests], train.projected_ND[rows]).argmax(0)
-            parts.append(detector.similarity(test.features_NF[tests], train.features_NF[rows], view_P).numpy())
+            view_P = torch.einsum("vpd,pd->vp", views_VND[:, tests], train.projected_ND[rows]).argmax(0)
+            parts.append(verify(features_NF[tests], train.features_NF[rows], view_P).numpy())
     return np.concatenate(parts)
 
 
@@ -264,12 +270,12 @@ def _finding(recipe: OverlapRecipe, test: TestSet, nearest: Nearest, review: Rev
 
 
 def _report(
-    recipe: OverlapRecipe, encoder: Encoder, detector: Encoder, suite: Suite, findings: Sequence[Finding], *, run: Run
+    recipe: OverlapRecipe, encoder: Encoder, detector: Detector, suite: Suite, findings: Sequence[Finding], *, run: Run
 ) -> dict[str, Any]:
     return {
         "command": "overlap-report",
         "model": encoder.name,
-        "detector": detector.name,
+        "detector": detector.encoder.name,
         "suite": suite.name,
         "page": str(run.path / "overlap.html"),
         "confidence": recipe.confidence,
@@ -355,4 +361,5 @@ def _shown(shards: Shards, training: dict[tuple[int, int], tuple[Pair, str]], fi
         shard=shards.shards[place[0]].name,
         label=classes[int(split.labels_N[index])][0],
         predicted=classes[int(finding.test.predicted_N[index])][0],
+        is_correct=bool(finding.test.is_correct_N[index]),
     )

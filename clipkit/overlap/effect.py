@@ -105,7 +105,7 @@ def _note(count: int, overlap: int, clean: float | None) -> str:
 
 
 @dataclass(frozen=True)
-class Findings:
+class Summary:
     """What the tasks say together. The last four are different tests, counted separately as the paper does."""
 
     tasks: int
@@ -118,10 +118,10 @@ class Findings:
     significant_bonferroni: int  # one-sided p below LEVEL / tasks (2 of 35)
 
 
-def summarise(effects: Sequence[Effect]) -> Findings:
+def summarise(effects: Sequence[Effect]) -> Summary:
     """Counts over tasks. Bonferroni divides by all tasks, those without overlap too, as the paper's 0.05 / 35 does."""
     contamination = [effect.contamination for effect in effects]
-    return Findings(
+    return Summary(
         tasks=len(effects),
         without_overlap=sum(effect.overlap == 0 for effect in effects),
         median_contamination=float(np.median(contamination)) if effects else None,

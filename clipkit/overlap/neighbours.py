@@ -17,7 +17,8 @@ TESTS_AT_ONCE = 1_024
 GRAIN = 2.0**-17
 """Similarities are rounded to this, so that equal pictures tie whatever the order in which a matrix product adds."""
 
-KEY_TYPE = "S64"
+KEY_TYPE = np.dtype("S64")
+"""A pair's key has 1 to 64 ASCII characters."""
 
 
 class Neighbours(NamedTuple):

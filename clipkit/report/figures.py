@@ -24,15 +24,6 @@ _STYLE: Any = {
 }
 
 
-class Bar(NamedTuple):
-    """A score with its interval; no interval where the ends are None."""
-
-    label: str
-    value: float
-    low: float | None = None
-    high: float | None = None
-
-
 class OverlapPoint(NamedTuple):
     """One task in the overlap figure. Shares and accuracies from 0 to 1; None where Overlap or Clean is empty."""
 
@@ -44,28 +35,6 @@ class OverlapPoint(NamedTuple):
     all_minus_clean: float | None
     interval_excludes_clean: bool
     is_significant: bool
-
-
-def score_bars(bars: Sequence[Bar], *, axis: str) -> str:
-    """Horizontal bars of scores (0 to 1) with their intervals, first at the top."""
-    with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(6.4, 0.9 + 0.32 * len(bars)), layout="constrained")
-        axes = figure.add_subplot()
-        places = range(len(bars))
-        axes.barh(places, [bar.value for bar in bars], color=BLUE, alpha=0.85, height=0.62)
-        for place, bar in zip(places, bars, strict=True):
-            if bar.low is not None and bar.high is not None:
-                axes.plot([bar.low, bar.high], [place, place], color=INK, linewidth=1.2)
-            axes.annotate(
-                f"{bar.value:.1%}", (max(bar.value, bar.high or 0), place), xytext=(4, 0), textcoords="offset points", va="center"
-            )
-        axes.set_yticks(list(places), [bar.label for bar in bars])
-        axes.invert_yaxis()
-        axes.set_xlim(0, 1.08)
-        axes.set_xticks([0, 0.25, 0.5, 0.75, 1])
-        axes.xaxis.set_major_formatter(mpl.ticker.PercentFormatter(1))
-        axes.set_xlabel(axis)
-        return _svg(figure)
 
 
 def similarity_histogram(similarities: Sequence[float], *, threshold: float) -> str:

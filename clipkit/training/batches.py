@@ -74,6 +74,11 @@ class Batches:
         """The pairs behind the batches, by position."""
         return self._parts.reader
 
+    @property
+    def is_cache_refused(self) -> bool:
+        """Whether the system had no memory for `data.cache_bytes`, so that every picture is decoded each time it comes."""
+        return self._parts.is_cache_refused
+
     def from_step(self, start: int, stop: int) -> Iterator[Batch]:
         """The batches of steps `start` to `stop` - 1. Worker processes end with the iteration."""
         numbers = range(start * self.parts_per_batch, stop * self.parts_per_batch)
@@ -111,7 +116,11 @@ class _Parts(Dataset[Batch | UserError]):
         average = max(1, shards.count // max(1, len(shards.shards)))
         self.reader = PairReader(shards, open_shards=min(256, 2 + 2 * math.ceil(knobs.shuffle_buffer / average)))
         fits = len(self.reader) * 3 * self.resized**2 <= knobs.cache_bytes
-        self.cache = PictureCache(len(self.reader), knobs.cache_bytes) if fits else None
+        self.cache, self.is_cache_refused = None, False
+        try:
+            self.cache = PictureCache(len(self.reader), knobs.cache_bytes) if fits else None
+        except OSError:  # The system does not promise that much memory.
+            self.is_cache_refused = True
 
     def __len__(self) -> int:
         return 2**62  # Epochs follow each other without end.

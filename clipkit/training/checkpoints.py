@@ -14,12 +14,12 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from clipkit import UserError
 from clipkit.model.checkpoint import load_model, save_model
-from clipkit.run import write_json
+from clipkit.run import save_tensors, write_json
 from clipkit.training.state import Progress, State
 
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
@@ -34,7 +34,7 @@ def save_checkpoint(folder: Path, state: State, *, keep: int) -> Path:
         shutil.rmtree(leftover, ignore_errors=True)
     temporary.mkdir(parents=True)
     save_model(temporary / "model.safetensors", state.model, preprocess=state.preprocess)
-    save_file(_optimiser_tensors(state), temporary / "optimiser.safetensors")
+    save_tensors(temporary / "optimiser.safetensors", _optimiser_tensors(state))
     write_json(temporary / "state.json", asdict(state.progress))
     _flush(temporary)
     os.replace(temporary, path)
@@ -73,6 +73,8 @@ def _optimiser_tensors(state: State) -> dict[str, Tensor]:
 
 def _fill_optimiser(state: State, tensors: dict[str, Tensor]) -> None:
     for name, parameter in state.model.named_parameters():
+        if not parameter.requires_grad and f"step/{name}" not in tensors:
+            continue  # Frozen: it never had moments.
         step, *moments = (tensors[f"{moment}/{name}"] for moment in _MOMENTS)
         # The fused kernel walks weight and moments side by side: they must lie in memory alike.
         filled = [torch.empty_like(parameter, requires_grad=False).copy_(moment) for moment in moments]

@@ -61,6 +61,8 @@ def train(recipe: TrainRecipe, shards: Shards, run: Run, evaluate: Callable[[Pat
             rank=rank(),
             ranks=ranks(),
         )
+        if batches.is_cache_refused:
+            run.log.warning("no memory for `data.cache_bytes` = %d: pictures are decoded each time they come", recipe.data.cache_bytes)
         _resume(state, run)
         _run_steps(recipe, state, batches, run=run, steps=steps)
         report = _finish(recipe, state, batches, run=run, evaluate=evaluate) if rank() == 0 else {}

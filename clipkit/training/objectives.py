@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from clipkit.model.clip import ImageTextModel
+from clipkit.model.vectors import unit
 from clipkit.training.losses import contrastive_loss
 
 
@@ -61,11 +62,6 @@ class Scoring(nn.Module):
         """Score a batch."""
         with torch.autocast(inputs.pixels_BCHW.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             return self.objective(self.model, inputs)
-
-
-def unit(x_BD: Tensor) -> Tensor:
-    """Rows of length 1, in float32 or better."""
-    return functional.normalize(x_BD.to(torch.promote_types(x_BD.dtype, torch.float32)), dim=-1)
 
 
 def distinct(texts: Sequence[str]) -> tuple[list[str], Tensor]:

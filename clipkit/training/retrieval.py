@@ -10,7 +10,8 @@ from torch import Tensor
 from clipkit.model.clip import ImageTextModel
 from clipkit.model.preprocess import Preprocess, UndecodableImage
 from clipkit.model.tokenizer import Tokenizer
-from clipkit.training.objectives import distinct, unit
+from clipkit.model.vectors import unit
+from clipkit.training.objectives import distinct
 from clipkit.training.pairs import PairReader
 
 BLOCK = 256

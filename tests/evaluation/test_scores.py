@@ -6,10 +6,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy.stats import binom
 from sklearn.metrics import balanced_accuracy_score, top_k_accuracy_score
 
 from clipkit import UserError
-from clipkit.evaluation.scores import Outcome, measure, score_suite
+from clipkit.evaluation.scores import Method, Outcome, measure, score_suite
+from clipkit.evaluation.splits import Split
 from clipkit.evaluation.suite import Suite, Task, describe, load_suite
 from clipkit.recipe import EvalRecipe
 from clipkit.report.tables import score_tables, suite_tables
@@ -30,8 +32,12 @@ def outcome(seed: int = 0) -> Outcome:
     return Outcome(random.normal(size=(60, 6)) + 0.7 * np.eye(6)[labels_N], labels_N, {"note": "kept"})
 
 
-def score(two_tasks: Suite, encoder: Any, run: Run, classify: Any = None, recipe: EvalRecipe = RECIPE) -> dict[str, Any]:
-    return score_suite(classify or (lambda task: outcome()), two_tasks, kind="zero-shot", recipe=recipe, encoder=encoder, run=run)
+def score(two_tasks: Suite, encoder: Any, run: Run, classify: Any = None, *, splits: Any = None) -> dict[str, Any]:
+    def classified(task: Task, splits: Any) -> Outcome:
+        return classify(task) if classify else outcome()
+
+    method = Method("zero-shot", splits or (lambda task: {"test": Split("no pictures", [])}), classified)
+    return score_suite(method, two_tasks, recipe=RECIPE, encoder=encoder, run=run)
 
 
 def test_result_files_have_the_fields_of_clip_benchmark(two_tasks: Suite, color_encoder: Any, scratch_run: Run) -> None:
@@ -87,6 +93,29 @@ def test_other_weights_or_another_task_are_run_again(two_tasks: Suite, color_enc
     done: list[str] = []
     score(two_tasks, color_encoder, scratch_run, lambda task: done.append(task.name) or outcome())
     assert done == [task.name for task in two_tasks.tasks]
+
+
+@pytest.mark.parametrize("split", ["test", "train"])
+def test_other_pictures_are_run_again(
+    color_suite: Suite, own_color_files: Path, make_picture: Any, color_encoder: Any, scratch_run: Run, split: str
+) -> None:
+    done: list[str] = []
+
+    def run() -> None:
+        score(
+            color_suite,
+            color_encoder,
+            scratch_run,
+            lambda task: done.append(task.name) or outcome(),
+            splits=lambda task: {name: task.split(own_color_files / "data", name) for name in ("train", "test")},
+        )
+
+    run()
+    run()
+    assert len(done) == 1
+    (own_color_files / "data" / "colors" / split / "red" / "000.png").write_bytes(make_picture("blue"))
+    run()
+    assert len(done) == 2
 
 
 @pytest.mark.parametrize("damage", [b"", b"[]", b"\xff", b"{}"])
@@ -150,3 +179,26 @@ def test_results_are_left_under_their_final_names_only(two_tasks: Suite, color_e
         "results/first.json",
         "results/second.json",
     ]
+
+
+def scored_as(right_of_class: dict[int, tuple[int, int]]) -> tuple[np.ndarray, np.ndarray]:
+    """Logits and labels of two classes, with (right, count) pictures of each."""
+    labels_N = np.repeat(list(right_of_class), [count for _, count in right_of_class.values()])
+    is_right_N = np.concatenate([np.arange(count) < right for right, count in right_of_class.values()])
+    return np.eye(2)[np.where(is_right_N, labels_N, 1 - labels_N)], labels_N
+
+
+def test_the_interval_of_the_mean_per_class_draws_every_class_in_its_own_size() -> None:
+    """A class of one picture is in every draw, once: what is sure within each class is sure in the mean."""
+    value = measure(*scored_as({0: (0, 1), 1: (9, 9)}), confidence=0.99, seed=0)[-1]
+    assert (value.metric, value.value) == ("mean_per_class_recall", 0.5)
+    assert value.interval == (0.5, 0.5)
+
+
+def test_the_interval_of_the_mean_per_class_is_that_of_a_binomial_for_each_class() -> None:
+    value = measure(*scored_as({0: (12, 20), 1: (180, 400)}), confidence=0.9, seed=0)[-1]
+    chance_AB = np.outer(binom.pmf(np.arange(21), 20, 12 / 20), binom.pmf(np.arange(401), 400, 180 / 400)).ravel()
+    mean_AB = (np.arange(21)[:, None] / 20 + np.arange(401) / 400).ravel() / 2
+    order = np.argsort(mean_AB)
+    exact = mean_AB[order][np.searchsorted(np.cumsum(chance_AB[order]), (0.05, 0.95))]
+    assert value.interval == pytest.approx(tuple(exact), abs=0.01)

@@ -159,3 +159,10 @@ def test_a_split_of_the_wrong_size_is_told(own_color_files: Path) -> None:
 
 def test_the_suite_of_the_tests_has_the_colour_task(color_suite: Suite) -> None:
     assert [task.name for task in color_suite.tasks] == ["colors"]
+
+
+def test_a_task_of_endless_texts_is_refused(color_task: Task) -> None:
+    with pytest.raises(ValueError, match="are 6,000,000 texts, at most 5,000,000"):
+        Task.model_validate(
+            {**color_task.model_dump(), "classes": [["x"] * 100] * 6, "class_folders": list("abcdef"), "templates": ["{}"] * 10_000}
+        )

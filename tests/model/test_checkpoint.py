@@ -243,3 +243,16 @@ def test_a_damaged_description_is_a_user_error(change: dict, model: ImageTextMod
     safetensors.torch.save_file(dict(model.state_dict()), tmp_path / "model.safetensors", metadata={"clipkit": json.dumps(head)})
     with pytest.raises(UserError, match=r"model\.safetensors"):
         load_model(tmp_path)
+
+
+def test_another_tokenizer_is_refused_and_none_means_clips(model: ImageTextModel, tmp_path: Path) -> None:
+    save_model(tmp_path / "model.safetensors", model)
+    data = (tmp_path / "model.safetensors").read_bytes()
+    name = b"clip-bpe-49408"
+    assert data.count(name) == 1
+    (tmp_path / "other.safetensors").write_bytes(data.replace(name, b"somebody-elses"))
+    with pytest.raises(UserError, match="tokenizer 'somebody-elses', this clipkit has clip-bpe-49408"):
+        load_model(tmp_path / "other.safetensors")
+    assert data.count(b'\\"tokenizer\\"') == 1
+    (tmp_path / "older.safetensors").write_bytes(data.replace(b'\\"tokenizer\\"', b'\\"something\\"'))
+    assert same(load_model(tmp_path / "older.safetensors").model, model)

@@ -154,6 +154,13 @@ def test_an_architecture_survives_json(name: str) -> None:
     assert made.row()["name"] == name
 
 
+def test_a_resnet_of_endless_blocks_is_refused_at_once() -> None:
+    made = architecture("RN-tiny-32").as_dict()
+    for change, message in (({"blocks": (200, 56, 1)}, "256 blocks"), ({"width": 8192}, "65,536 features")):
+        with pytest.raises(ValueError, match=message):
+            Architecture.from_dict({**made, "image": {**made["image"], **change}})
+
+
 @pytest.mark.parametrize(
     "change",
     [{"image_size": 33}, {"embed_width": 0}, {"activation": "relu"}, {"embed_width": 10**9}, {"shared": True}, {"image_size": "32"}],

@@ -1,5 +1,7 @@
+import ast
 import io
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -7,7 +9,9 @@ import torch
 from PIL import Image, ImageFilter
 
 from clipkit import UserError
+from clipkit.model import detector
 from clipkit.model.detector import VIEWS, PixelDescriptor
+from clipkit.model.encoder import Encoded
 from clipkit.model.preprocess import UndecodableImage
 from clipkit.recipe import OverlapRecipe
 
@@ -40,9 +44,9 @@ def scaled(image: Image.Image, factor: float, how: Image.Resampling) -> Image.Im
 
 def similarity(test: Image.Image, train: Image.Image) -> float:
     encoded = DETECTOR.encode_images(torch.stack([DETECTOR.preprocess(test), DETECTOR.preprocess(train)]))
-    views = DETECTOR.views(encoded.features_BF[:1])
+    views = DETECTOR.views(Encoded(encoded.features_BF[:1], encoded.projected_BD[:1]))
     view = (views @ encoded.projected_BD[1]).argmax(0)
-    return float(DETECTOR.similarity(encoded.features_BF[:1], encoded.features_BF[1:], view)[0])
+    return float(DETECTOR.verify(encoded.features_BF[:1], encoded.features_BF[1:], view)[0])
 
 
 CHANGES: dict[str, Callable[[Image.Image], Image.Image]] = {
@@ -127,9 +131,23 @@ def test_vectors_have_unit_length_and_do_not_depend_on_the_batch() -> None:
 
 def test_the_first_view_is_the_picture_itself() -> None:
     encoded = DETECTOR.encode_images(DETECTOR.preprocess(drawing(1))[None])
-    views = DETECTOR.views(encoded.features_BF)
+    views = DETECTOR.views(encoded)
     assert views.shape == (len(VIEWS), 1, DETECTOR.width)
     torch.testing.assert_close(views[0], encoded.projected_BD, atol=1e-5, rtol=0)
+
+
+def own_constants() -> list[str]:
+    tree = ast.parse(Path(detector.__file__).read_text())
+    targets = [target for node in tree.body if isinstance(node, ast.Assign) for target in node.targets]
+    names = [name.id for target in targets for name in ast.walk(target) if isinstance(name, ast.Name)]
+    return [name for name in names if name.isupper() and not name.startswith("_")]
+
+
+@pytest.mark.parametrize("name", own_constants())
+def test_every_constant_is_in_the_fingerprint(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert detector._fingerprint() == PixelDescriptor.fingerprint
+    monkeypatch.setattr(detector, name, getattr(detector, name) * 2)
+    assert detector._fingerprint() != PixelDescriptor.fingerprint
 
 
 def test_texts_are_refused() -> None:

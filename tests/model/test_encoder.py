@@ -10,6 +10,7 @@ from PIL import Image
 from torch import nn
 
 from clipkit import UserError
+from clipkit.model import adapters
 from clipkit.model.adapters import Peer, PeerEncoder
 from clipkit.model.checkpoint import Loaded, load_model, save_model
 from clipkit.model.clip import architecture, build
@@ -172,3 +173,12 @@ def test_a_package_that_is_not_installed_is_named_with_its_extra(spec: str, pack
 def test_an_unknown_precision_is_refused_before_anything_is_read() -> None:
     with pytest.raises(UserError, match="precision `fp8`"):
         load_encoder("nowhere", precision="fp8")
+
+
+def test_where_a_transform_lies_in_memory_is_no_fact_of_it() -> None:
+    class Transform:
+        def __repr__(self) -> str:
+            return f"Compose({object.__repr__(size)}, <function f at {hex(id(self))}>, mean=0x5)"
+
+    size = object()
+    assert adapters._facts(Transform()) == "Compose(<object object>, <function f>, mean=0x5)"

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
@@ -153,11 +154,43 @@ def test_without_training_pictures_the_report_says_so(tmp_path: Path, data: Path
 def test_another_encoder_compares_by_its_cosine(
     tmp_path: Path, data: Path, suite: Suite, shards: Shards, color_encoder: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("clipkit.overlap.analysis.load_encoder", lambda spec, *, precision: color_encoder)
+    monkeypatch.setattr("clipkit.model.detector.load_encoder", lambda spec, *, precision: color_encoder)
     report = analyse(tmp_path, color_encoder, shards, suite, detector="colors", threshold=0.9)
     assert report["detector"] == "color"
     assert report["tasks"][0]["overlap"] == 20  # to this encoder all reds are alike, and all greens
     assert "no Clean part" in report["tasks"][0]["note"]
+
+
+def test_two_classes_of_one_name_are_told_apart(tmp_path: Path, data: Path, suite: Suite, shards: Shards, color_encoder: Any) -> None:
+    """All of them are shown as the same class; the one that was taken for the other is still shown as wrong."""
+    task = suite.tasks[0].model_copy(update={"classes": (("cloth", "red"), ("cloth", "green")), "class_folders": ("red", "green")})
+    analyse(tmp_path, color_encoder, shards, suite.model_copy(update={"tasks": (task,)}), pairs_shown=20)
+    html = (tmp_path / "out" / "overlap.html").read_text()
+    assert (html.count("cloth, taken for cloth"), html.count("right: cloth")) == (1, 19)
+
+
+def test_a_tar_that_was_changed_is_told_although_its_pictures_are_cached(
+    tmp_path: Path, data: Path, suite: Suite, shards: Shards, color_encoder: Any
+) -> None:
+    analyse(tmp_path, color_encoder, shards, suite)
+    with open(shards.root / "00001.tar", "r+b") as tar:
+        tar.seek(600)
+        byte = tar.read(1)
+        tar.seek(600)
+        tar.write(bytes([byte[0] ^ 1]))
+    with pytest.raises(UserError, match=r"00001.tar` is not what its manifest says"):
+        analyse(tmp_path, color_encoder, shards, suite, out="again")
+
+
+@pytest.mark.parametrize("keys", [["a"] * 9, ["a"] * 9 + ["\u00e9"], ["a"] * 9 + ["x" * 65], ["a"] * 9 + [None]], ids=str)
+def test_a_table_of_other_keys_is_told(
+    keys: list[str | None], tmp_path: Path, data: Path, suite: Suite, shards: Shards, color_encoder: Any
+) -> None:
+    path = shards.root / "00001.parquet"
+    table = pq.read_table(path).slice(0, len(keys))
+    pq.write_table(table.set_column(0, "key", pa.array(keys, pa.string())), path)
+    with pytest.raises(UserError, match=r"beside `00001.tar` does not hold the keys of its pairs"):
+        analyse(tmp_path, color_encoder, shards, suite)
 
 
 def test_a_threshold_of_an_unknown_task_is_an_error(tmp_path: Path, data: Path, suite: Suite, shards: Shards, color_encoder: Any) -> None:

@@ -1,11 +1,9 @@
 from xml.etree import ElementTree
 
-from clipkit.report.figures import Bar, OverlapPoint, overlap_panels, score_bars, similarity_histogram
+from clipkit.report.figures import OverlapPoint, overlap_panels, similarity_histogram
 
 POINT = OverlapPoint("birds", 0.12, 0.05, -0.01, 0.1, 0.006, False, True)
 FIGURES = {
-    "bars": lambda: score_bars([Bar("birds", 0.5, 0.4, 0.6), Bar("cars", 1.0)], axis="accuracy"),
-    "no bars": lambda: score_bars([], axis="accuracy"),
     "histogram": lambda: similarity_histogram([-0.2, 0.1, 0.5, 0.95, 1.00001], threshold=0.9),
     "empty histogram": lambda: similarity_histogram([], threshold=0.9),
     "panels": lambda: overlap_panels([POINT, POINT._replace(overlap_minus_clean=None, all_minus_clean=None)], confidence=0.995),
@@ -20,5 +18,5 @@ def test_figures_are_svg_and_the_same_every_time() -> None:
         assert first == draw()
 
 
-def test_a_bar_as_long_as_its_value() -> None:
-    assert score_bars([Bar("a", 0.2)], axis="accuracy") != score_bars([Bar("a", 0.3)], axis="accuracy")
+def test_another_threshold_is_another_figure() -> None:
+    assert similarity_histogram([0.2, 0.8], threshold=0.5) != similarity_histogram([0.2, 0.8], threshold=0.9)

@@ -18,7 +18,8 @@ from clipkit.report.page import (
 )
 
 EVIL = "</p><img src=x onerror=alert(1)>"
-PAIR = ShownPair(3, 0.91, True, None, "data:image/png;base64,AA==", "data:image/png;base64,AA==", EVIL, "k" * 32, "00000.tar", "red", EVIL)
+PICTURE = "data:image/png;base64,AA=="
+PAIR = ShownPair(3, 0.91, True, None, PICTURE, PICTURE, EVIL, "k" * 32, "00000.tar", "red", EVIL, is_correct=False)
 ROW: dict[str, Any] = {
     "task": "birds", "title": "Birds", "threshold": 0.9, "count": 100, "overlap": 10, "contamination": 0.1, "accuracy_all": 0.8,
     "accuracy_overlap": 0.9, "accuracy_clean": 0.79, "all_minus_clean": 0.01, "p_value": 0.3, "low": 0.4, "high": 1.0, "note": "",

@@ -133,6 +133,15 @@ def test_more_ranks_and_workers_than_shards_are_no_matter(make_shards):
     assert len(keys) == len(set(keys)) == 8
 
 
+def test_without_memory_for_the_cache_the_batches_are_the_same(make_shards):
+    shards = make_shards(24)
+    batches = make(shards, cache_bytes=2**60)
+    assert batches.is_cache_refused
+    assert not make(shards).is_cache_refused
+    for batch, kept in zip(batches.from_step(0, 2), make(shards).from_step(0, 2), strict=True):
+        assert torch.equal(batch.pixels_BCHW, kept.pixels_BCHW)
+
+
 def test_a_full_cache_keeps_what_it_has():
     cache = PictureCache(3, 2 * 3 * 4 * 5)
     pictures = [np.full((3, 4, 5), i, np.uint8) for i in range(3)]

@@ -151,10 +151,23 @@ def test_a_gradient_that_is_not_finite_stops_too(make_shards, recipe, tmp_path, 
         loop.train(recipe, make_shards(40), run_at(tmp_path))
 
 
-def test_the_logit_scale_never_passes_its_maximum(make_shards, recipe, tmp_path):
-    knobs = change(recipe, model={"max_logit_scale": 14.0}, optimiser={"learning_rate": 0.1})
+def test_the_logit_scale_is_pushed_to_its_maximum_and_never_passes_it(make_shards, recipe, tmp_path, monkeypatch):
+    honest = loop.OBJECTIVES["clip"]
+
+    def pushing(model, inputs):
+        return honest(model, inputs)._replace(loss=-100 * model.logit_scale)  # Its slope is upwards alone.
+
+    monkeypatch.setitem(loop.OBJECTIVES, "clip", pushing)
+    knobs = change(recipe, model={"max_logit_scale": 16.0}, optimiser={"learning_rate": 0.1, "warmup_steps": 0})
     loop.train(knobs, make_shards(40), run_at(tmp_path))
-    assert max(line["logit_scale"] for line in lines_of(tmp_path)) <= 14.0 + 1e-4
+    scales = [line["logit_scale"] for line in lines_of(tmp_path)]
+    assert max(scales) <= 16.0 + 1e-4
+    assert scales[-1] == pytest.approx(16.0)
+
+
+def test_a_logit_scale_that_starts_above_its_maximum_is_clipped_by_the_first_step(make_shards, recipe, tmp_path):
+    loop.train(change(recipe, log_steps=1, model={"max_logit_scale": 10.0}), make_shards(40), run_at(tmp_path))
+    assert max(line["logit_scale"] for line in lines_of(tmp_path)) <= 10.0 + 1e-4
 
 
 def test_gradient_clipping_bounds_the_step_and_reports_the_norm_before_it(make_shards, recipe, tmp_path):

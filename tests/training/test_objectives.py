@@ -4,9 +4,10 @@ import pytest
 import torch
 
 from clipkit.model.clip import architecture, build
+from clipkit.model.vectors import unit
 from clipkit.recipe import TrainRecipe
 from clipkit.training.losses import contrastive_loss
-from clipkit.training.objectives import OBJECTIVES, Inputs, Scoring, clip, distinct, unit
+from clipkit.training.objectives import OBJECTIVES, Inputs, Scoring, clip, distinct
 
 
 @pytest.fixture
