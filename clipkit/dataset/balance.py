@@ -18,6 +18,8 @@ from clipkit.dataset.matching import normalise
 __all__ = ["Picks", "keyed_hash", "merge", "no_picks", "pick", "pick_all", "query_salts"]
 
 UInt64s = npt.NDArray[np.uint64]
+Limits = npt.NDArray[np.int64] | int
+"""Most pairs of each query, or one number for all."""
 
 _WHOLE_KEY = np.dtype([("high", np.uint64), ("low", np.uint64)])
 
@@ -35,12 +37,12 @@ class Picks(NamedTuple):
         distinct = np.unique(self.keys_K)
         return pa.array([f"{int(key['high']):016x}{int(key['low']):016x}" for key in distinct], pa.string())
 
-    def report(self, limit: int) -> dict[str, int]:
+    def report(self, limits_Q: Limits) -> dict[str, int]:
         """count of queries, matched, above_limit, never_matched, picks (query and pair), union (pairs)."""
         return {
             "count": len(self.seen_Q),
             "matched": int((self.seen_Q > 0).sum()),
-            "above_limit": int((self.seen_Q > limit).sum()),
+            "above_limit": int((self.seen_Q > limits_Q).sum()),
             "never_matched": int((self.seen_Q == 0).sum()),
             "picks": len(self.keys_K),
             "union": len(np.unique(self.keys_K)),
@@ -64,16 +66,16 @@ def no_picks(num_queries: int) -> Picks:
     return Picks(np.empty(0, np.int32), np.empty(0, np.uint64), np.empty(0, _WHOLE_KEY), np.zeros(num_queries, np.int64))
 
 
-def pick(keys: pa.Array, queries: pa.ListArray, *, salts_Q: UInt64s, limit: int) -> Picks:
+def pick(keys: pa.Array, queries: pa.ListArray, *, salts_Q: UInt64s, limits_Q: Limits) -> Picks:
     """The picks of one part: distinct pair keys (32 hex characters) with the queries that each pair matches."""
     counts = np.diff(queries.offsets.to_numpy())
     queries_K = queries.flatten().to_numpy().astype(np.int32)
     keys_K = np.repeat(_halves(keys), counts)
     seen_Q = np.bincount(queries_K, minlength=len(salts_Q)).astype(np.int64)
-    return _smallest(Picks(queries_K, _hash(salts_Q[queries_K], keys_K), keys_K, seen_Q), limit)
+    return _smallest(Picks(queries_K, _hash(salts_Q[queries_K], keys_K), keys_K, seen_Q), limits_Q)
 
 
-def merge(first: Picks, second: Picks, *, limit: int) -> Picks:
+def merge(first: Picks, second: Picks, *, limits_Q: Limits) -> Picks:
     """The picks of two parts that share no pair: the same as of both together."""
     together = Picks(
         np.concatenate((first.queries_K, second.queries_K)),
@@ -81,23 +83,23 @@ def merge(first: Picks, second: Picks, *, limit: int) -> Picks:
         np.concatenate((first.keys_K, second.keys_K)),
         first.seen_Q + second.seen_Q,
     )
-    return _smallest(together, limit)
+    return _smallest(together, limits_Q)
 
 
-def pick_all(parts: Iterable[tuple[pa.Array, pa.ListArray]], *, salts_Q: UInt64s, limit: int) -> Picks:
+def pick_all(parts: Iterable[tuple[pa.Array, pa.ListArray]], *, salts_Q: UInt64s, limits_Q: Limits) -> Picks:
     """The picks over parts (keys, queries), one in memory at a time beside what is picked."""
     picks = no_picks(len(salts_Q))
     for keys, queries in parts:
-        picks = merge(picks, pick(keys, queries, salts_Q=salts_Q, limit=limit), limit=limit)
+        picks = merge(picks, pick(keys, queries, salts_Q=salts_Q, limits_Q=limits_Q), limits_Q=limits_Q)
     return picks
 
 
-def _smallest(picks: Picks, limit: int) -> Picks:
+def _smallest(picks: Picks, limits_Q: Limits) -> Picks:
     # The key breaks ties of the hash, so that equal hashes cannot let order in.
     order = np.lexsort((picks.keys_K["low"], picks.keys_K["high"], picks.hashes_K, picks.queries_K))
     queries_K = picks.queries_K[order]
     rank = np.arange(len(order)) - np.searchsorted(queries_K, queries_K)
-    kept = order[rank < limit]
+    kept = order[rank < np.broadcast_to(limits_Q, picks.seen_Q.shape)[queries_K]]
     return Picks(picks.queries_K[kept], picks.hashes_K[kept], picks.keys_K[kept], picks.seen_Q)
 
 

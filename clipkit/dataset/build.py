@@ -22,13 +22,14 @@ from clipkit.dataset import frames, image_rules, text_rules
 from clipkit.dataset.balance import keyed_hash, pick_all, query_salts
 from clipkit.dataset.download import download
 from clipkit.dataset.matching import QueryIndex
+from clipkit.dataset.opt_outs import agent_of
 from clipkit.dataset.pages import PAIR_SCHEMA, read_sources
 from clipkit.dataset.queries import QueryList, load_queries
 from clipkit.dataset.shards import MANIFEST, Pair, Shards, write_shards
 from clipkit.dataset.stages import Selection, Stages, funnel_line, read_pairs
 from clipkit.dataset.stored_images import STORED_FIELDS, read_stored, store_images
 from clipkit.recipe import BuildRecipe, dump
-from clipkit.run import Run, replacing
+from clipkit.run import Run
 
 __all__ = ["build_dataset"]
 
@@ -55,12 +56,12 @@ def build_dataset(recipe: BuildRecipe, run: Run) -> dict[str, Any]:
     most = int(np.ceil(recipe.balance.limit * recipe.balance.oversample))
     chosen = stages.step("06-balance", lambda out: _balance(recipe, queries, single, out, stage="balance", limit=most))
     fetched = stages.step("07-download", lambda out: _download(recipe, chosen, out, run))
-    stored = stages.step("08-images", lambda out: _apply_image_rules(recipe, fetched, out, run))
+    _forget_lost_images(run)
+    stored = stages.step("08-images", lambda out: _apply_image_rules(recipe, chosen, fetched, out, run))
     final = stages.step("09-balance", lambda out: _balance(recipe, queries, stored, out, stage="final balance", limit=recipe.balance.limit))
-    shards = _write_shards(recipe, stages, final, stored, run)
+    shards = _write_shards(recipe, stages, queries, final, stored, run=run)
     examples = run.path / "dropped-examples.parquet"
     stages.write_examples(examples)
-    balanced = stages.facts(chosen)["balance"]
     return {
         "command": "build-dataset",
         "shards": str(shards.root),
@@ -68,7 +69,8 @@ def build_dataset(recipe: BuildRecipe, run: Run) -> dict[str, Any]:
         "seconds": round(time.monotonic() - started, 3),
         "funnel": stages.funnel,
         "outcomes": stages.facts(fetched)["outcomes"],
-        "queries": {**balanced, "content_hash": queries.content_hash, "left_out": dict(queries.left_out)},
+        "queries": {**stages.facts(final)["balance"], "content_hash": queries.content_hash, "left_out": dict(queries.left_out)},
+        "queries_before_download": stages.facts(chosen)["balance"],
         "broken_sources": stages.facts(found)["broken"],
         "dropped_examples": str(examples),
     }
@@ -81,15 +83,14 @@ def _load_queries(recipe: BuildRecipe, stages: Stages) -> QueryList:
         raise UserError("there is no query: give `queries.files` or `queries.wordnet`, or set `match.required = false` to keep every text")
     path = stages.root / "00-queries" / "queries.parquet"
     if not path.exists():
-        with replacing(path) as temporary:
-            pq.write_table(queries.table(), temporary, compression="zstd")
+        queries.write(path)
     if pq.read_table(path, columns=["query"])["query"].to_pylist() != list(queries.texts):
         raise UserError(f"the queries have changed since `{path}` was written: give a new `--out`, or put the query files back to resume")
     return queries
 
 
 def _read_pages(recipe: BuildRecipe, out: Path, run: Run) -> Mapping[str, Any]:
-    files, counts = read_sources(recipe.sources, out, knobs=recipe.pages, run=run)
+    files, counts = read_sources(recipe.sources, out, knobs=recipe.pages, run=run, agent=agent_of(recipe.download.user_agent))
     funnel = [funnel_line("images on pages", counts.images, counts.images_kept, counts.images_dropped)]
     if counts.pages:
         left = counts.pages - counts.pages_left_out.total()
@@ -141,7 +142,7 @@ def _keep_one_per_image(matched: Path, out: Path) -> Mapping[str, Any]:
 
 def _balance(recipe: BuildRecipe, queries: QueryList, pairs: Path, out: Path, *, stage: str, limit: int) -> Mapping[str, Any]:
     parts = ((batch["key"], batch["queries"]) for batch in read_pairs(pairs, ["key", "queries"]))
-    picks = pick_all(parts, salts_Q=query_salts(queries.texts, recipe.seed), limit=limit)
+    picks = pick_all(parts, salts_Q=query_salts(queries.texts, recipe.seed), limits_Q=limit)
     with Selection.into(out, stage, pq.read_schema(pairs / "pairs.parquet")) as selection:
         _keep_keys(selection, read_pairs(pairs), picks.keys(), "over_limit", always=lambda batch: pc.equal(batch["num_queries"], 0))
     return {"funnel": [selection.line()], "balance": picks.report(limit)}
@@ -178,8 +179,8 @@ def _urls(chosen: Path) -> pa.Table:
     return pq.read_table(chosen / "pairs.parquet", columns=["key", "image_url"])
 
 
-def _apply_image_rules(recipe: BuildRecipe, fetched: Path, out: Path, run: Run) -> Mapping[str, Any]:
-    downloads = download(_urls(fetched.parent / "06-balance"), fetched / "images", knobs=recipe.download, run=run)
+def _apply_image_rules(recipe: BuildRecipe, chosen: Path, fetched: Path, out: Path, run: Run) -> Mapping[str, Any]:
+    downloads = download(_urls(chosen), fetched / "images", knobs=recipe.download, run=run)
     table = store_images(read_pairs(fetched), downloads, out, knobs=recipe.images, run=run, processes=recipe.download.processes)
     whole = table.filter(pc.is_null(table["reason"]))
     again = pa.table({"key": whole["key"], "reason": image_rules.repeated(whole.select(["key", "text", "sha256"]), recipe.images)})
@@ -190,7 +191,17 @@ def _apply_image_rules(recipe: BuildRecipe, fetched: Path, out: Path, run: Run) 
     return {"funnel": [selection.line()]}
 
 
-def _write_shards(recipe: BuildRecipe, stages: Stages, final: Path, stored: Path, run: Run) -> Shards:
+def _forget_lost_images(run: Run) -> None:
+    """Have stored images made again from the downloads where shards are to be written and the images are gone, as after a finished run."""
+    folder = run.path / "stages" / "08-images"
+    if (run.path / "shards" / MANIFEST).exists():
+        return
+    for table in [table for table in folder.glob("stored-*.parquet") if not table.with_suffix(".bin").exists()]:
+        (folder / "stage.json").unlink(missing_ok=True)
+        table.unlink()
+
+
+def _write_shards(recipe: BuildRecipe, stages: Stages, queries: QueryList, final: Path, stored: Path, *, run: Run) -> Shards:
     """The shards, in an order that looks random and depends on seed and keys alone."""
     root = run.path / "shards"
     if not (root / MANIFEST).exists():
@@ -198,7 +209,8 @@ def _write_shards(recipe: BuildRecipe, stages: Stages, final: Path, stored: Path
         order = np.argsort(keyed_hash(pairs["key"], recipe.seed, "shards"), kind="stable")
         with run.progress("writing shards", total=len(pairs), unit="pairs") as advance:
             shuffled = _pairs(pairs, order, stored, advance)
-            write_shards(shuffled, root, pairs_per_shard=recipe.shards.pairs_per_shard, recipe=dump(recipe), funnel=stages.funnel)
+            size = recipe.shards.pairs_per_shard
+            write_shards(shuffled, root, pairs_per_shard=size, recipe=dump(recipe), funnel=stages.funnel, queries=queries)
     for spool in sorted(stored.glob("*.bin")):
         spool.unlink()
     return Shards.open(root)

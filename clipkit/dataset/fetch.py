@@ -23,16 +23,12 @@ from typing import Any, NamedTuple
 from urllib.parse import quote, urljoin, urlsplit
 
 from clipkit import UserError
+from clipkit.dataset.opt_outs import agent_of, opts_out
 from clipkit.recipe import DownloadKnobs
 
-__all__ = ["Fetched", "Fetcher", "check_knobs", "is_passing", "is_public", "opts_out"]
+__all__ = ["Fetched", "Fetcher", "check_knobs", "is_passing", "is_public"]
 
 MAX_URL_LENGTH = 8_192
-OPT_OUTS = {"noai", "noimageai", "noindex", "noimageindex", "noml", "none"}
-"""Directives that keep an image out; `none` is short for `noindex, nofollow`."""
-
-_VALUED_DIRECTIVES = {"max-snippet", "max-image-preview", "max-video-preview", "unavailable_after"}
-_AGENT = re.compile(r"[\w.*-]+")  # and not the "25 jun 2010 15" of a time
 _PASSING = {"timeout", "connection", "dns_failure", "http_error_429"}
 _ADDRESSES_TRIED = 4
 _CHUNK = 1 << 16
@@ -65,23 +61,6 @@ def is_public(address: str) -> bool:
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 
 
-def opts_out(headers: Sequence[str], agent: str) -> bool:
-    """Whether X-Robots-Tag headers keep an image out for `agent` (a lower-case product name).
-
-    A header is a list of directives, each perhaps with an agent in front, which then holds to the end of that header:
-    `noai`, `otherbot: noindex, nofollow`, `max-image-preview: large, noai` (a directive with a value, not an agent).
-    """
-    for header in headers:
-        addressee = None
-        for part in header.lower().split(","):
-            name, colon, rest = (piece.strip() for piece in part.partition(":"))
-            if colon and name not in _VALUED_DIRECTIVES and _AGENT.fullmatch(name):
-                addressee, name = name, rest
-            if name in OPT_OUTS and addressee in (None, "*", agent):
-                return True
-    return False
-
-
 def check_knobs(knobs: DownloadKnobs) -> None:
     """Raise UserError for a User-Agent that is no header and for a `connect_to` that is not HOST:PORT = ADDRESS:PORT."""
     if not knobs.user_agent.isascii() or not knobs.user_agent.isprintable():
@@ -96,7 +75,7 @@ class Fetcher:
         """Raises UserError as `check_knobs`."""
         check_knobs(knobs)
         self.knobs = knobs
-        self.agent = re.split(r"[/\s]", knobs.user_agent.strip(), maxsplit=1)[0].lower()
+        self.agent = agent_of(knobs.user_agent)
         self.connections = _connections(knobs.connect_to)
         self.tls = ssl.create_default_context()
         # A resolver cannot be told to hurry: it is asked in a thread that is not waited for past the deadline.

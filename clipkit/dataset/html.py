@@ -5,20 +5,20 @@ is counted under the reason that dropped it. Pages are hostile: what parsers nee
 """
 
 import codecs
+import itertools
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import NamedTuple
 from urllib.parse import quote, urldefrag, urljoin, urlsplit, urlunsplit
 
 from selectolax.lexbor import LexborHTMLParser, LexborNode
 
+from clipkit.dataset.opt_outs import opts_out
 from clipkit.recipe import PageKnobs
 
-__all__ = ["OPT_OUTS", "Page", "PageImage", "absolute_url", "decode_page", "is_opted_out", "read_page", "tidy"]
-
-OPT_OUTS = frozenset(("noai", "noimageai", "noindex", "noimageindex", "noml", "none"))
-"""Directives of robots meta tags and X-Robots-Tag headers that keep a page's images out of training data."""
+__all__ = ["Page", "PageImage", "absolute_url", "decode_page", "read_page", "tidy"]
 
 MAX_URL_CHARACTERS = 2_000
 MAX_TEXT_CHARACTERS = 10_000
@@ -26,6 +26,8 @@ MAX_IMAGES = 10_000
 MAX_NESTING = 20_000
 MAX_MERGED_TAGS = 100
 MAX_CANDIDATES = 100
+MAX_PAGE_CANDIDATES = 200_000
+MAX_CAPTION_NODES = 500_000
 FIGURE_DISTANCE = 32
 
 LAZY_SETS = ("data-srcset", "data-lazy-srcset", "data-original-set", "lazy-srcset")
@@ -33,9 +35,9 @@ LAZY_SOURCES = (
     "data-src", "data-original", "data-lazy-src", "data-lazy", "data-lazyload", "data-original-src", "data-img-src", "data-image",
     "data-url", "data-hi-res-src", "data-full-src", "lazy-src",
 )  # fmt: skip
+_NAMES = ((LAZY_SETS, LAZY_SOURCES), (("srcset",), ("src",)))
 SHOWN_TYPES = re.compile(r"(?i)\s*image/(jpe?g|pjpeg|png|gif|webp|bmp|avif)\s*(;.*)?")
 
-_AGENT = "clipkit"
 _ENCODINGS = {
     "utf-8": "utf-8", "ascii": "cp1252", "iso8859-1": "cp1252", "gb2312": "gb18030", "gbk": "gb18030", "shift_jis": "cp932",
     "euc_kr": "cp949", "iso8859-9": "cp1254", "iso8859-11": "cp874", "tis-620": "cp874", "big5": "big5hkscs", "utf-16": "utf-16-le",
@@ -57,7 +59,6 @@ _CHILDLESS = frozenset(
 _CROWDED_TAG = re.compile(r"""<[a-zA-Z][^\s/>]*+(?>[\s/]*+[^\s/>][^\s/>=]*+(?>\s*+=\s*+(?>"[^"]*+"|'[^']*+'|[^\s>]*+))?+){1000}""")
 _DECLARED_PIXELS = re.compile(r"\s*(\d{1,6})(?:\.\d*)?\s*(?:px)?\s*")
 _STYLE_PIXELS = re.compile(r"(?i)(?:^|;)\s*(width|height)\s*:\s*(\d{1,6})(?:\.\d*)?px")
-_WITH_VALUE = ("unavailable_after", "max-snippet", "max-image-preview", "max-video-preview")
 
 
 class PageImage(NamedTuple):
@@ -76,8 +77,11 @@ class Page(NamedTuple):
     left_out: str | None = None
 
 
-def read_page(page: bytes, *, url: str, content_type: str, robots: str, knobs: PageKnobs) -> Page:
-    """The images of a page at `url`, from its bytes, its Content-Type and X-Robots-Tag headers ("" where there is none)."""
+def read_page(page: bytes, *, url: str, content_type: str, robots: str, knobs: PageKnobs, agent: str = "clipkit") -> Page:
+    """The images of a page at `url`, from its bytes, its Content-Type and X-Robots-Tag headers ("" where there is none).
+
+    `agent` is the product token that opt-outs may address, in lower case; lines of `robots` are header values.
+    """
     if len(page) > knobs.max_page_bytes:
         return _whole_page("page_too_long", page.lower().count(b"<img"))
     html = decode_page(page, content_type)
@@ -85,9 +89,9 @@ def read_page(page: bytes, *, url: str, content_type: str, robots: str, knobs: P
         return _whole_page("page_too_complex", html.lower().count("<img"))
     tree = LexborHTMLParser(html)
     tags = tree.css("img")
-    if knobs.obey_opt_outs and (is_opted_out(robots) or any(is_opted_out(said) for said in _robots_metas(tree))):
+    if knobs.obey_opt_outs and opts_out([*robots.split("\n"), *_robots_metas(tree, agent)], agent):
         return _whole_page("page_opted_out", len(tags))
-    around = _Around(_base(tree, url), {}, {})
+    around = _Around(_base(tree, url))
     images: list[PageImage] = []
     dropped = Counter({"over_images_per_page": len(tags) - MAX_IMAGES} if len(tags) > MAX_IMAGES else {})
     for tag in tags[:MAX_IMAGES]:
@@ -116,22 +120,6 @@ def decode_page(page: bytes, content_type: str) -> str:
         return page.decode("utf-8")
     except UnicodeDecodeError:
         return page.decode("cp1252", "replace")
-
-
-def is_opted_out(robots: str) -> bool:
-    """Whether directives of a robots meta tag or X-Robots-Tag header, for everyone or for us, are in OPT_OUTS.
-
-    "otherbot: noindex, noai" speaks to otherbot alone, in all its directives.
-    """
-    for value in robots.lower().split("\n"):
-        agent, colon, rest = value.partition(":")
-        if colon and "," not in agent and agent.strip() not in _WITH_VALUE:
-            if agent.strip() not in ("*", _AGENT):
-                continue
-            value = rest
-        if any(directive.strip() in OPT_OUTS for directive in re.split(r"[,\s]+", value)):
-            return True
-    return False
 
 
 def absolute_url(raw: str | None, base: str) -> tuple[str, str]:
@@ -165,12 +153,24 @@ def tidy(text: str) -> str:
     return " ".join(printable.split())
 
 
-class _Around(NamedTuple):
-    """What the images of a page share: base URL; captions and sources of the figures and pictures met so far, by node."""
+class _Best(NamedTuple):
+    """The largest of some candidates: URL, (width or 0, density), or the first reason why there is none."""
+
+    url: str = ""
+    rank: tuple[float, float] = (-1.0, -1.0)
+    reason: str = ""
+    displaces: bool = False  # whether one of them is a URL at all, seen from any page
+
+
+@dataclass
+class _Around:
+    """What the images of a page share: base URL, captions of figures and best sources of pictures by node, and what work is left."""
 
     base: str
-    captions: dict[int, str]
-    sources: dict[int, list[Mapping[str, str | None]]]
+    captions: dict[int, str] = field(default_factory=dict)
+    pictures: dict[int, list[_Best]] = field(default_factory=dict)
+    nodes_left: int = MAX_CAPTION_NODES
+    candidates_left: int = MAX_PAGE_CANDIDATES
 
 
 def _whole_page(reason: str, tags: int) -> Page:
@@ -204,9 +204,9 @@ def _nesting(html: str) -> int:
     return deepest
 
 
-def _robots_metas(tree: LexborHTMLParser) -> Iterator[str]:
+def _robots_metas(tree: LexborHTMLParser, agent: str) -> Iterator[str]:
     for tag in tree.css("meta[name]"):
-        if (tag.attributes.get("name") or "").strip().lower() in ("robots", _AGENT):
+        if (tag.attributes.get("name") or "").strip().lower() in ("robots", agent):
             yield tag.attributes.get("content") or ""
 
 
@@ -244,7 +244,7 @@ def _texts(tag: LexborNode, attributes: Mapping[str, str | None], around: _Aroun
     found: dict[str, str] = {}
     too_long = False
     for kind in knobs.texts:
-        raw = _caption(tag, around.captions) if kind == "figcaption" else attributes.get(kind) or ""
+        raw = _caption(tag, around) if kind == "figcaption" else attributes.get(kind) or ""
         text = tidy(raw) if len(raw) <= MAX_TEXT_CHARACTERS else ""
         too_long |= len(raw) > MAX_TEXT_CHARACTERS
         if text:
@@ -254,55 +254,78 @@ def _texts(tag: LexborNode, attributes: Mapping[str, str | None], around: _Aroun
     return tuple((kind, text) for text, kind in found.items())
 
 
-def _caption(tag: LexborNode, captions: dict[int, str]) -> str:
+def _caption(tag: LexborNode, around: _Around) -> str:
     """The text of the <figcaption> of the nearest <figure> around an image."""
     node = tag.parent
     for _ in range(FIGURE_DISTANCE):
         if node is None:
             break
         if node.tag == "figure":
-            if node.mem_id not in captions:
-                captions[node.mem_id] = _own_caption(node)
-            return captions[node.mem_id]
+            if node.mem_id not in around.captions:
+                around.captions[node.mem_id] = _own_caption(node, around)
+            return around.captions[node.mem_id]
         node = node.parent
     return ""
 
 
-def _own_caption(figure: LexborNode) -> str:
+def _own_caption(figure: LexborNode, around: _Around) -> str:
     # The standard has it as a child; where it is wrapped, the first one inside will do.
-    own = next((child for child in figure.iter() if child.tag == "figcaption"), None) or figure.css_first("figcaption")
-    return own.text(separator=" ") if own is not None else ""
+    own = next((child for child in figure.iter() if child.tag == "figcaption"), None)
+    if own is None:
+        own = next((node for node in _walk(figure, around) if node.tag == "figcaption"), None)
+    return " ".join(node.text_content or "" for node in _walk(own, around) if node.tag == "-text") if own is not None else ""
+
+
+def _walk(node: LexborNode, around: _Around) -> Iterator[LexborNode]:
+    """A node and what is below it, in order. Figures in figures are walked again and again: at most MAX_CAPTION_NODES steps in a page."""
+    for below in node.traverse(include_text=True):
+        if around.nodes_left <= 0:
+            return
+        around.nodes_left -= 1
+        yield below
 
 
 def _best_url(tag: LexborNode, attributes: Mapping[str, str | None], around: _Around) -> tuple[str, str]:
-    """The URL of the largest candidate: by width in pixels, then by density, then in the order of `_candidates`."""
-    best, best_rank, first_reason = "", (-1.0, -1.0), ""
-    for raw, width, density in _candidates(tag, attributes, around.sources):
-        if (width, density) <= best_rank:
-            continue
-        url, reason = absolute_url(raw, around.base)
-        if url:
-            best, best_rank = url, (width, density)
-        first_reason = first_reason or reason
-    return (best, "") if best else ("", first_reason or "no_url")
+    """The URL of the largest candidate of an `<img>` and the `<source>`s of its `<picture>`; a lazy one displaces the placeholder."""
+    of_picture = _best_of_picture(tag.parent, around) if tag.parent is not None and tag.parent.tag == "picture" else [_Best(), _Best()]
+    best = _Best()
+    for names, of_sources in zip(_NAMES, of_picture, strict=True):
+        best = _larger(best, _larger(_best_of([attributes], names, around), of_sources))
+        if best.displaces:
+            break
+    return (best.url, "") if best.url else ("", best.reason or "no_url")
 
 
-def _candidates(
-    tag: LexborNode, attributes: Mapping[str, str | None], sources: dict[int, list[Mapping[str, str | None]]]
-) -> Iterator[tuple[str, float, float]]:
-    """(URL, width or 0, density) of an `<img>` and of the `<source>`s of its `<picture>`; a lazy attribute displaces the placeholder."""
-    tags = [attributes]
-    if tag.parent is not None and tag.parent.tag == "picture":
-        picture = tag.parent
-        if picture.mem_id not in sources:
-            every = (source.attributes for source in picture.css("source")[:MAX_CANDIDATES])
-            sources[picture.mem_id] = [source for source in every if SHOWN_TYPES.fullmatch(source.get("type") or "image/jpeg")]
-        tags += sources[picture.mem_id]
-    lazy = [found for one in tags for found in _candidates_of(one, LAZY_SETS, LAZY_SOURCES)]
-    yield from lazy
-    if not any(absolute_url(url, "http://host/")[0] for url, _, _ in lazy):
-        for one in tags:
-            yield from _candidates_of(one, ("srcset",), ("src",))
+def _best_of_picture(picture: LexborNode, around: _Around) -> list[_Best]:
+    """The best of a picture's sources, lazy and plain; a picture may have thousands of images."""
+    if picture.mem_id not in around.pictures:
+        every = (child.attributes for child in picture.iter() if child.tag == "source")
+        first = itertools.islice(every, MAX_CANDIDATES)
+        sources = [source for source in first if SHOWN_TYPES.fullmatch(source.get("type") or "image/jpeg")]
+        around.pictures[picture.mem_id] = [_best_of(sources, names, around) for names in _NAMES]
+    return around.pictures[picture.mem_id]
+
+
+def _best_of(tags: Iterable[Mapping[str, str | None]], names: tuple[tuple[str, ...], tuple[str, ...]], around: _Around) -> _Best:
+    """The largest by width in pixels, then by density, then the first."""
+    best = _Best()
+    for raw, width, density in itertools.chain.from_iterable(_candidates_of(attributes, *names) for attributes in tags):
+        if around.candidates_left <= 0:
+            return best if best.reason else best._replace(reason="over_candidates_per_page")
+        around.candidates_left -= 1
+        if (width, density) > best.rank:
+            url, reason = absolute_url(raw, around.base)
+            if url:
+                best = _Best(url, (width, density), best.reason, displaces=True)
+            elif not best.url:
+                is_one = best.displaces or absolute_url(raw, "http://host/")[0] != ""
+                best = best._replace(reason=best.reason or reason, displaces=is_one)
+    return best
+
+
+def _larger(first: _Best, second: _Best) -> _Best:
+    larger = second if second.rank > first.rank else first
+    return larger._replace(reason=first.reason or second.reason, displaces=first.displaces or second.displaces)
 
 
 def _candidates_of(

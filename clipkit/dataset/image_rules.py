@@ -150,9 +150,9 @@ def _stored(data: bytes, size: tuple[int, int]) -> StoredImage:
     return StoredImage(data, *size, hashlib.sha256(data).hexdigest())
 
 
-def _stored_size(size: tuple[int, int], most: int | None) -> tuple[int, int]:
+def _stored_size(size: tuple[int, int], most: int) -> tuple[int, int]:
     short = min(size)
-    if most is None or short <= most:
+    if most == 0 or short <= most:  # 0: the original size
         return size
     width, height = (max(most, round(side * most / short)) for side in size)
     return width, height

@@ -4,12 +4,13 @@ Every source file becomes one parquet (`PAIR_SCHEMA`) that carries its own count
 that a killed run does not read a finished file again. Saved pages are grouped, as one file each would be too small.
 """
 
+import functools
 import glob
 import hashlib
 import itertools
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from clipkit import UserError
-from clipkit.dataset.html import MAX_TEXT_CHARACTERS, absolute_url, read_page, tidy
+from clipkit.dataset.html import MAX_TEXT_CHARACTERS, Page, absolute_url, read_page, tidy
 from clipkit.dataset.shards import pair_key
 from clipkit.dataset.url_tables import read_table_rows
 from clipkit.dataset.warc import BrokenFileError, WebPage, read_warc
@@ -29,7 +30,7 @@ from clipkit.run import Run, replacing
 __all__ = ["PAIR_SCHEMA", "PageCounts", "read_sources"]
 
 PAIR_SCHEMA = pa.schema([(name, pa.string()) for name in ("key", "image_url", "text", "page_url", "source")])
-"""A pair before matching; `page_url` is null where it is not known, `source` is the name of the file that the pair was found in."""
+"""A pair before matching; `page_url` is null where it is not known, `source` is the path, as the recipe gives it, of the pair's file."""
 
 PAGES_PER_PART = 1_000
 ROWS_PER_GROUP = 50_000
@@ -79,8 +80,12 @@ class _Part(NamedTuple):
     name: str
 
 
-def read_sources(sources: Sequence[Source], out: Path, *, knobs: PageKnobs, run: Run) -> tuple[list[Path], PageCounts]:
+def read_sources(
+    sources: Sequence[Source], out: Path, *, knobs: PageKnobs, run: Run, agent: str = "clipkit"
+) -> tuple[list[Path], PageCounts]:
     """Read all sources into parquets under `out`; returns them in order, with the counts over all.
+
+    `agent` is the product token that opt-outs of pages may address.
 
     Raises UserError for a path that matches nothing, a file that is no WARC or table, and, with `on_broken_file = "stop"`, for one
     that is cut off, corrupt or without records; with "skip" what could be read of it is kept and `counts.broken` says why.
@@ -92,7 +97,7 @@ def read_sources(sources: Sequence[Source], out: Path, *, knobs: PageKnobs, run:
             path = out / part.name
             known = _finished_counts(path)
             if known is None:
-                known = _read_part(part, path, knobs)
+                known = _read_part(part, path, knobs, agent)
                 for name, reason in known.broken.items():
                     run.say(f"`{name}` is broken ({reason}): kept what was readable")
             counts.add(known)
@@ -146,9 +151,11 @@ def _saved_pages(source: Source) -> list[tuple[Path, str]]:
     return list(pages.items())
 
 
-def _read_part(part: _Part, path: Path, knobs: PageKnobs) -> PageCounts:
+def _read_part(part: _Part, path: Path, knobs: PageKnobs, agent: str) -> PageCounts:
     counts = PageCounts()
-    pairs = itertools.chain.from_iterable(_pairs_of_file(part.source, file, url, counts, knobs=knobs) for file, url in part.files)
+    pairs = itertools.chain.from_iterable(
+        _pairs_of_file(part.source, file, url, counts, knobs=knobs, agent=agent) for file, url in part.files
+    )
     with replacing(path) as temporary, pq.ParquetWriter(temporary, PAIR_SCHEMA, compression="zstd") as writer:
         for group in _groups(pairs):
             writer.write_table(pa.table(list(zip(*group, strict=True)), schema=PAIR_SCHEMA))
@@ -170,19 +177,21 @@ def _finished_counts(path: Path) -> PageCounts | None:
         return None
 
 
-def _pairs_of_file(source: Source, path: Path, url: str, counts: PageCounts, *, knobs: PageKnobs) -> Iterator[tuple[Any, ...]]:
+def _pairs_of_file(source: Source, path: Path, url: str, counts: PageCounts, *, knobs: PageKnobs, agent: str) -> Iterator[tuple[Any, ...]]:
     """Pairs of one file as rows of PAIR_SCHEMA; `counts` grows. A broken file is an error, or ends there, as the knob says."""
+    name = path.as_posix()  # as the recipe gives it: two folders may both have a part-0.parquet
+    read = functools.partial(read_page, knobs=knobs, agent=agent)
     try:
         if source.kind == "table":
-            yield from _pairs_of_rows(read_table_rows(path, source), path.name, counts)
+            yield from _pairs_of_rows(read_table_rows(path, source), name, counts)
         else:
             pages = read_warc(path, knobs.max_page_bytes) if source.kind == "warc" else _read_html(path, url, knobs.max_page_bytes)
-            yield from _pairs_of_pages(pages, path.name, counts, knobs)
+            yield from _pairs_of_pages(pages, name, counts, read)
     except (BrokenFileError, OSError) as broken:
         if knobs.on_broken_file == "stop":
             reason = " ".join(str(broken).split())
             raise UserError(f'`{path}` is broken ({reason}): mend it, leave it out, or set `pages.on_broken_file = "skip"`') from None
-        counts.broken[path.name] = " ".join(str(broken).split())
+        counts.broken[name] = " ".join(str(broken).split())
 
 
 def _read_html(path: Path, url: str, max_bytes: int) -> Iterator[WebPage]:
@@ -190,13 +199,13 @@ def _read_html(path: Path, url: str, max_bytes: int) -> Iterator[WebPage]:
         yield WebPage(url, file.read(max_bytes + 1), "text/html", "", None)
 
 
-def _pairs_of_pages(pages: Iterable[WebPage], source: str, counts: PageCounts, knobs: PageKnobs) -> Iterator[tuple[Any, ...]]:
+def _pairs_of_pages(pages: Iterable[WebPage], source: str, counts: PageCounts, read: Callable[..., Page]) -> Iterator[tuple[Any, ...]]:
     for web in pages:
         counts.pages += 1
         if web.left_out is not None:
             counts.pages_left_out[web.left_out] += 1
             continue
-        page = read_page(web.body, url=web.url, content_type=web.content_type, robots=web.robots, knobs=knobs)
+        page = read(web.body, url=web.url, content_type=web.content_type, robots=web.robots)
         if page.left_out is not None:
             counts.pages_left_out[page.left_out] += 1
         counts.images += page.image_tags

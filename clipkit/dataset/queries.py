@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.csv as pc_csv
@@ -16,6 +17,7 @@ import pyarrow.parquet as pq
 from clipkit import UserError
 from clipkit.dataset.matching import normalise
 from clipkit.recipe import QueryKnobs
+from clipkit.run import replacing
 
 __all__ = ["QueryList", "load_queries"]
 
@@ -42,8 +44,15 @@ class QueryList:
         return len(self.texts)
 
     def table(self) -> pa.Table:
-        """[query, source], row number = query number."""
-        return pa.table({"query": pa.array(self.texts, pa.string()), "source": pa.array(self.sources, pa.string())})
+        """[number, query, source]; tables of pairs refer to a query by its number."""
+        number = pa.array(range(len(self)), pa.int32())
+        return pa.table({"number": number, "query": pa.array(self.texts, pa.string()), "source": pa.array(self.sources, pa.string())})
+
+    def write(self, path: Path) -> dict[str, Any]:
+        """Write the table as a parquet; returns what a manifest says of it."""
+        with replacing(path) as temporary:
+            pq.write_table(self.table(), temporary, compression="zstd")
+        return {"file": path.name, "count": len(self), "content_hash": self.content_hash}
 
 
 def load_queries(knobs: QueryKnobs) -> QueryList:

@@ -7,6 +7,7 @@ process (a second start-up, for a table nobody reads), and the finish of a part,
 Nothing is left running when the process that asked for the round dies.
 """
 
+import contextlib
 import functools
 import importlib
 import json
@@ -19,7 +20,7 @@ import threading
 import time
 import traceback
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from clipkit.dataset.fetch import Fetcher
+from clipkit.dataset.workers import watch_parent
 from clipkit.recipe import DownloadKnobs
 from clipkit.run import replacing
 
@@ -82,7 +84,7 @@ class PoliteDownloader:
 
     def __call__(self, row: tuple[int, str]) -> tuple[bool, tuple[int, str]]:
         """Download one part and finish it. Returns (whether that worked, row), as img2dataset wants it."""
-        _watch_parent()
+        watch_parent()
         downloader = _light_img2dataset("downloader")
         writer_class = _ending_at_errors(_light_img2dataset("writer").WebDatasetSampleWriter)
         resizer = _light_img2dataset("resizer").Resizer(256, "no", False, disable_all_reencoding=True)
@@ -91,8 +93,9 @@ class PoliteDownloader:
         try:
             with pa.ipc.open_file(urls_file) as file:
                 urls = file.read_all()["url"]
-            downloader.download_image_with_retry = _fetching(knobs, self.request.with_name("progress"))
-            downloader.Downloader(sample_writer_class=writer_class, resizer=resizer, **self.passed_on).download_shard(row)
+            with _fetching(knobs, self.request.with_name("progress")) as fetch:
+                downloader.download_image_with_retry = fetch
+                downloader.Downloader(sample_writer_class=writer_class, resizer=resizer, **self.passed_on).download_shard(row)
             written = Path(self.passed_on["output_folder"]) / f"{shard:05d}.tar"
             _finish_part(written, urls.to_pylist(), *part_paths(folder, parts[shard]))
         except Exception:
@@ -123,7 +126,8 @@ def _ending_at_errors(writer: Any) -> Any:
     return Writer
 
 
-def _fetching(knobs: DownloadKnobs, progress: Path) -> Callable[..., tuple[int, BytesIO | None, str | None]]:
+@contextlib.contextmanager
+def _fetching(knobs: DownloadKnobs, progress: Path) -> Iterator[Callable[..., tuple[int, BytesIO | None, str | None]]]:
     """What stands in for img2dataset's `download_image_with_retry`. Adds a `+` or `-` to the file `progress` for each URL."""
     fetcher = Fetcher(knobs)
     marks = os.open(progress, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
@@ -138,7 +142,10 @@ def _fetching(knobs: DownloadKnobs, progress: Path) -> Callable[..., tuple[int, 
         os.write(marks, b"-" if image is None else b"+")
         return (position, None, outcome) if image is None else (position, BytesIO(image), None)
 
-    return fetch
+    try:
+        yield fetch
+    finally:
+        os.close(marks)
 
 
 def _finish_part(written: Path, urls: list[str], tar: Path, table: Path) -> None:
@@ -205,16 +212,3 @@ def _die_with_a_worker() -> None:
                 print(f"download process {process.pid} ended with exit code {process.exitcode}", flush=True)
                 _kill_the_round()
         time.sleep(0.2)
-
-
-@functools.cache
-def _watch_parent() -> None:
-    """Once in each worker: end it when the round's process is gone, even when that was killed together with its own parent."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def watch() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()

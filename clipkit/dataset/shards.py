@@ -1,7 +1,8 @@
 """Shards: WebDataset tars with a manifest, written so that equal pairs give equal bytes, read strictly and fast.
 
 A folder of shards holds `00000.tar`, `00001.tar`, ... with `KEY.jpg` (or `.png`, `.webp`), `KEY.txt` and `KEY.json` for each pair,
-a parquet of the pairs' metadata beside each tar, and `shards.json`, which is written last. webdataset, open_clip and the readers
+a parquet of the pairs' metadata beside each tar, `queries.parquet` (what numbers of queries mean), and `shards.json`, which is
+written last. webdataset, open_clip and the readers
 of img2dataset's output read the tars unchanged.
 
 The tars are POSIX ustar archives of plain files and nothing else, so that a reader of some forty lines is enough: `tarfile`, which a
@@ -26,13 +27,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from clipkit import UserError
+from clipkit.dataset.manifest import FORMAT_VERSION, MANIFEST, Shard, read_manifest
+from clipkit.dataset.queries import QueryList
 from clipkit.run import replacing, write_json
 
 __all__ = ["MANIFEST", "MAX_IMAGE_BYTES", "MAX_TEXT_BYTES", "TABLE_SCHEMA", "Pair", "Shard", "Shards", "pair_key", "write_shards"]
 
-MANIFEST = "shards.json"
-FORMAT_VERSION = 1
-MAX_MANIFEST_BYTES = 256_000_000
+QUERIES = "queries.parquet"
 MAX_IMAGE_BYTES = 256_000_000
 MAX_TEXT_BYTES = 16_000_000
 
@@ -53,8 +54,7 @@ TABLE_SCHEMA = pa.schema(
 
 _BLOCK = 512
 _MEMBER_NAME = re.compile(r"([0-9A-Za-z_-]{1,64})\.(jpg|png|webp|txt|json)")
-_TAR_NAME = re.compile(r"[0-9]{5,9}\.tar")
-_OWN_FILE = re.compile(r"[0-9]{5,9}\.(tar|parquet)|\.[0-9]{5,9}\.(tar|parquet)\.[0-9]+\.tmp")
+_OWN_FILE = re.compile(r"[0-9]{5,9}\.(tar|parquet)|\.([0-9]{5,9}\.(tar|parquet)|queries\.parquet)\.[0-9]+\.tmp")
 _IMAGE_SUFFIXES = ("jpg", "png", "webp")
 
 
@@ -65,16 +65,6 @@ class Pair(NamedTuple):
     image: bytes
     text: str
     metadata: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Shard:
-    """One tar of the manifest: file name, number of pairs, size in bytes, sha256 of the file."""
-
-    name: str
-    count: int
-    bytes: int
-    sha256: str
 
 
 def pair_key(image_url: str, text: str) -> str:
@@ -102,11 +92,13 @@ class Shards:
         root = next((folder for folder in (path, path / "shards") if (folder / MANIFEST).is_file()), None)
         if root is None:
             raise UserError(f"no `{MANIFEST}` in `{path}`: give a finished build-dataset run, or the folder that holds its shards")
-        shards = cls(root, _read_manifest(root / MANIFEST))
+        shards = cls(root, read_manifest(root / MANIFEST))
         if check_sizes:
             for shard in shards.shards:
                 if problem := shards._size_problem(shard):
-                    raise UserError(f"`{root / shard.name}` {problem}: build the shards again (`clipkit shards verify` lists all damage)")
+                    raise UserError(
+                        f"`{root / shard.name}` {problem}: build them again into a new `--out` (`clipkit shards verify` lists all damage)"
+                    )
         return shards
 
     @property
@@ -127,11 +119,11 @@ class Shards:
                 for key, parts in _pair_parts(file):
                     yield _pair(key, parts)
         except FileNotFoundError:
-            raise UserError(f"`{path}` is missing: build the shards again, or restore it") from None
+            raise UserError(f"`{path}` is missing: build them again into a new `--out`, or restore it") from None
         except _BrokenError as broken:
             key, problem = broken.args
             where = f" at pair `{key}`" if key else ""
-            raise UserError(f"`{path}` is damaged{where}: {problem}; build the shards again, or restore it") from None
+            raise UserError(f"`{path}` is damaged{where}: {problem}; build them again into a new `--out`, or restore it") from None
 
     def table(self, columns: Sequence[str] | None = None) -> pa.Table:
         """The metadata of all pairs (`TABLE_SCHEMA`), in the order of the tars; `columns` picks some of it."""
@@ -196,12 +188,19 @@ class Shards:
 
 
 def write_shards(
-    pairs: Iterable[Pair], root: Path, *, pairs_per_shard: int, recipe: Mapping[str, Any], funnel: Sequence[Mapping[str, Any]]
+    pairs: Iterable[Pair],
+    root: Path,
+    *,
+    pairs_per_shard: int,
+    recipe: Mapping[str, Any],
+    funnel: Sequence[Mapping[str, Any]],
+    queries: QueryList | None = None,
 ) -> Shards:
     """Write pairs as shards into `root`, in the order in which they come, and the manifest last.
 
     Equal pairs give equal tars on any machine, and equal parquets with the same pyarrow. What an earlier writing left is replaced
     or removed; a kill in the middle leaves no manifest. Images are streamed: only one shard's metadata is held in memory.
+    `queries` are what the numbers in the pairs' `queries` mean; they are written to `queries.parquet`.
     Raises UserError for a key with other characters than letters, digits, `_` and `-`, and for an image that is no JPEG, PNG or WebP.
     """
     root.mkdir(parents=True, exist_ok=True)
@@ -214,9 +213,11 @@ def write_shards(
     kept = {name for shard in shards for name in (shard.name, _table_name(shard))}
     for path in [path for path in root.iterdir() if path.name not in kept and _OWN_FILE.fullmatch(path.name)]:
         path.unlink()
+    (root / QUERIES).unlink(missing_ok=True)
+    told = {} if queries is None else {"queries": queries.write(root / QUERIES)}
     count = sum(shard.count for shard in shards)
     manifest = {"format": "clipkit-shards", "version": FORMAT_VERSION, "count": count, "shards": [asdict(shard) for shard in shards]}
-    write_json(root / MANIFEST, {**manifest, "recipe": dict(recipe), "funnel": [dict(stage) for stage in funnel]})
+    write_json(root / MANIFEST, {**manifest, **told, "recipe": dict(recipe), "funnel": [dict(stage) for stage in funnel]})
     return Shards(root, tuple(shards))
 
 
@@ -367,32 +368,4 @@ def _read_table(path: Path, schema: pa.Schema) -> pa.Table:
         return table.select(schema.names).cast(schema)
     except (OSError, KeyError, pa.ArrowException) as error:
         reason = str(error).splitlines()[0]
-        raise UserError(f"`{path}` is missing or not a table of pairs ({reason}): build the shards again") from None
-
-
-def _read_manifest(path: Path) -> tuple[Shard, ...]:
-    if path.stat().st_size > MAX_MANIFEST_BYTES:
-        raise UserError(f"`{path}` is over {MAX_MANIFEST_BYTES:,} bytes: it is no manifest of clipkit")
-    try:
-        manifest = json.loads(path.read_bytes())
-        version = manifest["version"]
-        if manifest["format"] != "clipkit-shards" or version != FORMAT_VERSION:
-            raise UserError(
-                f"`{path}` has format {manifest['format']!r}, version {version!r}: this clipkit reads clipkit-shards, version 1"
-            )
-        shards = tuple(_manifest_entry(entry) for entry in manifest["shards"])
-    except UserError:
-        raise
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise UserError(f"`{path}` is no manifest of shards ({type(error).__name__}: {error}): build the shards again") from None
-    if len({shard.name for shard in shards}) != len(shards) or manifest.get("count") != sum(shard.count for shard in shards):
-        raise UserError(f"`{path}` contradicts itself (a tar listed twice, or counts that do not add up): build the shards again")
-    return shards
-
-
-def _manifest_entry(entry: Mapping[str, Any]) -> Shard:
-    shard = Shard(entry["name"], entry["count"], entry["bytes"], entry["sha256"])
-    are_counts = all(type(number) is int and number >= 0 for number in (shard.count, shard.bytes))
-    if not (are_counts and _TAR_NAME.fullmatch(shard.name) and re.fullmatch(r"[0-9a-f]{64}", shard.sha256)):
-        raise ValueError(f"{entry} describes no tar")
-    return shard
+        raise UserError(f"`{path}` is missing or not a table of pairs ({reason}): build them again into a new `--out`") from None

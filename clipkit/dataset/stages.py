@@ -5,6 +5,7 @@ A stage is finished when `stage.json` is there, which is written last; a finishe
 
 import contextlib
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -22,6 +23,7 @@ __all__ = ["EXAMPLES_SCHEMA", "Selection", "Stages", "read_pairs"]
 
 EXAMPLES_PER_REASON = 100
 ROWS_PER_BATCH = 50_000
+_LEFTOVER = re.compile(r"\..+\.\d+\.tmp")
 EXAMPLES_SCHEMA = pa.schema([("stage", pa.string()), ("reason", pa.string()), *PAIR_SCHEMA])
 
 
@@ -42,6 +44,8 @@ class Stages:
         folder = self.root / name
         finished = (folder / "stage.json").exists()
         folder.mkdir(parents=True, exist_ok=True)
+        if not finished:
+            _remove_leftovers(folder)
         facts = self.facts(folder) if finished else make(folder)
         for line in facts["funnel"]:
             self.funnel.append(line)
@@ -121,6 +125,12 @@ def read_pairs(folder: Path, columns: list[str] | None = None) -> Iterator[pa.Re
     """The pairs that a stage kept, in order, batch by batch."""
     with pq.ParquetFile(folder / "pairs.parquet") as file:
         yield from file.iter_batches(ROWS_PER_BATCH, columns=columns)
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """What `replacing` had begun when an earlier run was killed; the run holds the lock of its folder, so nobody writes them now."""
+    for path in [path for path in folder.rglob(".*.tmp") if _LEFTOVER.fullmatch(path.name)]:
+        path.unlink()
 
 
 def _nothing_left(line: Mapping[str, Any]) -> str:

@@ -4,11 +4,10 @@ Deciding which images repeat, and the last balance, need all images before the f
 cost more than the disk does. A part of `PAIRS_PER_PART` pairs is the unit of resume.
 """
 
+import functools
 import itertools
-import multiprocessing
 import os
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ import pyarrow.parquet as pq
 
 from clipkit.dataset.download import Downloads
 from clipkit.dataset.image_rules import StoredImage, store_image
+from clipkit.dataset.workers import Workers
 from clipkit.recipe import ImageKnobs
 from clipkit.run import Run, replacing
 
@@ -42,9 +42,8 @@ def store_images(
     """The pairs with STORED_FIELDS and `reason`: the image rule that drops the image by itself, or null."""
     pairs = pa.Table.from_batches(batches)
     tables = []
-    context = multiprocessing.get_context("spawn")
     with (
-        ProcessPoolExecutor(processes, mp_context=context) as pool,
+        Workers(processes) as workers,
         run.progress("image rules", total=len(pairs), unit="images") as advance,
     ):
         for number, start in enumerate(range(0, len(pairs), PAIRS_PER_PART)):
@@ -52,7 +51,7 @@ def store_images(
             path = out / f"stored-{number:05d}.parquet"
             if not path.exists():
                 images = (data for _, data in downloads.images(part["key"].to_pylist()))
-                rows = _store_part(pool, images, knobs, out / f"stored-{number:05d}.bin")
+                rows = _store_part(workers, images, knobs, out / f"stored-{number:05d}.bin")
                 stored = pa.Table.from_pylist([{**row, "file": number} for row in rows], _ROW_SCHEMA)
                 with replacing(path) as temporary:
                     pq.write_table(stored, temporary)
@@ -70,19 +69,20 @@ def read_stored(folder: Path, number: int, offset: int, size: int) -> bytes:
 _ROW_SCHEMA = pa.schema([("reason", pa.string()), *STORED_FIELDS])
 
 
-def _store_part(pool: ProcessPoolExecutor, images: Iterator[bytes], knobs: ImageKnobs, path: Path) -> list[dict[str, Any]]:
+def _store_part(workers: Workers, images: Iterator[bytes], knobs: ImageKnobs, path: Path) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     offset = 0
+    store = functools.partial(store_image, knobs=knobs)
     with replacing(path) as temporary, temporary.open("wb") as file:
         while some := list(itertools.islice(images, IMAGES_AT_ONCE)):
-            for stored in pool.map(store_image, some, itertools.repeat(knobs), chunksize=8):
+            for stored in workers.map(store, some):
                 if isinstance(stored, StoredImage):
                     file.write(stored.image)
                     facts = {"width": stored.width, "height": stored.height, "sha256": stored.sha256}
                     rows.append({"reason": None, **facts, "offset": offset, "size": len(stored.image)})
                     offset += len(stored.image)
                 else:
-                    rows.append({"reason": stored})
+                    rows.append({"reason": stored or "undecodable"})  # None: the decoder crashed on it
     return rows
 
 

@@ -15,6 +15,8 @@ __all__ = ["BrokenFileError", "WebPage", "read_warc"]
 _HTML_TYPES = ("text/html", "application/xhtml+xml")
 _MAX_HEADER_BYTES = 256_000
 _BLOCK = 1 << 20
+DRAINED_PAGES = 64
+"""What is read past in search of a record's end, in longest pages: a few bytes of gzip may stand for terabytes."""
 _CHUNK_HEAD = re.compile(rb"(?:\r?\n)?([0-9a-fA-F]{1,8})[^\r\n]{0,200}\r?\n")
 
 
@@ -47,6 +49,8 @@ def read_warc(path: Path, max_page_bytes: int) -> Iterator[WebPage]:
                 arrived = len(content)
                 while arrived < length and (block := record.reader.read(_BLOCK)):
                     arrived += len(block)
+                    if arrived > DRAINED_PAGES * max_page_bytes:
+                        raise BrokenFileError(f"record {records} has over {DRAINED_PAGES * max_page_bytes:,} bytes")
                 if arrived < length:
                     raise BrokenFileError(f"cut off in record {records}: {arrived:,} of {length:,} bytes")
                 if record.record_type == WarcRecordType.response and record.is_http:

@@ -120,8 +120,8 @@ class ImageKnobs(Section):
     placeholder_texts: int = Field(
         5, ge=2, description="placeholder: one content that stands beside this many distinct texts or more is dropped everywhere"
     )
-    max_side_pixels: int | None = Field(
-        512, ge=16, description="larger images are shrunk until the shorter side has this many pixels; unset: the original size"
+    max_side_pixels: int = Field(
+        512, ge=0, description="larger images are shrunk until the shorter side has this many pixels; 0: the original size"
     )
     jpeg_quality: int = Field(
         92, ge=30, le=100, description="quality of images that are re-encoded (JPEG originals of fitting size keep their bytes)"

@@ -170,7 +170,7 @@ def _count_broken(batch: Batch, state: State, *, limit: float) -> None:
     if len(broken) > limit:
         raise UserError(
             f"{len(broken):,} pictures cannot be decoded (of the pairs {', '.join(broken[:KEYS_SHOWN])}, ...), more than knob "
-            "`data.max_broken_share` allows: `clipkit shards verify` lists damage; build the shards again, or allow more"
+            "`data.max_broken_share` allows: `clipkit shards verify` lists damage; build them again into a new `--out`, or allow more"
         )
 
 

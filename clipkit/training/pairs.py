@@ -62,11 +62,11 @@ class _OpenShard:
             with open(self.path, "rb") as file:
                 self._bytes = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except (OSError, ValueError) as error:
-            raise UserError(f"`{self.path}` cannot be read ({error}): restore it, or build the shards again") from None
+            raise UserError(f"`{self.path}` cannot be read ({error}): restore it, or build them again into a new `--out`") from None
         self._starts = self._walk()
         if len(self._starts) != shard.count:
             raise UserError(
-                f"`{self.path}` holds {len(self._starts):,} pairs where the manifest says {shard.count:,}: build the shards again"
+                f"`{self.path}` holds {len(self._starts):,} pairs where the manifest says {shard.count:,}: build them into a new `--out`"
             )
 
     def read(self, index: int) -> EncodedPair:

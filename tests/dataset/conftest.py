@@ -135,7 +135,9 @@ class _Handler(BaseHTTPRequestHandler):
         self.answer(b"", ("Location", self.path), status=302)
 
     def serve_redirect(self) -> None:
-        self.answer(b"", ("Location", self.query("to")[0]), status=int((parse_qs(urlsplit(self.path).query).get("status") or ["301"])[0]))
+        asked = parse_qs(urlsplit(self.path).query)
+        tags = [("X-Robots-Tag", tag) for tag in asked.get("tag", [])]
+        self.answer(b"", ("Location", asked["to"][0]), *tags, status=int(asked.get("status", ["301"])[0]))
 
     def serve_redirect_in_utf8(self) -> None:
         self.wfile.write("HTTP/1.1 302 Found\r\nLocation: /ok/\u732b\r\nContent-Length: 0\r\n\r\n".encode())

@@ -2,6 +2,7 @@ import hashlib
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -143,6 +144,9 @@ def test_no_query_has_more_pairs_than_it_picked_and_the_limit_binds(built: tuple
     final = json.loads((out / "stages/09-balance/stage.json").read_text())["balance"]
     assert counts[6] == 0
     assert final["above_limit"] > 0
+    assert final.items() <= report["queries"].items()
+    before = json.loads((out / "stages/06-balance/stage.json").read_text())["balance"]
+    assert report["queries_before_download"] == before != final
     assert final["picks"] == sum(min(20, seen) for seen in _matches_before_the_last_balance(out))
     assert final["union"] == len(table) < report["funnel"][-1]["in"]
 
@@ -195,7 +199,7 @@ def test_killed_anywhere_and_run_again_gives_the_same_bytes(
         while process.poll() is None and not (out / landmark).exists():
             time.sleep(0.002)
         process.send_signal(signal.SIGKILL)
-        process.wait()
+        assert process.wait() == -signal.SIGKILL, f"it had ended before {landmark} was seen and it was killed"
     subprocess.run(command, check=True, env={**os.environ, "PYTHONWARNINGS": "ignore"})
     assert hashes(out) == hashes(built[0])
 
@@ -225,3 +229,67 @@ def test_queries_that_changed_between_two_starts_are_refused(site: Path, port: i
     queries.write_text("green\n")
     with pytest.raises(UserError, match="the queries have changed"):
         build_dataset(recipe, Run.scratch(tmp_path / "run"))
+
+
+def _mixed(value: int) -> int:
+    value = (value ^ (value >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
+    value = (value ^ (value >> 27)) * 0x94D049BB133111EB % 2**64
+    return value ^ (value >> 31)
+
+
+def keyed_hash_of(key: str, salted_by: str) -> int:
+    """The hash that orders pairs, in plain integers: of a key, under the text that gives the salt."""
+    salt = int.from_bytes(hashlib.blake2b(salted_by.encode(), digest_size=8).digest(), "little")
+    return _mixed(_mixed((salt + int(key[:16], 16)) % 2**64) ^ int(key[16:], 16))
+
+
+def chosen_by_hand(stage: Path, queries: list[str], *, seed: int, limit: int) -> list[str]:
+    """The keys that the balance has to keep of a stage's pairs: all without a query, and `limit` of each query by their hashes."""
+    rows = pq.read_table(stage / "pairs.parquet", columns=["key", "queries"]).to_pylist()
+    chosen = {row["key"] for row in rows if not row["queries"]}
+    for number, query in enumerate(queries):
+        of_query = [row["key"] for row in rows if number in row["queries"]]
+        chosen |= set(sorted(of_query, key=lambda key: keyed_hash_of(key, f"{seed}\n{query.lower()}"))[:limit])
+    assert len(chosen) < len(rows)
+    return sorted(chosen)
+
+
+def keys_of(stage: Path) -> list[str]:
+    return sorted(pq.read_table(stage / "pairs.parquet", columns=["key"])["key"].to_pylist())
+
+
+def test_both_balances_pick_the_pairs_with_the_smallest_hashes_of_the_recipes_seed(site: Path, port: int, tmp_path: Path) -> None:
+    balance = {"limit": 3, "oversample": 2.5}
+    build_dataset(recipe_of(site, port, seed=5, balance=balance, match={"required": False}), Run.scratch(tmp_path))
+    stages = tmp_path / "stages"
+    queries = pq.read_table(stages / "00-queries/queries.parquet", columns=["query"])["query"].to_pylist()
+    assert keys_of(stages / "06-balance") == chosen_by_hand(stages / "05-one-per-image", queries, seed=5, limit=8)
+    assert keys_of(stages / "09-balance") == chosen_by_hand(stages / "08-images", queries, seed=5, limit=3)
+    shards = Shards.open(tmp_path)
+    written = [pair.key for shard in shards.shards for pair in shards.read(shard)]
+    assert written == sorted(keys_of(stages / "09-balance"), key=lambda key: keyed_hash_of(key, "5\nshards"))
+
+
+def test_the_numbers_of_queries_are_told_beside_the_shards(built: tuple[Path, dict[str, Any]]) -> None:
+    out, report = built
+    told = json.loads((out / "shards/shards.json").read_text())["queries"]
+    assert told == {"file": "queries.parquet", "count": 7, "content_hash": report["queries"]["content_hash"]}
+    table = pq.read_table(out / "shards" / told["file"]).to_pylist()
+    assert table[0] == {"number": 0, "query": "red", "source": "queries.txt"}
+    pair = next(Shards.open(out).read(Shards.open(out).shards[0]))
+    assert all(table[number]["query"].lower() in pair.text.lower() for number in pair.metadata["queries"])
+
+
+def test_shards_that_were_removed_are_made_again_from_the_downloads(
+    site: Path, port: int, built: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    out = tmp_path / "again"
+    shutil.copytree(built[0], out)
+    shutil.rmtree(out / "shards")
+    leftover = out / "stages/08-images/.stored-00000.bin.123.tmp"
+    leftover.write_bytes(b"half")
+    unreachable = recipe_of(site, port).download.model_copy(update={"connect_to": {"site.example:80": "127.0.0.1:1"}})
+    build_dataset(recipe_of(site, port).model_copy(update={"download": unreachable}), Run.scratch(out))
+    tars = [name for name in hashes(out) if name.endswith(".tar")]
+    assert {name: hashes(out)[name] for name in tars} == {name: hashes(built[0])[name] for name in tars}
+    assert not leftover.exists()

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clipkit import UserError
-from clipkit.dataset.fetch import Fetched, Fetcher, check_knobs, is_passing, is_public, opts_out
+from clipkit.dataset.fetch import Fetched, Fetcher, check_knobs, is_passing, is_public
 from clipkit.recipe import DownloadKnobs
 
 
@@ -247,42 +247,6 @@ def test_any_url_at_all_ends_in_an_outcome(web: Any) -> None:
 # --------------------------------------------------------------------- opt-outs
 
 
-@pytest.mark.parametrize(
-    ("headers", "out"),
-    [
-        ([], False),
-        (["all"], False),
-        (["noai"], True),
-        (["NoImageAI"], True),
-        (["noindex"], True),
-        (["noimageindex"], True),
-        (["noml"], True),
-        (["none"], True),
-        (["nofollow, noarchive"], False),
-        (["nofollow , noai"], True),
-        (["nofollow", "noai"], True),
-        (["otherbot: noai"], False),
-        (["otherbot: noai, noimageai"], False),
-        (["clipkit: noai"], True),
-        (["ClipKit: nofollow, noai"], True),
-        (["*: noai"], True),
-        (["otherbot: noindex, nofollow, clipkit: noai"], True),
-        (["clipkit: nofollow, otherbot: noai"], False),
-        (["noai, otherbot: nofollow"], True),
-        (["otherbot: noai", "nofollow"], False),
-        (["otherbot: nofollow", "noai"], True),
-        (["max-image-preview: large, noai"], True),
-        (["max-snippet: 20, max-video-preview: -1"], False),
-        (["unavailable_after: 25 Jun 2010 15:00:00 PST"], False),
-        (["unavailable_after: Fri, 25 Jun 2010 15:00:00 PST, noai"], True),
-        (["noaint, xnoai"], False),
-        (["", ",,:,"], False),
-    ],
-)
-def test_what_x_robots_tag_says(headers: list[str], *, out: bool) -> None:
-    assert opts_out(headers, "clipkit") == out
-
-
 def test_an_image_that_opts_out_is_left_out_unless_the_knob_says_otherwise(web: Any) -> None:
     assert fetch(web, "/robots?tag=noai") == Fetched("opted_out")
     assert fetch(web, "/robots?tag=otherbot:%20noai").outcome == "ok"
@@ -386,3 +350,11 @@ def test_what_may_pass_is_worth_another_round() -> None:
     ]
     assert all(map(is_passing, passing))
     assert not any(map(is_passing, lasting))
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_a_redirect_that_opts_out_is_obeyed_and_not_followed(web: Any, status: int) -> None:
+    assert fetch(web, f"/redirect?status={status}&to=/ok/1&tag=noai") == Fetched("opted_out")
+    assert web.hits["/ok/1"] == 0
+    assert fetch(web, f"/redirect?status={status}&to=/ok/1&tag=otherbot:%20noai").outcome == "ok"
+    assert fetch(web, f"/redirect?status={status}&to=/ok/1&tag=noai", obey_opt_outs=False).outcome == "ok"

@@ -1,10 +1,13 @@
 import time
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from selectolax.lexbor import LexborHTMLParser
 
-from clipkit.dataset.html import Page, absolute_url, decode_page, is_opted_out, parse_srcset, read_page, tidy
+from clipkit.dataset import html
+from clipkit.dataset.html import Page, absolute_url, decode_page, parse_srcset, read_page, tidy
 from clipkit.recipe import PageKnobs
 
 URL = "http://site.example/news/today.html"
@@ -151,22 +154,6 @@ def test_a_page_that_opts_out_is_left_out_whole(directive: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("robots", "expected"),
-    [
-        ("otherbot: noai, noindex", []),
-        ("clipkit: noai", ["out"]),
-        ("*: noai", ["out"]),
-        ("otherbot: noai\nnoml", ["out"]),
-        ("unavailable_after: 25 Jun 2030 15:00:00 PST, noindex", ["out"]),
-        ("index, follow, max-image-preview:large", []),
-        ("", []),
-    ],
-)
-def test_directives_for_other_robots_are_not_for_us(robots: str, expected: list[str]) -> None:
-    assert is_opted_out(robots) == bool(expected)
-
-
-@pytest.mark.parametrize(
     ("page", "content_type"),
     [
         ("é".encode(), ""),
@@ -233,3 +220,66 @@ def test_many_images_in_one_huge_figure_or_picture_take_no_quadratic_time() -> N
     assert len(read("<figure>" + "<i></i>" * 100_000 + "<img src=a alt=x>" * 2_000 + "</figure>").images) == 2_000
     assert len(read("<picture>" + "<source srcset=b>" * 100_000 + "<img src=a alt=x>" * 2_000 + "</picture>").images) == 2_000
     assert time.monotonic() - started < 20
+
+
+@pytest.mark.parametrize(
+    ("name", "is_for_us"),
+    [("robots", True), ("clipkit", True), (" ClipKit ", True), ("otherbot", False), ("clipkit2", False), ("description", False)],
+)
+def test_a_meta_tag_speaks_to_the_robot_that_it_names(name: str, *, is_for_us: bool) -> None:
+    html = f'<meta name="{name}" content="noai"><img src=a alt=x>'
+    page = read(html)
+    assert (page.left_out, len(page.images)) == (("page_opted_out", 0) if is_for_us else (None, 1))
+    assert read(html, obey_opt_outs=False).left_out is None
+
+
+def test_opt_outs_may_address_another_agent_than_the_default() -> None:
+    html = b"<meta name=mybot content=noai><img src=a alt=x>"
+    assert read_page(html, url=URL, content_type="", robots="", knobs=PageKnobs(), agent="mybot").left_out == "page_opted_out"
+    assert read(html).left_out is None
+    assert read(html, robots="nofollow\nclipkit: noai").left_out == "page_opted_out"
+
+
+def test_figures_in_figures_cost_a_bounded_walk_and_no_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = 0
+    walk = html._walk
+
+    def counted(*passed: Any) -> Any:
+        nonlocal steps
+        for node in walk(*passed):
+            steps += 1
+            yield node
+
+    monkeypatch.setattr(html, "_walk", counted)
+    page = read("<figure><img src=a alt=x>" * 2_000 + "<p>y" * 100_000)
+    assert len(page.images) == 2_000
+    assert 100_000 < steps <= html.MAX_CAPTION_NODES
+
+
+def test_a_wrapped_caption_is_found_while_there_are_steps_left() -> None:
+    wrapped = "<figure><img src=a><div><figcaption>a <b>red</b> dog</figcaption></div></figure>"
+    assert read(wrapped).images[0].texts == (("figcaption", "a red dog"),)
+    assert html._own_caption(LexborHTMLParser(wrapped).css_first("figure"), html._Around(URL, nodes_left=0)) == ""
+
+
+def test_the_sources_of_a_picture_are_read_once_for_all_its_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    parsed = 0
+    parse = html.parse_srcset
+
+    def counted(srcset: str) -> Any:
+        nonlocal parsed
+        parsed += bool(srcset)
+        return parse(srcset)
+
+    monkeypatch.setattr(html, "parse_srcset", counted)
+    sources = "".join(f"<source srcset='s{n}.jpg {n + 1}w'>" for n in range(100))
+    page = read(f"<picture>{sources}" + "<img src=a alt=x>" * 10_000 + "</picture>")
+    assert parsed == 100
+    assert {image.url for image in page.images} == {URL.rpartition("/")[0] + "/s99.jpg"}
+
+
+def test_candidates_are_bounded_over_the_page() -> None:
+    around = html._Around(URL, candidates_left=5)
+    tags = LexborHTMLParser("<img srcset='a 1x, b 2x, c 3x'>" * 3).css("img")
+    found = [html._best_url(tag, tag.attributes, around) for tag in tags]
+    assert [(url[-1:], reason) for url, reason in found] == [("c", ""), ("b", ""), ("", "over_candidates_per_page")]

@@ -45,7 +45,15 @@ def test_pairs_of_a_warc_know_where_they_come_from(tmp_path: Path, name: str) ->
     request = record(b"", url="http://x.example/p/", kind="request")
     rows, counts = read(tmp_path, warc(tmp_path, request, record(HTML, "Content-Type: text/html"), name=name))
     url = "http://x.example/a.jpg"
-    assert rows == [{"key": pair_key(url, "A dog"), "image_url": url, "text": "A dog", "page_url": "http://x.example/p/", "source": name}]
+    assert rows == [
+        {
+            "key": pair_key(url, "A dog"),
+            "image_url": url,
+            "text": "A dog",
+            "page_url": "http://x.example/p/",
+            "source": (tmp_path / name).as_posix(),
+        }
+    ]
     assert counts.to_dict() == {
         "pages": 1,
         "images": 2,
@@ -136,7 +144,7 @@ def test_a_broken_file_stops_the_build_or_keeps_what_was_readable(tmp_path: Path
     with pytest.raises(UserError, match=rf"a\.warc\.gz` is broken \({reason}.*on_broken_file = \"skip\""):
         read(tmp_path, source)
     rows, counts = read(tmp_path, source, on_broken_file="skip")
-    assert counts.broken["a.warc.gz"].startswith(reason)
+    assert counts.broken[(tmp_path / "a.warc.gz").as_posix()].startswith(reason)
     assert len(rows) == counts.pages
 
 
@@ -195,7 +203,7 @@ def test_a_table_that_cannot_be_read_is_a_broken_file(tmp_path: Path, name: str,
     with pytest.raises(UserError, match="is broken"):
         read(tmp_path, source)
     _, counts = read(tmp_path, source, on_broken_file="skip")
-    assert list(counts.broken) == [name]
+    assert list(counts.broken) == [(tmp_path / name).as_posix()]
 
 
 @pytest.mark.parametrize(
@@ -238,3 +246,22 @@ def test_saved_pages_are_cut_into_parts_that_add_up(tmp_path: Path, monkeypatch:
     assert counts.pages == 7
     assert len(list((tmp_path / "run").glob("*.parquet"))) == 3
     assert pq.read_schema(next((tmp_path / "run").glob("*.parquet"))).remove_metadata() == PAIR_SCHEMA
+
+
+def test_files_of_one_name_in_two_folders_are_told_apart_by_the_path_that_the_recipe_gives(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for folder in ("b", "a"):
+        Path(folder).mkdir()
+        Path(folder, "part-0.csv").write_text(f"url,text\nhttp://x.example/{folder}.jpg,A dog\n")
+    rows, _ = read(tmp_path, {"kind": "table", "paths": ["*/part-0.csv"]})
+    assert [row["source"] for row in rows] == ["a/part-0.csv", "b/part-0.csv"]
+
+
+def test_a_record_without_an_end_is_not_read_to_it(tmp_path: Path) -> None:
+    source = warc(tmp_path, RECORDS[0], record(b"0" * 5_000_000, "Content-Type: video/mp4"), RECORDS[1])
+    assert read(tmp_path / "whole", source)[1].pages == 3
+    _, counts = read(tmp_path, source, on_broken_file="skip", max_page_bytes=50_000)
+    assert counts.broken == {source["paths"][0]: "record 2 has over 3,200,000 bytes"}
+    assert counts.pages == 1

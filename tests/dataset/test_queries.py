@@ -26,7 +26,7 @@ def test_sources_are_joined_in_order_and_the_first_spelling_stands(tmp_path: Pat
     assert queries.texts == ("Toy-Box", "New York", "cat", "null", "007", "two\nlines", "dog")
     assert queries.sources == ("a.txt", "a.txt", "b.parquet", "c.csv", "c.csv", "c.csv", "wordnet")
     assert queries.left_out == {"duplicate": 4, "no_letters_or_digits": 1}
-    assert queries.table().to_pylist()[6] == {"query": "dog", "source": "wordnet"}
+    assert queries.table().to_pylist()[6] == {"number": 6, "query": "dog", "source": "wordnet"}
 
 
 def test_one_wordnet_index_file_may_be_named(tmp_path: Path) -> None:

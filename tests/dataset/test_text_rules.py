@@ -122,3 +122,21 @@ def test_names_are_checked_and_every_rule_is_explained() -> None:
     assert all(rule.__doc__ for rule in RULES.values())
     with pytest.raises(UserError, match="`nolength`, which is no text rule: the rules are empty, "):
         check_names(["nolength"])
+
+
+@pytest.mark.parametrize(
+    ("text", "is_dropped"),  # with English's share of the best guess's score
+    [
+        ("Bratwurst grill", True),  # 0.11
+        ("Lisboa tram", True),  # 0.15
+        ("paella pan", True),  # 0.16
+        ("Hotel Berlin", True),  # 0.27
+        ("Neuschwanstein castle", False),  # 0.32
+        ("Volkswagen Golf GTI", False),  # 0.36
+        ("Venezia gondola", False),  # 0.43
+        ("lake Garda", False),  # 0.56
+        ("Mont Saint Michel", False),  # 0.68
+    ],
+)
+def test_a_wanted_language_needs_its_share_of_the_best_guesss_score(text: str, *, is_dropped: bool) -> None:
+    assert dropped("language", [text]) == [is_dropped]

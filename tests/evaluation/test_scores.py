@@ -193,6 +193,8 @@ def test_the_interval_of_the_mean_per_class_draws_every_class_in_its_own_size() 
     value = measure(*scored_as({0: (0, 1), 1: (9, 9)}), confidence=0.99, seed=0)[-1]
     assert (value.metric, value.value) == ("mean_per_class_recall", 0.5)
     assert value.interval == (0.5, 0.5)
+    # Class 0 alone gives a half of the mean.
+    assert measure(*scored_as({0: (1, 1), 1: (2, 9)}), confidence=0.99, seed=0)[-1].interval.low >= 0.5
 
 
 def test_the_interval_of_the_mean_per_class_is_that_of_a_binomial_for_each_class() -> None:

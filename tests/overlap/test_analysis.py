@@ -7,11 +7,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from PIL import Image
 
 from clipkit import UserError
 from clipkit.dataset.shards import Pair, Shards, pair_key, write_shards
 from clipkit.evaluation.suite import Suite, load_suite
+from clipkit.model.detector import PixelDescriptor
+from clipkit.model.encoder import Encoded
 from clipkit.overlap.analysis import report_overlap
 from clipkit.recipe import OverlapRecipe
 from clipkit.run import Run
@@ -201,3 +204,28 @@ def test_a_threshold_of_an_unknown_task_is_an_error(tmp_path: Path, data: Path, 
 def test_an_image_only_model_is_refused(tmp_path: Path, data: Path, suite: Suite, shards: Shards, image_only_encoder: Any) -> None:
     with pytest.raises(UserError, match="images only"):
         analyse(tmp_path, image_only_encoder, shards, suite)
+
+
+COARSE = [(7, Image.Resampling.BOX), (8, Image.Resampling.BOX), (8, Image.Resampling.BICUBIC)]
+
+
+def searched(test: Image.Image, train: list[Image.Image]) -> list[float]:
+    """What the pixel detector's search alone thinks of training pictures: the best of the test picture's views."""
+    detector = PixelDescriptor()
+    test_1, train_M = (detector.encode_images(torch.stack([detector.preprocess(image) for image in images])) for images in ([test], train))
+    return (detector.views(Encoded(*test_1))[:, 0] @ train_M.projected_BD.T).amax(0).tolist()
+
+
+def test_a_copy_that_is_the_searchs_fourth_candidate_wins_when_candidates_are_verified(
+    tmp_path: Path, data: Path, suite: Suite, color_encoder: Any
+) -> None:
+    """Three pictures with the coarse forms of a test picture and none of its fine ones are nearer to the search than its cropped copy."""
+    original = cloth("red", 3)
+    decoys = [original.resize((side, side), how).resize((48, 48), Image.Resampling.BICUBIC) for side, how in COARSE]
+    train = [*decoys, original.crop((2, 2, 46, 42)), *(cloth("red", 100 + i) for i in range(10))]
+    pairs = [training_pair(image, f"cloth {i}", i) for i, image in enumerate(train)]
+    *by_decoys, by_copy = searched(original, [Image.open(io.BytesIO(pair.image)) for pair in pairs[:4]])
+    assert min(by_decoys) > by_copy
+    analyse(tmp_path, color_encoder, write_shards(pairs, tmp_path / "shards", pairs_per_shard=5, recipe={}, funnel=[]), suite)
+    row = rows(tmp_path)[3]
+    assert (row["key"], row["is_overlap"]) == (pairs[3].key, True)

@@ -1,0 +1,35 @@
+"""What robots meta tags and X-Robots-Tag headers say about images, for pages and for images alike."""
+
+import re
+from collections.abc import Iterable
+
+__all__ = ["OPT_OUTS", "agent_of", "opts_out"]
+
+OPT_OUTS = frozenset(("noai", "noimageai", "noindex", "noimageindex", "noml", "none"))
+"""Directives that keep images out of training data; `none` is short for `noindex, nofollow`."""
+
+# A directive with a value is neither an agent nor, by its value, an opt-out: `max-image-preview: none`.
+_VALUED = re.compile(r"\b(?:max-snippet|max-image-preview|max-video-preview|unavailable_after)\s*:\s*[^\s,]*")
+_WORD = re.compile(r"([^\s,:]+)(\s*:)?")
+_AGENT = re.compile(r"[a-z*][\w.*-]*")  # and not the `15:` of a time
+
+
+def agent_of(user_agent: str) -> str:
+    """The product token of a User-Agent header in lower case, which is the name that directives address: "clipkit/0.1 (x)" -> "clipkit"."""
+    return re.split(r"[/\s]", user_agent.strip(), maxsplit=1)[0].lower()
+
+
+def opts_out(values: Iterable[str], agent: str) -> bool:
+    """Whether header values (or contents of robots meta tags) keep images out for `agent`, a lower-case product token.
+
+    A value lists directives, between commas or spaces. `NAME:` in front of one addresses NAME alone, up to the next name or the end
+    of the value: `noarchive, otherbot: noindex, clipkit: noai` says noarchive to all, noindex to otherbot and noai to clipkit.
+    """
+    for value in values:
+        addressee = "*"
+        for word, colon in _WORD.findall(_VALUED.sub("", value.lower())):
+            if colon and _AGENT.fullmatch(word):
+                addressee = word
+            elif word in OPT_OUTS and addressee in ("*", agent):
+                return True
+    return False

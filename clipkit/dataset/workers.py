@@ -1,0 +1,83 @@
+"""Processes of our own: none outlives the build, and one that a value kills costs that value only."""
+
+import functools
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from types import TracebackType
+from typing import Any, Self
+
+from clipkit import UserError
+
+__all__ = ["Workers", "watch_parent"]
+
+VALUES_PER_MESSAGE = 8
+
+
+@functools.cache
+def watch_parent() -> None:
+    """Once in each worker process: end it when the process that started it is gone, however that ended."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+class Workers:
+    """A pool of processes that apply a function of a module to values."""
+
+    def __init__(self, processes: int) -> None:
+        """Processes start when there is work for them."""
+        self.processes = processes
+        self._pool = self._start()
+
+    def __enter__(self) -> Self:
+        """The workers themselves; leaving the block ends their processes."""
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """Wait for what is being worked on, and end."""
+        self._pool.shutdown(cancel_futures=True)
+
+    def map(self, function: Callable[[Any], Any], values: Sequence[Any]) -> list[Any]:
+        """`function` of each value, in order; None where it killed its process, as a decoder in C may.
+
+        Raises UserError when processes die without any work.
+        """
+        try:
+            return list(self._pool.map(function, values, chunksize=VALUES_PER_MESSAGE))
+        except BrokenProcessPool:
+            self._start_again()
+            return [self._alone(function, value) for value in values]
+
+    def _alone(self, function: Callable[[Any], Any], value: Any) -> Any:
+        try:
+            return self._pool.submit(function, value).result()
+        except BrokenProcessPool:
+            self._start_again()
+            return None
+
+    def _start_again(self) -> None:
+        self._pool.shutdown()
+        self._pool = self._start()
+        try:
+            self._pool.submit(os.getpid).result()
+        except BrokenProcessPool:
+            raise UserError(f"worker processes end as soon as they start (of {self.processes}): free memory or lower the number") from None
+
+    def _start(self) -> ProcessPoolExecutor:
+        return ProcessPoolExecutor(self.processes, mp_context=multiprocessing.get_context("spawn"), initializer=_make_ready)
+
+
+def _make_ready() -> None:
+    # Ctrl-C reaches every process of the terminal; the one that was asked to stop tells the others.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    watch_parent()
