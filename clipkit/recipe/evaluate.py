@@ -47,10 +47,10 @@ class OverlapRecipe(Section):
         description="what two pictures are compared by: `pixels` (the built-in near-duplicate descriptor) or a model as --model takes it",
     )
     threshold: float = Field(
-        0.8,
+        0.85,
         ge=-1,
         le=1,
-        description="similarity from which a test picture counts as overlap; `pixels`: 0.8 suits photographs, 0.89 flat drawings",
+        description="similarity from which a test picture counts as overlap; `pixels`: 0.8 to 0.85 suits photographs, 0.89 flat drawings",
     )
     thresholds: Mapping[str, float] = Field({}, description="task name = threshold, where a task needs its own")
     review: str | None = Field(
