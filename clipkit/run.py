@@ -66,7 +66,10 @@ class Run:
         """
         wanted: dict[str, Any] = {"command": command, "recipe": dump(recipe), "inputs": dict(inputs)}
         _check(out, wanted, recipe)  # before anything is written there
-        out.mkdir(parents=True, exist_ok=True)
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"`--out {out}` cannot be made ({error.strerror}): give another directory") from None
         lock = _take_lock(out)
         known = _check(out, wanted, recipe)  # another process may have started its run between the first look and the lock
         if known is None:

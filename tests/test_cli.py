@@ -139,7 +139,8 @@ def test_recipes_are_listed_shown_and_copied(tmp_path):
 
 def test_knobs_are_listed_as_json_too():
     listed = json.loads(runner.invoke(app, ["recipes", "knobs", "train", "--json"]).stdout)
-    assert "batch_size" in listed
+    assert listed["batch_size"]["default"] == 1024
+    assert listed["samples_seen"]["default"] == "required"
 
 
 def test_suites_are_listed_and_shown():

@@ -87,6 +87,6 @@ def test_every_link_to_a_file_leads_somewhere(page):
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_knob_that_the_docs_set_exists(page):
-    known = {name for kind in COMMANDS.values() for name, _ in knobs(kind)}
+    known = {knob.name for kind in COMMANDS.values() for knob in knobs(kind)}
     for knob in re.findall(r"--set '?\"?([a-z_0-9.]+)=", page.read_text()):
         assert re.sub(r"\.\d+\.", ".0.", knob) in known, f"{page.name}: {knob}"

@@ -34,7 +34,7 @@ def test_every_command_ships_a_recipe():
 
 @pytest.mark.parametrize("kind", COMMANDS.values())
 def test_every_knob_says_what_it_means(kind):
-    assert [name for name, meaning in knobs(kind) if len(meaning) < 5] == []
+    assert [knob.name for knob in knobs(kind) if len(knob.meaning) < 5] == []
 
 
 def test_an_unknown_knob_is_named_with_the_nearest_known_one(tmp_path):
@@ -118,7 +118,7 @@ def test_a_recipe_survives_dump_and_load():
 
 def test_flatten_names_what_the_knob_list_names():
     recipe = load_recipe(TrainRecipe, None, ["samples_seen=5"])
-    assert set(flatten(dump(recipe))) == {name for name, _ in knobs(TrainRecipe)}
+    assert set(flatten(dump(recipe))) == {knob.name for knob in knobs(TrainRecipe)}
 
 
 def test_a_misspelt_name_of_a_shipped_file_suggests_the_nearest():

@@ -109,16 +109,36 @@ def run_cifar10(data: Path, work: Path) -> str:
     zero_shot = clipkit("eval", "zero-shot", "--suite", "cifar10", *common, "--out", _short(work / "zero-shot"))
     probe = clipkit("eval", "linear-probe", "--suite", "real", *common, "--out", _short(work / "linear-probe"))
     overlap = clipkit("overlap-report", "--train", _short(shards), "--suite", "real", *common, "--out", _short(work / "overlap"))
-    columns = ("task", "metric", "value", "low", "high", "count", "seconds")
+    return cifar10_section(clipkit, {"trained": trained, "zero_shot": zero_shot["scores"], "probe": probe["scores"], "overlap": overlap})
+
+
+def cifar10_section(clipkit: Commands, reports: dict[str, Any]) -> str:
+    """The page's section from the four commands' reports."""
+    scores, overlap = ("task", "metric", "value", "low", "high", "count", "seconds"), reports["overlap"]
+    effect = (
+        "task",
+        "count",
+        "overlap",
+        "contamination",
+        "accuracy_all",
+        "accuracy_overlap",
+        "accuracy_clean",
+        "all_minus_clean",
+        "p_value",
+    )
     return "\n".join(
         [
             "## CIFAR-10: shards, training, evaluation, overlap\n",
             clipkit.block(),
-            _facts("Training", trained).to_markdown(),
-            _rows("Zero-shot", zero_shot["scores"], columns).to_markdown(),
-            _rows("Linear probe", probe["scores"], columns).to_markdown(),
-            _rows("Overlap", overlap["tasks"], tuple(overlap["tasks"][0])).to_markdown(),
-            f"Overlap over tasks: {json.dumps(overlap['summary'])}\n",
+            "Training:\n",
+            _facts("Training", reports["trained"]).to_markdown(),
+            "Zero-shot, with 95% intervals:\n",
+            _rows("Zero-shot", reports["zero_shot"], scores).to_markdown(),
+            "Linear probe by the paper's protocol:\n",
+            _rows("Linear probe", reports["probe"], scores).to_markdown(),
+            f"Overlap with the training shards at threshold {overlap['tasks'][0]['threshold']}, and what it did to zero-shot accuracy:\n",
+            _rows("Overlap", overlap["tasks"], effect).to_markdown(),
+            "Over the tasks: " + ", ".join(f"{name} {value:.4g}" for name, value in overlap["summary"].items()) + ".\n",
         ]
     )
 

@@ -30,7 +30,9 @@ class _Clipkit(TyperGroup):
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS):
                 raise
-            _complain(f"error: {error.strerror}: `{error.filename or '?'}`: free space or choose another `--out`, then run again to resume")
+            remedy = "make it accessible" if error.errno in (errno.EACCES, errno.EROFS) else "free space, then run again to resume"
+            where = f" `{error.filename}`" if error.filename else ""
+            _complain(f"error: {error.strerror}:{where}: {remedy}, or choose another place")
             raise typer.Exit(2) from None
         except KeyboardInterrupt:
             _complain("interrupted: run the same command again to resume")

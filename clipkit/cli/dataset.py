@@ -47,6 +47,6 @@ def verify(
     from clipkit.dataset.shards import Shards
 
     report = Shards.open(shards, check_sizes=False).verify()
-    show(report, verify_tables(report), as_json=as_json, where=shards)
+    show(report, verify_tables(report), as_json=as_json)
     if report["problems"]:
         raise typer.Exit(1)

@@ -121,4 +121,4 @@ def show_suite(
     from clipkit.evaluation.suite import describe, load_suite
 
     report = describe(load_suite(suite))
-    show(report, suite_tables(report), as_json=as_json, where=find("benchmarks/suites", suite))
+    show(report, suite_tables(report), as_json=as_json)

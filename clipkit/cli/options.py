@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.text import Text
 
 from clipkit import UserError
-from clipkit.report.tables import Table
+from clipkit.report.tables import Table, console
 
 if TYPE_CHECKING:
     from clipkit.evaluation.suite import Suite
@@ -69,12 +68,13 @@ def identity(model: str, suite: "Suite", data: Path) -> dict[str, str]:
     return inputs
 
 
-def show(report: Mapping[str, Any], tables: list[Table], *, as_json: bool, where: Path) -> None:
+def show(report: Mapping[str, Any], tables: list[Table], *, as_json: bool, where: Path | None = None) -> None:
     """The report on stdout, as tables or JSON, then where the results are (tables only)."""
     if as_json:
         typer.echo(json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False))
         return
-    console = Console()
+    out = console()
     for table in tables:
-        console.print(table.to_rich())
-    console.print(Text(f"results in {where}"))
+        out.print(table.to_rich())
+    if where is not None:
+        out.print(Text(f"results in {where}"))

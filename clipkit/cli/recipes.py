@@ -50,11 +50,13 @@ def list_knobs(
     command: Annotated[str, typer.Argument(metavar="COMMAND", help=f"One of: {', '.join(COMMANDS)}.")],
     as_json: JsonOption = False,
 ) -> None:
-    """Every knob of a command's recipe, with its unit and meaning."""
+    """Every knob of a command's recipe, with its default, unit and meaning."""
     if command not in COMMANDS:
         raise UserError(f"no command `{command}` takes a recipe: give one of {', '.join(COMMANDS)}")
-    rows = list(knobs(COMMANDS[command]))
-    print_tables([Table(f"knobs of {command}", ("knob", "meaning"), rows)], dict(rows), as_json=as_json)
+    found = list(knobs(COMMANDS[command]))
+    rows = [(knob.name, "" if knob.default is None else str(knob.default), knob.meaning) for knob in found]
+    table = Table(f"knobs of {command}", ("knob", "default", "meaning"), rows)
+    print_tables([table], {knob.name: {"default": knob.default, "meaning": knob.meaning} for knob in found}, as_json=as_json)
 
 
 def _path(name: str) -> Path:

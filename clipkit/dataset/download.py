@@ -6,6 +6,7 @@ called again with the same list, `download` goes on with the parts that are miss
 """
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -128,6 +129,8 @@ def _fetch_round(wanted: pa.Array, out: Path, number: int, *, knobs: DownloadKno
             log = _run_img2dataset([parts[part] for part in missing], missing, folder, knobs=knobs, advance=advance)
         tables = [_finished(folder, part, urls) for part, urls in enumerate(parts)]
         if any(table is None for table in tables):
+            if "No space left on device" in log:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
             raise UserError(f"img2dataset left parts of round {number} unfinished: {log}; run the same command again to resume")
     return pa.concat_tables([_with_place(table, number, part) for part, table in enumerate(tables)])
 

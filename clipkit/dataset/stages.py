@@ -136,4 +136,7 @@ def _remove_leftovers(folder: Path) -> None:
 def _nothing_left(line: Mapping[str, Any]) -> str:
     reasons = ", ".join(f"{reason} {count:,}" for reason, count in sorted(line["dropped"].items(), key=lambda pair: -pair[1]))
     why = f" (dropped: {reasons})" if reasons else ""
-    return f"nothing of {line['in']:,} is left after stage `{line['stage']}`{why}: change the sources or the knobs of these rules"
+    remedy = "change the sources or the knobs of these rules"
+    if "private_address" in line["dropped"]:
+        remedy = "set `download.allow_private_addresses = true` and give a new `--out`, if these hosts are yours"
+    return f"nothing of {line['in']:,} is left after stage `{line['stage']}`{why}: {remedy}"

@@ -77,7 +77,8 @@ class Split:
 def read_image_folder(root: Path, folder: Path, *, name: str, class_folders: Sequence[str]) -> Split:
     """A split with one folder per class. `class_folders` gives the label order.
 
-    Hidden files are ignored; links may not lead out of `root`. Raises UserError for a missing or unexpected class folder.
+    Hidden files and files without a picture's suffix are ignored; links may not lead out of `root`.
+    Raises UserError for a missing or unexpected class folder.
     """
     _refuse_escape(folder, root)
     present = sorted(entry.name for entry in _visible(folder, root) if entry.is_dir())
@@ -143,10 +144,13 @@ def _refuse_escape(path: Path, root: Path) -> None:
         raise UserError(f"`{path}` is a link that leads out of `{root}`: copy the files there instead")
 
 
+_PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
+
+
 def _is_picture_file(entry: os.DirEntry[str]) -> bool:
     if not entry.is_file():
         raise UserError(f"`{entry.path}` is no file: a class folder should hold pictures only")
-    return True
+    return entry.name.lower().endswith(_PICTURE_SUFFIXES)
 
 
 def _checked_size(size: int, path: str) -> int:

@@ -5,7 +5,7 @@ import json
 import tomllib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
@@ -33,12 +33,21 @@ def load_recipe(kind: type[R], path: Path | None, overrides: Sequence[str] = ())
         raise UserError(_first_problem(kind, error.errors(), origin)) from None
 
 
-def knobs(kind: type[Section], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Every knob of a recipe as (dotted name, description); knobs of a `[[list]]` are named list.0.knob."""
+class Knob(NamedTuple):
+    """A knob's dotted name, what it means, and its default as JSON values ("required" where it has none)."""
+
+    name: str
+    meaning: str
+    default: Any
+
+
+def knobs(kind: type[Section], prefix: str = "") -> Iterator[Knob]:
+    """Every knob of a recipe; knobs of a `[[list]]` are named list.0.knob."""
     for name, field in kind.model_fields.items():
         section, is_list = _section_of(field.annotation)
         if section is None:
-            yield prefix + name, field.description or ""
+            default = "required" if field.is_required() else field.default
+            yield Knob(prefix + name, field.description or "", list(default) if isinstance(default, tuple) else default)
         else:
             yield from knobs(section, f"{prefix}{name}.0." if is_list else f"{prefix}{name}.")
 
@@ -123,7 +132,7 @@ def _first_problem(kind: type[Section], errors: Sequence[ErrorDetails], origin: 
     error = next((e for e in errors if e["type"] == "extra_forbidden"), errors[0])
     name = ".".join(str(part) for part in error["loc"])
     if error["type"] == "extra_forbidden":
-        known = [knob for knob, _ in knobs(kind)]
+        known = [knob.name for knob in knobs(kind)]
         near = difflib.get_close_matches(name, known, n=1) or [k for k in known if k.endswith(f".{error['loc'][-1]}")][:1]
         hint = f"did you mean `{near[0]}`?" if near else "`clipkit recipes knobs` lists them all"
         return f"unknown knob `{name}` in {origin}: {hint}"

@@ -1,6 +1,8 @@
 """Reports as tables: one plain `Table`, shown by rich, Markdown or HTML."""
 
 import json
+import os
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +15,8 @@ from rich.text import Text
 from clipkit import printable
 
 Cell = str | int | float | None
+LONGEST_NAME = 28
+"""Characters of a cell that is not folded in a narrow terminal."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +40,8 @@ class Table:
             title=Text(self.title), title_justify="left", caption=Text(self.note) if self.note else None, caption_justify="left"
         )
         for i, name in enumerate(self.columns):
-            table.add_column(Text(name), justify="right" if self._is_numeric(i) else "left", overflow="fold")
+            is_short = all(len(text(row[i])) <= LONGEST_NAME for row in self.rows)  # names and numbers never fold, sentences do
+            table.add_column(Text(name), justify="right" if self._is_numeric(i) else "left", overflow="fold", no_wrap=is_short)
         for row in self.rows:
             table.add_row(*(Text(text(cell)) for cell in row))
         return table
@@ -62,13 +67,18 @@ def text(cell: Cell) -> str:
     return printable(str(cell))
 
 
+def console() -> Console:
+    """stdout; in a pipe, where there is no width to keep to, wide enough for every table."""
+    return Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 160)
+
+
 def print_tables(tables: Sequence[Table], data: Any, *, as_json: bool) -> None:
     """Tables, or the data behind them as JSON, on stdout."""
     if as_json:
         typer.echo(json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False))
         return
     for table in tables:
-        Console().print(table.to_rich())
+        console().print(table.to_rich())
 
 
 def build_tables(report: Mapping[str, Any]) -> list[Table]:

@@ -222,3 +222,11 @@ def test_the_first_difference_in_class_names_is_told(tmp_path: Path, names: str,
     (tmp_path / "classnames.txt").write_text(names)
     with pytest.raises(UserError, match=re.escape(message)):
         read_tars(folder)
+
+
+def test_a_file_that_is_no_picture_by_its_name_is_passed_over(own_color_files: Path) -> None:
+    folder = own_color_files / "data" / "colors" / "test"
+    classes = sorted(path.name for path in folder.iterdir())
+    before = len(read_image_folder(folder.parent, folder, name="test", class_folders=classes))
+    (folder / classes[0] / "README.md").write_text("not a picture")
+    assert len(read_image_folder(folder.parent, folder, name="test", class_folders=classes)) == before
