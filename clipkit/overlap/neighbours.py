@@ -4,7 +4,7 @@ No index and no approximation: what is not found is not there. In memory are the
 k best of each test picture.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -64,9 +64,9 @@ class NearestSearch:
 
     def _keep(self, rows: slice, found: Neighbours) -> None:
         kept = self._best.rows(rows)
-        both = Neighbours(*(np.concatenate(pair, axis=1) for pair in zip(kept, found, strict=True)))
+        both = Neighbours(*(np.concatenate(pair, axis=1) for pair in _columns(kept, found)))
         best = both.ordered(kept.key_NK.shape[1])
-        for old, new in zip(kept, best, strict=True):
+        for old, new in _columns(kept, best):
             old[...] = new
 
     @property
@@ -93,3 +93,7 @@ def top(values_NM: Tensor, k: int) -> tuple[NDArray[np.float32], NDArray[np.int6
     if len(crowded):
         columns[crowded] = values_NM[crowded].sort(dim=1, descending=True, stable=True).indices[:, :k]
     return values.numpy(), columns.numpy()
+
+
+def _columns(first: Neighbours, second: Neighbours) -> list[tuple[NDArray[Any], NDArray[Any]]]:
+    return cast("list[tuple[NDArray[Any], NDArray[Any]]]", list(zip(first, second, strict=True)))
