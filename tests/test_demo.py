@@ -22,7 +22,12 @@ Finished = tuple[Path, dict[str, Any]]
 
 def start(folder: Path, **options: Any) -> subprocess.Popen[bytes]:
     argv = [sys.executable, "-m", "clipkit", "demo", "--size", "small", "--seed", "3", "--quiet", "--json"]
-    return subprocess.Popen(argv, cwd=folder, start_new_session=True, **options)
+    return subprocess.Popen(argv, cwd=folder, start_new_session=True, preexec_fn=_hear_interrupts, **options)
+
+
+def _hear_interrupts() -> None:
+    """A shell that runs the tests in the background lets its children ignore Ctrl-C, and a child of such a child ignores it too."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="module")
@@ -140,6 +145,11 @@ def test_an_interrupted_demo_says_one_sentence_and_exits_with_130(tmp_path):
         assert time.monotonic() < deadline
         time.sleep(0.01)
     os.kill(process.pid, signal.SIGINT)
-    _, stderr = process.communicate(timeout=60)
+    try:
+        _, stderr = process.communicate(timeout=60)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        raise
     assert process.returncode == 130
     assert stderr.decode() == "interrupted: run the same command again to resume\n"
