@@ -6,7 +6,15 @@ from typing import Literal
 
 from clipkit import UserError
 
-Kind = Literal["recipes/build-dataset", "recipes/train", "recipes/eval", "recipes/overlap-report", "benchmarks/tasks", "benchmarks/suites"]
+Kind = Literal[
+    "recipes/build-queries",
+    "recipes/build-dataset",
+    "recipes/train",
+    "recipes/eval",
+    "recipes/overlap-report",
+    "benchmarks/tasks",
+    "benchmarks/suites",
+]
 
 
 def resource_root() -> Path:

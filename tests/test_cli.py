@@ -73,7 +73,7 @@ MISTAKES = {
         "`--data DATA` is no folder",
     ),
     "no model": (["eval", "zero-shot", "--model", "no/such", "--suite", "demo", "--data", ".", "--out", "OUT"], "no/such"),
-    "no command of that name": (["recipes", "knobs", "trian"], "give one of build-dataset, train"),
+    "no command of that name": (["recipes", "knobs", "trian"], "give one of build-queries, build-dataset, train"),
     "no recipe of that name": (["recipes", "show", "demo"], "write COMMAND/NAME"),
     "an architecture that is not there": (["models", "show", "ViT-B-23"], "ViT-B-32"),
 }

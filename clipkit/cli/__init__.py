@@ -13,7 +13,7 @@ import typer
 from typer.core import TyperGroup
 
 from clipkit import UserError, __version__, printable
-from clipkit.cli import dataset, demo, evaluation, model, overlap, recipes, training
+from clipkit.cli import dataset, demo, evaluation, model, overlap, queries, recipes, training
 
 __all__ = ["app", "main"]
 
@@ -70,6 +70,7 @@ def _root(
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
+app.command("build-queries", no_args_is_help=True)(queries.build_queries)
 app.command("build-dataset", no_args_is_help=True)(dataset.build_dataset)
 app.command("train", no_args_is_help=True)(training.train)
 app.add_typer(evaluation.eval_app, name="eval")

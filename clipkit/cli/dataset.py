@@ -1,5 +1,6 @@
 """`clipkit build-dataset` and `clipkit shards`."""
 
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -18,17 +19,24 @@ def build_dataset(
     recipe: RecipeArgument,
     out: OutOption,
     set_: SetOption = None,
+    engine: Annotated[
+        str | None, typer.Option("--engine", metavar="NAME", help="`native` (this machine) or `ray`, short for `--set engine.name=...`.")
+    ] = None,
+    address: Annotated[
+        str | None, typer.Option("--address", metavar="HOST:PORT", help="The Ray cluster; without it, one of this machine alone.")
+    ] = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
     """Build WebDataset shards from pages or URL tables.
 
-    Reads queries and WARC files, HTML or URL tables; filters and matches the texts; balances; downloads; filters the images;
-    writes `DIR/shards`.
+    Reads queries and WARC or WAT files, HTML or URL tables; filters and matches the texts; balances; downloads; filters the images;
+    writes `DIR/shards`. On a Ray cluster DIR must be on a file system that all its machines share.
 
     Example: `clipkit build-dataset recipes/build-dataset/demo.toml --out runs/data`
     """
-    knobs = load_recipe(BuildRecipe, find("recipes/build-dataset", recipe), set_ or ())
+    given = [f"engine.{name}={json.dumps(value)}" for name, value in (("name", engine), ("address", address)) if value is not None]
+    knobs = load_recipe(BuildRecipe, find("recipes/build-dataset", recipe), [*(set_ or ()), *given])
     with Run.open(out, command="build-dataset", recipe=knobs, inputs={}, quiet=quiet) as run:
         if (report := run.report) is None:
             from clipkit.dataset import build

@@ -1,120 +1,160 @@
-"""At most `limit` pairs per query, exactly (CLIP section 2.2: "approximately class balance ... up to 20,000 pairs per query").
+"""At most `limit` pairs per query (CLIP section 2.2: "approximately class balance ... up to 20,000 pairs per query").
 
-Every (query, pair) has a hash keyed by the seed; a query keeps its pairs with the smallest hashes. Which those are depends on
-nothing else: not on order, on machine, on how the pairs are cut into parts, or on which other queries there are. So the picks of
-parts can be merged, and data that comes later only pushes out what has larger hashes. A pair is kept if any query picks it.
+Exact: every (query, pair) has a hash keyed by the seed, and a query picks its `limit` pairs with the smallest hashes (a bottom-k
+sketch). Which those are depends on nothing else: not on order, on machine, on how the pairs are cut into parts, or on which other
+queries there are; and data that comes later only pushes out what has larger hashes. A pair is kept if any query picks it.
+
+Expected: MetaCLIP's coin flips (arXiv 2309.16671, algorithm 1), by which a query picks `limit` pairs on average.
+
+What is picked is never gathered: a pass over the pairs counts the matches of each query, the exact mode finds where the picks of each
+query end (cutoffs.py), and from then on each pair tells by itself whether it is kept.
 """
 
-import hashlib
-from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from clipkit.dataset.matching import normalise
+from clipkit.dataset import frames
+from clipkit.dataset.cutoffs import find_cutoffs, matches_of
+from clipkit.dataset.keyed_hashes import UInt64s, keyed_hash
 
-__all__ = ["Picks", "keyed_hash", "merge", "no_picks", "pick", "pick_all", "query_salts"]
+__all__ = ["Balance", "Chances", "Kept", "Mode", "Rule", "balance", "oversampled"]
 
-UInt64s = npt.NDArray[np.uint64]
-Limits = npt.NDArray[np.int64] | int
-"""Most pairs of each query, or one number for all."""
-
-_WHOLE_KEY = np.dtype([("high", np.uint64), ("low", np.uint64)])
+Mode = Literal["exact", "expected"]
+Int64s = npt.NDArray[np.int64]
 
 
-class Picks(NamedTuple):
-    """The picks of all queries, in order of query, hash, key, and how many pairs each query has met."""
+class Rule(Protocol):
+    """Tells of each row by itself whether it is kept."""
 
-    queries_K: npt.NDArray[np.int32]
-    hashes_K: UInt64s
-    keys_K: npt.NDArray[np.void]
-    seen_Q: npt.NDArray[np.int64]
+    def keep(self, keys: pa.Array, queries: pa.ListArray) -> npt.NDArray[np.bool_]:
+        """One answer per row; a pair without a query is kept."""
 
-    def keys(self) -> pa.StringArray:
-        """The keys of the pairs that some query picked, ascending, each once."""
-        distinct = np.unique(self.keys_K)
-        return pa.array([f"{int(key['high']):016x}{int(key['low']):016x}" for key in distinct], pa.string())
 
-    def report(self, limits_Q: Limits) -> dict[str, int]:
-        """count of queries, matched, above_limit, never_matched, picks (query and pair), union (pairs)."""
+@dataclass(frozen=True)
+class Balance:
+    """What `balance` found: how many pairs each query matches, and the rule by which a pair is kept."""
+
+    mode: Mode
+    seen_Q: Int64s
+    limits_Q: Int64s
+    rule: Rule
+
+    def keep(self, keys: pa.Array, queries: pa.ListArray) -> pa.BooleanArray:
+        """Whether each pair is kept: keys (32 hex characters) with the distinct numbers of the queries in the text.
+
+        Depends on the row alone. A pair without a query is kept: whether there may be such pairs is for `match.required` to say.
+        """
+        return pa.array(self.rule.keep(keys, queries))
+
+
+@dataclass(frozen=True)
+class Chances:
+    """P(kept) = 1 - product over the pair's queries of (1 - chance of the query), decided by a keyed hash of the pair."""
+
+    chances_Q: npt.NDArray[np.float64]
+    seed: int
+
+    def keep(self, keys: pa.Array, queries: pa.ListArray) -> npt.NDArray[np.bool_]:
+        """One answer per row: a pair is kept if its number in [0, 1) is below its P, or if it has no query."""
+        lengths, queries_K = matches_of(queries)
+        matched = np.flatnonzero(lengths)
+        missed = np.zeros(len(lengths))
+        if len(matched):
+            starts = (np.cumsum(lengths) - lengths)[matched]
+            missed[matched] = np.multiply.reduceat(1 - self.chances_Q[queries_K], starts)
+        numbers = (keyed_hash(keys, self.seed, "balance") >> np.uint64(11)) * 2.0**-53
+        return np.asarray(numbers < 1 - missed, bool)
+
+
+def oversampled(limits_Q: Int64s, factor: float) -> Int64s:
+    """The limits times a factor, rounded up. The factor counts as it is written: 20,000 x 1.1 is 22,000, not one more."""
+    distinct, where = np.unique(limits_Q, return_inverse=True)
+    most = [min(math.ceil(limit * Fraction(repr(factor))), 2**63 - 1) for limit in distinct.tolist()]
+    return np.array(most, np.int64)[where]
+
+
+def balance(
+    files: Sequence[Path],
+    *,
+    salts_Q: UInt64s,
+    limits_Q: Int64s,
+    mode: Mode = "exact",
+    seed: int = 0,
+    earlier: pa.Table | None = None,
+) -> Balance:
+    """Find which pairs of parquet files (columns `key`, `queries`; every key once in all of them) are kept.
+
+    `earlier` is for the expected mode after a download: the table of the balance before it (`Kept.table`). The chances are then those
+    of the pool before that balance, as far as it can be reached: each query's count there, times the share of its pairs that came
+    through. So nothing is thinned twice, and nothing more is dropped where nothing was lost. The exact mode needs no such help:
+    the smallest hashes of what it kept are the smallest hashes.
+    """
+    seen_Q = frames.count_matches(files, len(salts_Q))
+    if mode == "exact":
+        return Balance(mode, seen_Q, limits_Q, find_cutoffs(files, seen_Q=seen_Q, salts_Q=salts_Q, limits_Q=limits_Q))
+    pool_Q = seen_Q.astype(np.float64)
+    if earlier is not None:
+        before_Q, after_Q = (earlier[name].to_numpy() for name in ("before", "after"))
+        pool_Q = before_Q * (seen_Q / np.maximum(after_Q, 1))
+    return Balance(mode, seen_Q, limits_Q, Chances(np.minimum(1, limits_Q / np.maximum(pool_Q, 1)), seed))
+
+
+class Kept:
+    """A balance carried out: keeps pairs batch by batch and counts what is left of each query."""
+
+    def __init__(self, balance: Balance) -> None:
+        """Nothing is counted yet."""
+        self.balance = balance
+        self.after_Q = np.zeros_like(balance.seen_Q)
+        self.union = 0
+
+    def keep(self, keys: pa.Array, queries: pa.ListArray) -> pa.BooleanArray:
+        """`Balance.keep` of a batch, counted. Give every pair once."""
+        kept = self.balance.rule.keep(keys, queries)
+        lengths, queries_K = matches_of(queries)
+        self.after_Q += np.bincount(queries_K[np.repeat(kept, lengths)], minlength=len(self.after_Q))
+        self.union += int((kept & (lengths > 0)).sum())
+        return pa.array(kept)
+
+    def table(self) -> pa.Table:
+        """One row per query: number, pairs that it matched before, picks of its own, pairs that it matches after.
+
+        `after` is more than `picks` where other queries picked pairs that it matches too. In the expected mode picks are expected.
+        """
+        before_Q = self.balance.seen_Q
+        columns = (np.arange(len(before_Q), dtype=np.int32), before_Q, np.minimum(before_Q, self.balance.limits_Q), self.after_Q)
+        return pa.table(dict(zip(("number", "before", "picks", "after"), columns, strict=True)))
+
+    def report(self, texts: Sequence[str], *, num_largest: int = 10) -> dict[str, Any]:
+        """Counts over all queries, and the queries that matched most, with their texts.
+
+        count, matched, never_matched, above_limit: queries; matches: (query, pair) before, and the share of them that belongs to
+        queries above the limit; picks: (query, pair); union: pairs that some query picked; occurrences: matches of the pairs that are
+        kept, and the largest of one query.
+        """
+        before_Q, limits_Q = self.balance.seen_Q, self.balance.limits_Q
+        above_Q, matches = before_Q > limits_Q, int(before_Q.sum())
+        most = np.argsort(-before_Q, kind="stable")[:num_largest]
+        rows = self.table().take(most[before_Q[most] > 0]).to_pylist()
         return {
-            "count": len(self.seen_Q),
-            "matched": int((self.seen_Q > 0).sum()),
-            "above_limit": int((self.seen_Q > limits_Q).sum()),
-            "never_matched": int((self.seen_Q == 0).sum()),
-            "picks": len(self.keys_K),
-            "union": len(np.unique(self.keys_K)),
+            "mode": self.balance.mode,
+            "count": len(before_Q),
+            "matched": int((before_Q > 0).sum()),
+            "never_matched": int((before_Q == 0).sum()),
+            "above_limit": int(above_Q.sum()),
+            "matches": matches,
+            "above_limit_share": int(before_Q[above_Q].sum()) / max(1, matches),
+            "picks": int(np.minimum(before_Q, limits_Q).sum()),
+            "union": self.union,
+            "occurrences": int(self.after_Q.sum()),
+            "largest_occurrence": int(self.after_Q.max(initial=0)),
+            "largest": [{"query": texts[row["number"]], **row} for row in rows],
         }
-
-
-def query_salts(queries: Sequence[str], seed: int) -> UInt64s:
-    """One 64-bit salt per query, of its normalised text and the seed: adding queries changes no other query's picks."""
-    digests = [hashlib.blake2b(f"{seed}\n{normalise(query)}".encode(), digest_size=8).digest() for query in queries]
-    return np.frombuffer(b"".join(digests), "<u8").astype(np.uint64)
-
-
-def keyed_hash(keys: pa.Array, seed: int, purpose: str) -> UInt64s:
-    """A 64-bit hash of each key (32 hex characters) under a seed and a purpose; for orders that look random and are not."""
-    salt = np.frombuffer(hashlib.blake2b(f"{seed}\n{purpose}".encode(), digest_size=8).digest(), "<u8").astype(np.uint64)
-    return _hash(np.repeat(salt, len(keys)), _halves(keys))
-
-
-def no_picks(num_queries: int) -> Picks:
-    """What nothing has been added to."""
-    return Picks(np.empty(0, np.int32), np.empty(0, np.uint64), np.empty(0, _WHOLE_KEY), np.zeros(num_queries, np.int64))
-
-
-def pick(keys: pa.Array, queries: pa.ListArray, *, salts_Q: UInt64s, limits_Q: Limits) -> Picks:
-    """The picks of one part: distinct pair keys (32 hex characters) with the queries that each pair matches."""
-    counts = np.diff(queries.offsets.to_numpy())
-    queries_K = queries.flatten().to_numpy().astype(np.int32)
-    keys_K = np.repeat(_halves(keys), counts)
-    seen_Q = np.bincount(queries_K, minlength=len(salts_Q)).astype(np.int64)
-    return _smallest(Picks(queries_K, _hash(salts_Q[queries_K], keys_K), keys_K, seen_Q), limits_Q)
-
-
-def merge(first: Picks, second: Picks, *, limits_Q: Limits) -> Picks:
-    """The picks of two parts that share no pair: the same as of both together."""
-    together = Picks(
-        np.concatenate((first.queries_K, second.queries_K)),
-        np.concatenate((first.hashes_K, second.hashes_K)),
-        np.concatenate((first.keys_K, second.keys_K)),
-        first.seen_Q + second.seen_Q,
-    )
-    return _smallest(together, limits_Q)
-
-
-def pick_all(parts: Iterable[tuple[pa.Array, pa.ListArray]], *, salts_Q: UInt64s, limits_Q: Limits) -> Picks:
-    """The picks over parts (keys, queries), one in memory at a time beside what is picked."""
-    picks = no_picks(len(salts_Q))
-    for keys, queries in parts:
-        picks = merge(picks, pick(keys, queries, salts_Q=salts_Q, limits_Q=limits_Q), limits_Q=limits_Q)
-    return picks
-
-
-def _smallest(picks: Picks, limits_Q: Limits) -> Picks:
-    # The key breaks ties of the hash, so that equal hashes cannot let order in.
-    order = np.lexsort((picks.keys_K["low"], picks.keys_K["high"], picks.hashes_K, picks.queries_K))
-    queries_K = picks.queries_K[order]
-    rank = np.arange(len(order)) - np.searchsorted(queries_K, queries_K)
-    kept = order[rank < np.broadcast_to(limits_Q, picks.seen_Q.shape)[queries_K]]
-    return Picks(picks.queries_K[kept], picks.hashes_K[kept], picks.keys_K[kept], picks.seen_Q)
-
-
-def _halves(keys: pa.Array) -> npt.NDArray[np.void]:
-    """Keys of 32 hex characters as pairs of 64-bit numbers."""
-    joined = bytes.fromhex("".join(keys.to_pylist()))
-    return np.frombuffer(joined, np.dtype([("high", ">u8"), ("low", ">u8")])).astype(_WHOLE_KEY)
-
-
-def _hash(salts: UInt64s, keys: npt.NDArray[np.void]) -> UInt64s:
-    return _mix(_mix(salts + keys["high"]) ^ keys["low"])
-
-
-def _mix(values: UInt64s) -> UInt64s:
-    """The finaliser of SplitMix64 (Steele, Lea, Flood 2014): a bijection of 64 bits in which every input bit moves every output bit."""
-    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return values ^ (values >> np.uint64(31))

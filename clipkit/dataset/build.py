@@ -1,14 +1,14 @@
 """Queries and sources -> shards: the stages in order.
 
-    queries -> pages -> distinct pairs -> text rules -> match -> one pair per image
+    queries -> pages (texts repaired, text rules, match; per source file) -> distinct pairs -> boilerplate -> one pair per image
     -> balance -> download -> image rules -> final balance -> shards
 
-Each stage reads the parquet of the one before and leaves its own; images are streamed. Run again after a kill, finished stages are
-skipped, and the shards are the same, byte for byte.
+Each stage reads the parquet of the one before and leaves its own, sorted by key; images are streamed. Run again after a kill,
+finished stages and finished source files are skipped, and the shards are the same, byte for byte, on whatever engine.
 """
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,47 +18,56 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from clipkit import UserError
-from clipkit.dataset import frames, image_rules, text_rules
-from clipkit.dataset.balance import keyed_hash, pick_all, query_salts
-from clipkit.dataset.download import download
-from clipkit.dataset.matching import QueryIndex
-from clipkit.dataset.opt_outs import agent_of
-from clipkit.dataset.pages import PAIR_SCHEMA, read_sources
+from clipkit.dataset import frames
+from clipkit.dataset.balance import Int64s, Kept, balance, oversampled
+from clipkit.dataset.collect import Collection, merge_examples
+from clipkit.dataset.engine import Workforce, start_engine
+from clipkit.dataset.gather import gather
+from clipkit.dataset.images import image_rules
+from clipkit.dataset.images.download import download
+from clipkit.dataset.images.fetch import check_knobs
+from clipkit.dataset.images.stored_images import STORED_FIELDS, read_stored, store_images
+from clipkit.dataset.keyed_hashes import keyed_hash, query_salts
+from clipkit.dataset.pages import parts_of
 from clipkit.dataset.queries import QueryList, load_queries
 from clipkit.dataset.shards import MANIFEST, Pair, Shards, write_shards
-from clipkit.dataset.stages import Selection, Stages, funnel_line, read_pairs
-from clipkit.dataset.stored_images import STORED_FIELDS, read_stored, store_images
+from clipkit.dataset.stages import MATCHED_SCHEMA, Selection, Stages, funnel_line, marked, read_pairs
+from clipkit.dataset.texts import text_rules
+from clipkit.dataset.texts.matching import QueryIndex
 from clipkit.recipe import BuildRecipe, dump
-from clipkit.run import Run
+from clipkit.run import Run, replacing
 
 __all__ = ["build_dataset"]
 
-MATCHED_SCHEMA = pa.schema([*PAIR_SCHEMA, ("queries", pa.list_(pa.int32())), ("num_queries", pa.int32()), ("order", pa.uint64())])
 STORED_SCHEMA = pa.schema([*MATCHED_SCHEMA, *STORED_FIELDS])
 
 
 def build_dataset(recipe: BuildRecipe, run: Run) -> dict[str, Any]:
     """Build `run.path/shards` by the recipe; returns the report. Raises UserError for a mistake in the recipe or its files.
 
-    A pair is an image URL with one text beside it. A batch of a contrastive loss must not hold one picture twice, so every image
-    URL keeps one text: the one that contains most queries, among equals the one with the least keyed hash.
+    A pair is an image URL with one text beside it; of several places that show it one is named (`frames.distinct_pairs`). A batch of
+    a contrastive loss must not hold one picture twice, so every image URL keeps one text: the one that contains most queries, among
+    equals the one with the least key (`frames.one_per_image`).
     """
     started = time.monotonic()
     text_rules.check_names(recipe.text.rules)
     image_rules.check_names(recipe.images.rules)
+    check_knobs(recipe.download)
     stages = Stages(run)
     queries = _load_queries(recipe, stages)
-    found = stages.step("01-pages", lambda out: _read_pages(recipe, out, run))
+    workforce = start_engine(recipe.engine, run.path)
+    limits_Q = queries.limits_Q(recipe.balance.limit)
+    most_Q = oversampled(limits_Q, recipe.balance.oversample)
+    found = stages.step("01-pages", lambda out: _read_pages(recipe, queries, stages, out, workforce=workforce))
     pairs = stages.step("02-pairs", lambda out: _keep_distinct(found, out))
-    texts = stages.step("03-text-rules", lambda out: _apply_text_rules(recipe, pairs, out, run))
-    matched = stages.step("04-match", lambda out: _match(recipe, queries, texts, out, run))
-    single = stages.step("05-one-per-image", lambda out: _keep_one_per_image(matched, out))
-    most = int(np.ceil(recipe.balance.limit * recipe.balance.oversample))
-    chosen = stages.step("06-balance", lambda out: _balance(recipe, queries, single, out, stage="balance", limit=most))
-    fetched = stages.step("07-download", lambda out: _download(recipe, chosen, out, run))
+    if "boilerplate" in recipe.text.rules:
+        pairs = stages.step("03-boilerplate", lambda out, pairs=pairs: _drop_boilerplate(recipe, pairs, out))  # type: ignore[misc]
+    single = stages.step("04-one-per-image", lambda out: _keep_one_per_image(pairs, out))
+    chosen = stages.step("05-balance", lambda out: _balance(recipe, queries, single, out, stage="balance", limits_Q=most_Q))
+    fetched = stages.step("06-download", lambda out: _download(recipe, chosen, out, run))
     _forget_lost_images(run)
-    stored = stages.step("08-images", lambda out: _apply_image_rules(recipe, chosen, fetched, out, run))
-    final = stages.step("09-balance", lambda out: _balance(recipe, queries, stored, out, stage="final balance", limit=recipe.balance.limit))
+    stored = stages.step("07-images", lambda out: _apply_image_rules(recipe, chosen, fetched, out, run))
+    final = stages.step("08-balance", lambda out: _balance(recipe, queries, stored, out, limits_Q=limits_Q, earlier=chosen))
     shards = _write_shards(recipe, stages, queries, final, stored, run=run)
     examples = run.path / "dropped-examples.parquet"
     stages.write_examples(examples)
@@ -71,96 +80,90 @@ def build_dataset(recipe: BuildRecipe, run: Run) -> dict[str, Any]:
         "outcomes": stages.facts(fetched)["outcomes"],
         "queries": {**stages.facts(final)["balance"], "content_hash": queries.content_hash, "left_out": dict(queries.left_out)},
         "queries_before_download": stages.facts(chosen)["balance"],
-        "broken_sources": stages.facts(found)["broken"],
+        **{name: stages.facts(found)[name] for name in ("broken_sources", "source_files", "repaired_texts")},
         "dropped_examples": str(examples),
     }
 
 
 def _load_queries(recipe: BuildRecipe, stages: Stages) -> QueryList:
-    """The list, kept beside the stages. A list that differs from the one of the run before would give queries other numbers."""
-    queries = load_queries(recipe.queries)
+    """The list, kept beside the stages with its index. A list that differs from the one of the run before would give other numbers."""
+    queries = load_queries(recipe.queries, mode=recipe.match.mode)
     if recipe.match.required and not len(queries):
         raise UserError("there is no query: give `queries.files` or `queries.wordnet`, or set `match.required = false` to keep every text")
     path = stages.root / "00-queries" / "queries.parquet"
     if not path.exists():
         queries.write(path)
-    if pq.read_table(path, columns=["query"])["query"].to_pylist() != list(queries.texts):
+    if QueryList.read(path).content_hash != queries.content_hash:
         raise UserError(f"the queries have changed since `{path}` was written: give a new `--out`, or put the query files back to resume")
     return queries
 
 
-def _read_pages(recipe: BuildRecipe, out: Path, run: Run) -> Mapping[str, Any]:
-    files, counts = read_sources(recipe.sources, out, knobs=recipe.pages, run=run, agent=agent_of(recipe.download.user_agent))
-    funnel = [funnel_line("images on pages", counts.images, counts.images_kept, counts.images_dropped)]
-    if counts.pages:
-        left = counts.pages - counts.pages_left_out.total()
-        funnel.insert(0, funnel_line("pages", counts.pages, left, counts.pages_left_out))
-    return {"funnel": funnel, "files": [file.name for file in files], "broken": dict(sorted(counts.broken.items())), "texts": counts.pairs}
+def _read_pages(recipe: BuildRecipe, queries: QueryList, stages: Stages, out: Path, *, workforce: Workforce) -> Mapping[str, Any]:
+    folder = stages.root / "00-queries"
+    QueryIndex(queries.texts, mode=recipe.match.mode).save(folder)
+    kept = stages.root / "00-sources"
+    parts = parts_of(recipe.sources, recipe.storage, user_agent=recipe.download.user_agent, kept=kept)
+    collection = Collection(recipe, folder, out, len(parts))
+    counts = gather(parts, collection, workforce=workforce, run=stages.run)
+    with replacing(out / "dropped.parquet") as temporary:
+        pq.write_table(merge_examples(parts, collection), temporary)
+    return {
+        "funnel": counts.funnel(),
+        "files": [part.name for part in parts],
+        "pairs": counts.matched,
+        "source_files": sum(len(part.files) for part in parts),
+        "repaired_texts": counts.repaired,
+        "broken_sources": dict(sorted(counts.pages.broken.items())),
+    }
 
 
 def _keep_distinct(found: Path, out: Path) -> Mapping[str, Any]:
     facts = Stages.facts(found)
-    with Selection.into(out, "distinct pairs", PAIR_SCHEMA) as selection:
-        for batch in frames.distinct_pairs([found / name for name in facts["files"]]):
+    with Selection.into(out, "distinct pairs", MATCHED_SCHEMA) as selection:
+        for batch in frames.distinct_pairs([found / name for name in facts["files"]], facts["pairs"]):
             selection.add(batch)
-    repeats = facts["texts"] - selection.num_out
-    return {"funnel": [funnel_line("distinct pairs", facts["texts"], selection.num_out, {"repeated_pair": repeats} if repeats else {})]}
+    repeats = facts["pairs"] - selection.num_out
+    return {"funnel": [funnel_line("distinct pairs", facts["pairs"], selection.num_out, {"repeated_pair": repeats} if repeats else {})]}
 
 
-def _apply_text_rules(recipe: BuildRecipe, pairs: Path, out: Path, run: Run) -> Mapping[str, Any]:
-    with (
-        Selection.into(out, "text rules", PAIR_SCHEMA) as selection,
-        run.progress("text rules", total=_count(pairs), unit="pairs") as advance,
-    ):
-        for batch in frames.with_image_counts(pairs / "pairs.parquet"):
-            table = pa.Table.from_batches([batch])
-            selection.add(table, text_rules.apply_rules(table, recipe.text))
-            advance(len(batch))
+def _drop_boilerplate(recipe: BuildRecipe, pairs: Path, out: Path) -> Mapping[str, Any]:
+    dropped = frames.boilerplate(pairs / "pairs.parquet", recipe.text.max_images_per_text)
+    with Selection.into(out, "text over many images", MATCHED_SCHEMA) as selection:
+        for batch, is_dropped in marked(read_pairs(pairs), dropped):
+            selection.add(batch, pc.if_else(is_dropped, "boilerplate", pa.scalar(None, pa.string())))
     return {"funnel": [selection.line()]}
 
 
-def _match(recipe: BuildRecipe, queries: QueryList, texts: Path, out: Path, run: Run) -> Mapping[str, Any]:
-    index = QueryIndex(queries.texts)
-    with Selection.into(out, "match", MATCHED_SCHEMA) as selection, run.progress("matching", total=_count(texts), unit="texts") as advance:
-        for batch in read_pairs(texts):
-            found = index.match(batch["text"])
-            counts = pc.list_value_length(found)
-            order = pa.array(keyed_hash(batch["key"], recipe.seed, "one per image"))
-            table = pa.table([*batch.columns, found, counts, order], schema=MATCHED_SCHEMA)
-            unmatched = pc.and_(pc.equal(counts, 0), recipe.match.required)
-            selection.add(table, pc.if_else(unmatched, "no_query", pa.scalar(None, pa.string())))
-            advance(len(batch))
-    return {"funnel": [selection.line()]}
-
-
-def _keep_one_per_image(matched: Path, out: Path) -> Mapping[str, Any]:
-    kept = pa.concat_arrays([pa.array([], pa.string()), *frames.one_per_image(matched / "pairs.parquet")])
+def _keep_one_per_image(pairs: Path, out: Path) -> Mapping[str, Any]:
+    kept = frames.one_per_image(pairs / "pairs.parquet")
     with Selection.into(out, "one per image", MATCHED_SCHEMA) as selection:
-        _keep_keys(selection, read_pairs(matched), kept, "other_text_of_image")
+        for batch, is_kept in marked(read_pairs(pairs), kept):
+            selection.add(batch, pc.if_else(is_kept, pa.scalar(None, pa.string()), "other_text_of_image"))
     return {"funnel": [selection.line()]}
 
 
-def _balance(recipe: BuildRecipe, queries: QueryList, pairs: Path, out: Path, *, stage: str, limit: int) -> Mapping[str, Any]:
-    parts = ((batch["key"], batch["queries"]) for batch in read_pairs(pairs, ["key", "queries"]))
-    picks = pick_all(parts, salts_Q=query_salts(queries.texts, recipe.seed), limits_Q=limit)
-    with Selection.into(out, stage, pq.read_schema(pairs / "pairs.parquet")) as selection:
-        _keep_keys(selection, read_pairs(pairs), picks.keys(), "over_limit", always=lambda batch: pc.equal(batch["num_queries"], 0))
-    return {"funnel": [selection.line()], "balance": picks.report(limit)}
-
-
-def _keep_keys(
-    selection: Selection,
-    batches: Iterable[pa.RecordBatch],
-    keys: pa.Array,
-    reason: str,
+def _balance(
+    recipe: BuildRecipe,
+    queries: QueryList,
+    pairs: Path,
+    out: Path,
     *,
-    always: Callable[[pa.RecordBatch], pa.Array] | None = None,
-) -> None:
-    for batch in batches:
-        kept = pc.is_in(batch["key"], value_set=keys)
-        if always is not None:
-            kept = pc.or_(kept, always(batch))
-        selection.add(batch, pc.if_else(kept, pa.scalar(None, pa.string()), reason))
+    limits_Q: Int64s,
+    stage: str = "final balance",
+    earlier: Path | None = None,
+) -> Mapping[str, Any]:
+    """`earlier`: the folder of the balance before, which the expected mode takes into account."""
+    file = pairs / "pairs.parquet"
+    table = None if earlier is None else pq.read_table(earlier / "queries.parquet")
+    salts_Q = query_salts(queries.texts, recipe.seed)
+    kept = Kept(balance([file], salts_Q=salts_Q, limits_Q=limits_Q, mode=recipe.balance.mode, seed=recipe.seed, earlier=table))
+    with Selection.into(out, stage, pq.read_schema(file)) as selection:
+        for batch in read_pairs(pairs):
+            is_kept = kept.keep(batch["key"], batch["queries"])
+            selection.add(batch, pc.if_else(is_kept, pa.scalar(None, pa.string()), "over_limit"))
+    with replacing(out / "queries.parquet") as temporary:
+        pq.write_table(kept.table(), temporary, compression="zstd")
+    return {"funnel": [selection.line()], "balance": kept.report(queries.texts)}
 
 
 def _download(recipe: BuildRecipe, chosen: Path, out: Path, run: Run) -> Mapping[str, Any]:
@@ -193,7 +196,7 @@ def _apply_image_rules(recipe: BuildRecipe, chosen: Path, fetched: Path, out: Pa
 
 def _forget_lost_images(run: Run) -> None:
     """Have stored images made again from the downloads where shards are to be written and the images are gone, as after a finished run."""
-    folder = run.path / "stages" / "08-images"
+    folder = run.path / "stages" / "07-images"
     if (run.path / "shards" / MANIFEST).exists():
         return
     for table in [table for table in folder.glob("stored-*.parquet") if not table.with_suffix(".bin").exists()]:

@@ -8,6 +8,7 @@ __all__ = ["OPT_OUTS", "agent_of", "opts_out"]
 OPT_OUTS = frozenset(("noai", "noimageai", "noindex", "noimageindex", "noml", "none"))
 """Directives that keep images out of training data; `none` is short for `noindex, nofollow`."""
 
+_ANY = re.compile("|".join(sorted(OPT_OUTS)))
 # A directive with a value is neither an agent nor, by its value, an opt-out: `max-image-preview: none`.
 _VALUED = re.compile(r"\b(?:max-snippet|max-image-preview|max-video-preview|unavailable_after)\s*:\s*[^\s,]*")
 _WORD = re.compile(r"([^\s,:]+)(\s*:)?")
@@ -26,8 +27,11 @@ def opts_out(values: Iterable[str], agent: str) -> bool:
     of the value: `noarchive, otherbot: noindex, clipkit: noai` says noarchive to all, noindex to otherbot and noai to clipkit.
     """
     for value in values:
+        lowered = value.lower()
+        if not _ANY.search(lowered):
+            continue
         addressee = "*"
-        for word, colon in _WORD.findall(_VALUED.sub("", value.lower())):
+        for word, colon in _WORD.findall(_VALUED.sub("", lowered)):
             if colon and _AGENT.fullmatch(word):
                 addressee = word
             elif word in OPT_OUTS and addressee in ("*", agent):

@@ -7,10 +7,11 @@ import contextlib
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -19,12 +20,27 @@ from clipkit import UserError
 from clipkit.dataset.pages import PAIR_SCHEMA
 from clipkit.run import Run, replacing, write_json
 
-__all__ = ["EXAMPLES_SCHEMA", "Selection", "Stages", "read_pairs"]
+__all__ = [
+    "EXAMPLES_PER_REASON",
+    "EXAMPLES_SCHEMA",
+    "MATCHED_SCHEMA",
+    "Selection",
+    "Stages",
+    "examples_of",
+    "fewest_examples",
+    "funnel_line",
+    "marked",
+    "read_pairs",
+    "remove_leftovers",
+]
 
+MATCHED_SCHEMA = pa.schema([*PAIR_SCHEMA, ("queries", pa.list_(pa.int32()))])
+"""A pair with the numbers of the queries that its text contains, ascending."""
+
+EXAMPLES_SCHEMA = pa.schema([("stage", pa.string()), ("reason", pa.string()), *PAIR_SCHEMA])
 EXAMPLES_PER_REASON = 100
 ROWS_PER_BATCH = 50_000
 _LEFTOVER = re.compile(r"\..+\.\d+\.tmp")
-EXAMPLES_SCHEMA = pa.schema([("stage", pa.string()), ("reason", pa.string()), *PAIR_SCHEMA])
 
 
 class Stages:
@@ -33,7 +49,7 @@ class Stages:
     def __init__(self, run: Run) -> None:
         """Stages that are kept under `run.path/stages`."""
         self.run = run
-        self.root = run.path / "stages"
+        self.root = run.path.absolute() / "stages"  # workers may have another current directory
         self.funnel: list[dict[str, Any]] = []
 
     def step(self, name: str, make: Callable[[Path], Mapping[str, Any]]) -> Path:
@@ -45,7 +61,7 @@ class Stages:
         finished = (folder / "stage.json").exists()
         folder.mkdir(parents=True, exist_ok=True)
         if not finished:
-            _remove_leftovers(folder)
+            remove_leftovers(folder)
         facts = self.facts(folder) if finished else make(folder)
         for line in facts["funnel"]:
             self.funnel.append(line)
@@ -70,15 +86,19 @@ class Stages:
 
 
 class Selection:
-    """Writes the pairs that a stage keeps, counts those that it drops by reason, and keeps the first few of each reason to look at."""
+    """Writes the pairs that a stage keeps, counts those that it drops by reason, and keeps the first few of each reason to look at.
+
+    Pairs come in the order of their keys, which are hashes, so that the first few are a fair sample and always the same one.
+    """
 
     def __init__(self, stage: str, writer: pq.ParquetWriter) -> None:
         """Use `Selection.into`."""
         self.stage = stage
         self._writer = writer
+        self._waiting = writer.schema.empty_table()
         self.num_in = self.num_out = 0
         self.dropped: Counter[str] = Counter()
-        self._examples: list[pa.Table] = []
+        self._examples = EXAMPLES_SCHEMA.empty_table()
 
     @classmethod
     @contextlib.contextmanager
@@ -88,31 +108,61 @@ class Selection:
             with pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
                 selection = cls(stage, writer)
                 yield selection
+                selection._write(fewest=1)
             with replacing(folder / "dropped.parquet") as examples:
-                pq.write_table(pa.concat_tables([EXAMPLES_SCHEMA.empty_table(), *selection._examples]), examples)
+                pq.write_table(selection._examples, examples)
 
     def add(self, pairs: pa.Table | pa.RecordBatch, reasons: pa.Array | None = None) -> None:
         """Keep the pairs whose reason is null (all without `reasons`)."""
         table = pa.Table.from_batches([pairs]) if isinstance(pairs, pa.RecordBatch) else pairs
         self.num_in += len(table)
-        if reasons is not None:
-            for counted in pc.value_counts(reasons.drop_null()).to_pylist():
-                self._keep_examples(table, reasons, counted["values"])
-                self.dropped[counted["values"]] += counted["counts"]
+        if reasons is not None and reasons.null_count < len(reasons):
+            some = examples_of(self.stage, table, reasons, EXAMPLES_PER_REASON)
+            self._examples = fewest_examples([self._examples, some], EXAMPLES_PER_REASON)
+            self.dropped.update(_counted(reasons))
             table = table.filter(pc.is_null(reasons))
         self.num_out += len(table)
-        self._writer.write_table(table.select(self._writer.schema.names))
+        self._waiting = pa.concat_tables([self._waiting, table.select(self._writer.schema.names).cast(self._writer.schema)])
+        self._write(fewest=ROWS_PER_BATCH)
+
+    def _write(self, fewest: int) -> None:
+        """Row groups are cut by count alone, so that the bytes do not tell how the engine handed out its batches."""
+        while len(self._waiting) >= fewest:
+            self._writer.write_table(self._waiting.slice(0, ROWS_PER_BATCH).combine_chunks(), row_group_size=ROWS_PER_BATCH)
+            self._waiting = self._waiting.slice(ROWS_PER_BATCH)
 
     def line(self) -> dict[str, Any]:
         """The funnel's line of this stage."""
         return funnel_line(self.stage, self.num_in, self.num_out, self.dropped)
 
-    def _keep_examples(self, table: pa.Table, reasons: pa.Array, reason: str) -> None:
-        wanted = EXAMPLES_PER_REASON - self.dropped[reason]
-        if wanted > 0:
-            rows = table.select(PAIR_SCHEMA.names).filter(pc.equal(reasons, reason)).slice(0, wanted)
-            labels = [pa.array([word] * len(rows), pa.string()) for word in (self.stage, reason)]
-            self._examples.append(pa.table([*labels, *rows.columns], schema=EXAMPLES_SCHEMA))
+
+def examples_of(stage: str, pairs: pa.Table, reasons: pa.Array, most: int) -> pa.Table:
+    """The first `most` dropped pairs of each reason, as EXAMPLES_SCHEMA."""
+    rows = np.flatnonzero(pc.is_valid(reasons).to_numpy(zero_copy_only=False))
+    codes = reasons.take(pa.array(rows)).dictionary_encode().indices.to_numpy()
+    rows = np.sort(rows[_rank_in_group(codes) < most])
+    labels = [pa.repeat(pa.scalar(stage, pa.string()), len(rows)), reasons.take(pa.array(rows))]
+    return pa.table([*labels, *pairs.select(PAIR_SCHEMA.names).take(pa.array(rows)).columns], schema=EXAMPLES_SCHEMA)
+
+
+def fewest_examples(examples: Iterable[pa.Table], most: int) -> pa.Table:
+    """Of each stage and reason the `most` examples with the smallest keys: the same however the pairs were cut into parts."""
+    together = pa.concat_tables(examples).sort_by([("stage", "ascending"), ("reason", "ascending"), ("key", "ascending")])
+    reasons = pc.binary_join_element_wise(together["stage"], together["reason"], "\n").combine_chunks()
+    codes = reasons.dictionary_encode().indices.to_numpy()
+    return together.filter(pa.array(_rank_in_group(codes) < most)).combine_chunks()
+
+
+def _rank_in_group(codes: Any) -> Any:
+    """For each position how many equal codes stand before it."""
+    order = np.argsort(codes, kind="stable")
+    ranks = np.empty(len(codes), np.int64)
+    ranks[order] = np.arange(len(codes)) - np.searchsorted(codes[order], codes[order])
+    return ranks
+
+
+def _counted(reasons: pa.Array) -> dict[str, int]:
+    return {entry["values"]: entry["counts"] for entry in pc.value_counts(reasons.drop_null()).to_pylist()}
 
 
 def funnel_line(stage: str, num_in: int, num_out: int, dropped: Mapping[str, int]) -> dict[str, Any]:
@@ -127,10 +177,25 @@ def read_pairs(folder: Path, columns: list[str] | None = None) -> Iterator[pa.Re
         yield from file.iter_batches(ROWS_PER_BATCH, columns=columns)
 
 
-def _remove_leftovers(folder: Path) -> None:
-    """What `replacing` had begun when an earlier run was killed; the run holds the lock of its folder, so nobody writes them now."""
+def marked(pairs: Iterable[pa.RecordBatch], keys: Iterable[pa.StringArray]) -> Iterator[tuple[pa.RecordBatch, pa.BooleanArray]]:
+    """Each batch of pairs with which of them are among the keys. Both come in ascending order, and neither is ever held whole."""
+    arriving = iter(keys)
+    waiting = pa.array([], pa.string())
+    for batch in pairs:
+        last = batch["key"][-1]
+        while not len(waiting) or waiting[-1].as_py() <= last.as_py():
+            more = next(arriving, None)
+            if more is None:
+                break
+            waiting = pa.concat_arrays([waiting, more])
+        yield batch, pc.is_in(batch["key"], value_set=waiting)
+        waiting = waiting.filter(pc.greater(waiting, last))
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what `replacing` had begun when a process was killed. Nobody else may be at work on the stage."""
     for path in [path for path in folder.rglob(".*.tmp") if _LEFTOVER.fullmatch(path.name)]:
-        path.unlink()
+        path.unlink(missing_ok=True)
 
 
 def _nothing_left(line: Mapping[str, Any]) -> str:

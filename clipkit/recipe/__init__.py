@@ -10,15 +10,18 @@ from clipkit.recipe.build import (
     BalanceKnobs,
     BuildRecipe,
     DownloadKnobs,
+    EngineKnobs,
     ImageKnobs,
     MatchKnobs,
     PageKnobs,
     QueryKnobs,
     ShardKnobs,
     Source,
+    StorageKnobs,
     TextKnobs,
 )
 from clipkit.recipe.evaluate import EvalRecipe, OverlapRecipe, ProbeKnobs
+from clipkit.recipe.queries import BigramKnobs, BuildQueriesRecipe, TitleKnobs, WikipediaKnobs, WordKnobs
 from clipkit.recipe.read import dump, flatten, free_knobs, knobs, load_recipe
 from clipkit.recipe.section import Section
 from clipkit.recipe.train import DataKnobs, ModelKnobs, OptimiserKnobs, TrainRecipe
@@ -26,9 +29,12 @@ from clipkit.recipe.train import DataKnobs, ModelKnobs, OptimiserKnobs, TrainRec
 __all__ = [
     "COMMANDS",
     "BalanceKnobs",
+    "BigramKnobs",
+    "BuildQueriesRecipe",
     "BuildRecipe",
     "DataKnobs",
     "DownloadKnobs",
+    "EngineKnobs",
     "EvalRecipe",
     "ImageKnobs",
     "MatchKnobs",
@@ -41,8 +47,12 @@ __all__ = [
     "Section",
     "ShardKnobs",
     "Source",
+    "StorageKnobs",
     "TextKnobs",
+    "TitleKnobs",
     "TrainRecipe",
+    "WikipediaKnobs",
+    "WordKnobs",
     "dump",
     "flatten",
     "free_knobs",
@@ -51,6 +61,7 @@ __all__ = [
 ]
 
 COMMANDS: Mapping[str, type[Section]] = {
+    "build-queries": BuildQueriesRecipe,
     "build-dataset": BuildRecipe,
     "train": TrainRecipe,
     "eval": EvalRecipe,

@@ -1,9 +1,9 @@
 """The knobs of `clipkit build-dataset`."""
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from clipkit.recipe.section import FREE, Section
 
@@ -11,24 +11,95 @@ from clipkit.recipe.section import FREE, Section
 class QueryKnobs(Section):
     """Where the query list comes from. The union of all sources, in this order, first spelling kept."""
 
-    files: tuple[str, ...] = Field((), description="files of queries: .txt with one query a line, or .csv / .parquet with a column `query`")
-    wordnet: str | None = Field(
-        None, description="a WordNet folder (index.noun, index.verb, ...) or one index file: every lemma becomes a query"
+    files: tuple[str, ...] = Field(
+        (),
+        description="files of queries: .txt with one query a line (# begins a comment), or .csv / .parquet with a column `query` and, "
+        "where wanted, `source`, `count` and `limit`; a run of `clipkit build-queries` is one",
     )
+    wordnet: str | None = Field(None, description="a WordNet folder (index.noun, data.noun, ...) or one of its files")
+    wordnet_names: Literal["lemmas", "synsets"] = Field(
+        "lemmas", description="lemmas: every word of WordNet is a query; synsets: the first word of each synset, as MetaCLIP has it"
+    )
+
+
+TABLE_FORMATS: Mapping[str, Mapping[str, Any]] = {
+    "laion": {"url_column": "URL", "text_column": "TEXT"},
+    "commonpool": {"url_column": "url", "text_column": "text"},
+    "coyo": {"url_column": "url", "text_column": "text"},
+    "cc3m": {"column_names": ("caption", "url"), "url_column": "url", "text_column": "caption", "quotes": False},
+    "cc12m": {"column_names": ("url", "caption"), "url_column": "url", "text_column": "caption", "quotes": False},
+    "redcaps": {
+        "rows_key": "annotations",
+        "url_column": "url",
+        "text_column": "raw_caption",
+        "page_url_column": "permalink",
+        "base_url": "https://www.reddit.com/",
+    },
+}
+"""Knobs of tables as their authors publish them; a knob that the source gives itself goes first."""
 
 
 class Source(Section):
-    """One source of pairs: pages (WARC, HTML) or a ready URL table."""
+    """One source of pairs: pages (WARC, WAT, HTML) or a ready URL table, by their places or as a crawl by its name."""
 
-    kind: Literal["warc", "html", "table"] = Field(
-        description="warc: WARC or WARC.gz files; html: saved pages (*.html); table: parquet, csv or tsv with URL and text"
+    kind: Literal["warc", "wat", "html", "table"] = Field(
+        description="warc, wat: WARC or WAT files, .gz or not; html: saved pages; table: URLs and texts as parquet, csv, tsv, jsonl or json"
     )
-    paths: tuple[str, ...] = Field(min_length=1, description="files or glob patterns, relative to the current directory")
+    paths: tuple[str, ...] = Field(
+        (),
+        description="files or glob patterns, relative to the current directory; s3://bucket/key or pattern; https:// URLs of single files",
+    )
+    crawl: str | None = Field(None, description='warc, wat: instead of paths, a crawl by its name, as in "CC-MAIN-2024-22"')
+    files: int | None = Field(
+        None,
+        ge=1,
+        description="crawl only: how many of its files (none: all), spread over it by a hash of their names; 20 files include the 10",
+    )
+    format: Literal["laion", "commonpool", "coyo", "cc3m", "cc12m", "redcaps"] | None = Field(
+        None, description="table only: sets the knobs below for a table as its authors publish it"
+    )
     url_column: str = Field("url", description="table only: the column with image URLs")
     text_column: str = Field("text", description="table only: the column with texts")
     page_url_column: str | None = Field(None, description="table only: the column with page URLs, where there is one")
+    license_url_column: str | None = Field(None, description="table only: the column with URLs of licences, where there is one")
+    column_names: tuple[str, ...] = Field(
+        (), description="csv and tsv only: the names of all columns, for a file that does not begin with them"
+    )
+    quotes: bool = Field(
+        True, description='csv and tsv only: whether a value may stand in "quotes"; false: a quote is a character like any other'
+    )
+    rows_key: str | None = Field(None, description="json only: the key whose value is the list of rows; none: the file is the list")
     base_url: str | None = Field(
-        None, description="html only: the URL that stands for the folder of the pages; a page's own URL is base_url + its relative path"
+        None,
+        description="html: the URL that stands for the folder of the pages, a page's own URL is base_url + its relative path; "
+        "table: what relative URLs of the table are relative to",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _spell_out_format(cls, given: Any) -> Any:
+        known = TABLE_FORMATS.get(str(given.get("format"))) if isinstance(given, Mapping) else None
+        return {**known, **given} if known else given
+
+
+class StorageKnobs(Section):
+    """How files that are not on this machine are read. Credentials of S3 come from the environment, never from a recipe."""
+
+    crawl_base: str = Field(
+        "https://data.commoncrawl.org/", description="where crawls lie: an https:// URL, s3://commoncrawl/ or a folder with the same layout"
+    )
+    s3_endpoint: str | None = Field(None, description="URL of a server that speaks S3, other than Amazon's")
+    s3_region: str | None = Field(None, description="region of the buckets (none: AWS_REGION, else us-east-1)")
+    s3_anonymous: bool = Field(False, description="read public buckets without credentials")
+    timeout_seconds: float = Field(60.0, gt=0, json_schema_extra=FREE, description="most seconds without a byte from the other side")
+    tries: int = Field(6, ge=1, le=100, json_schema_extra=FREE, description="tries in a row without progress before a file is given up")
+    pause_seconds: float = Field(
+        1.0, ge=0, json_schema_extra=FREE, description="pause before the second try; doubles before each further one, to a minute at most"
+    )
+    max_table_bytes: int = Field(
+        10_000_000_000,
+        gt=0,
+        description="a parquet at an https:// URL is fetched to a temporary file first; longer ones are given up (bytes)",
     )
 
 
@@ -39,7 +110,8 @@ class PageKnobs(Section):
         ("alt", "title", "figcaption"), description="which texts of an image become pairs, one pair for each distinct text"
     )
     on_broken_file: Literal["stop", "skip"] = Field(
-        "stop", description="a truncated or corrupt source file: stop with an error, or keep what was readable and report it"
+        "stop",
+        description="a source file that is cut off, corrupt or out of reach: stop with an error, or keep what was readable and report it",
     )
     max_page_bytes: int = Field(10_000_000, gt=0, description="pages longer than this are skipped and counted (bytes)")
     max_icon_pixels: int = Field(32, ge=0, description="images declared at most this wide and high are dropped as icons (pixels); 0: none")
@@ -47,15 +119,21 @@ class PageKnobs(Section):
 
 
 class TextKnobs(Section):
-    """Why a text is dropped. Rules run in the order given; the first that fires is the reason."""
+    """How texts are repaired and why they are dropped. Rules run in the order given; the first that fires is the reason."""
 
+    repair_mojibake: bool = Field(
+        True, description="first of all repair texts that were decoded with a wrong character set or escaped twice (CafÃ©, &amp;amp;)"
+    )
     rules: tuple[str, ...] = Field(
-        ("empty", "url_like", "file_name", "camera_settings", "length", "few_letters", "repetition", "boilerplate", "language"),
-        description="names of text rules, in order; `clipkit.dataset.text_rules.RULES` lists them",
+        (
+            *("empty", "mojibake", "markup", "url_like", "file_name", "camera_settings"),
+            *("length", "few_letters", "repetition", "boilerplate", "language"),
+        ),
+        description="names of text rules, in order; boilerplate, which looks at all pairs, runs after the others",
     )
     languages: tuple[str, ...] = Field(("en",), description="language: ISO 639-1 codes that are kept")
     language_confidence: float = Field(
-        0.0, ge=0, le=1, description="language: the least confidence of the guess; below it the text is dropped"
+        0.0, ge=0, le=1, description="language: the least score of a wanted language; below it the text is dropped"
     )
     min_words: int = Field(2, ge=0, description="length: fewest words")
     max_words: int = Field(256, ge=1, description="length: most words")
@@ -71,14 +149,28 @@ class MatchKnobs(Section):
     """Which texts contain a query."""
 
     required: bool = Field(True, description="drop pairs whose text contains no query (the paper's recipe)")
+    mode: Literal["tokens", "metaclip"] = Field(
+        "tokens",
+        description="tokens: case-folded, words end where letters and digits do; metaclip: MetaCLIP's spacing rule, where case counts",
+    )
 
 
 class BalanceKnobs(Section):
-    """Every query picks at most `limit` pairs, those with the smallest keyed hashes; a pair stays if any query picks it (CLIP 2.2)."""
+    """At most `limit` pairs per query (CLIP 2.2); a pair stays if any query picks it."""
 
-    limit: int = Field(20_000, ge=1, description="most pairs that one query picks (CLIP section 2.2: 20,000)")
+    mode: Literal["exact", "expected"] = Field(
+        "exact",
+        description="exact: every query picks its `limit` pairs with the smallest keyed hashes; "
+        "expected: MetaCLIP's coin flips, `limit` picks per query on average, decided by the seed",
+    )
+    limit: int = Field(
+        20_000, ge=1, description="most pairs that one query picks, where its file names no limit (CLIP section 2.2: 20,000)"
+    )
     oversample: float = Field(
-        1.0, ge=1, description="before the download keep limit x this many pairs per query; the exact limit is taken after it"
+        1.0,
+        ge=1,
+        allow_inf_nan=False,
+        description="before the download every limit is this many times as large, rounded up; the limit itself is taken after it",
     )
 
 
@@ -109,9 +201,10 @@ class ImageKnobs(Section):
     """Why a downloaded image is dropped, and how it is stored."""
 
     rules: tuple[str, ...] = Field(
-        ("undecodable", "too_small", "too_large", "aspect_ratio", "placeholder", "duplicate"),
-        description="names of image rules, in order; `clipkit.dataset.image_rules.RULES` lists them",
+        ("undecodable", "few_bytes", "too_small", "too_large", "aspect_ratio", "placeholder", "duplicate"),
+        description="names of image rules, in order; `clipkit.dataset.images.image_rules.RULES` lists them",
     )
+    min_image_bytes: int = Field(0, ge=0, description="few_bytes: least length of the image as it was downloaded (bytes); 0: any")
     min_side_pixels: int = Field(64, ge=1, description="too_small: least width and height (pixels)")
     max_pixels: int = Field(
         89_478_485, ge=1, le=178_956_970, description="too_large: most width x height, checked before decoding (pixels)"
@@ -134,12 +227,31 @@ class ShardKnobs(Section):
     pairs_per_shard: int = Field(10_000, ge=1, description="pairs per shard")
 
 
+class EngineKnobs(Section):
+    """What reads the sources and joins their tables: Daft on this machine, or the same frames on a Ray cluster. Never changes a result."""
+
+    name: Literal["native", "ray"] = Field(
+        "native", json_schema_extra=FREE, description="native: processes of this machine; ray: a cluster, which must see `--out`"
+    )
+    address: str | None = Field(
+        None, json_schema_extra=FREE, description="ray only: HOST:PORT of the cluster, or auto; none: a cluster of this machine alone"
+    )
+    processes: int | None = Field(
+        None,
+        ge=1,
+        le=100_000,
+        json_schema_extra=FREE,
+        description="processes that read sources; none: one per core of the machine or cluster",
+    )
+
+
 class BuildRecipe(Section):
     """`clipkit build-dataset`: queries and sources -> filtered, balanced, downloaded shards."""
 
     seed: int = Field(0, ge=0, lt=2**63, description="seed of the keyed hashes of balance and shard order")
     queries: QueryKnobs = Field(QueryKnobs(), description="the query list")
     sources: tuple[Source, ...] = Field(min_length=1, description="one [[sources]] table per source")
+    storage: StorageKnobs = Field(StorageKnobs(), description="reading what is not on this machine")
     pages: PageKnobs = Field(PageKnobs(), description="pages -> pairs")
     text: TextKnobs = Field(TextKnobs(), description="text rules")
     match: MatchKnobs = Field(MatchKnobs(), description="matching texts with queries")
@@ -147,3 +259,4 @@ class BuildRecipe(Section):
     download: DownloadKnobs = Field(DownloadKnobs(), description="fetching the images")
     images: ImageKnobs = Field(ImageKnobs(), description="image rules and storage")
     shards: ShardKnobs = Field(ShardKnobs(), description="the output")
+    engine: EngineKnobs = Field(EngineKnobs(), description="where pages are read and tables are joined")

@@ -81,21 +81,75 @@ def print_tables(tables: Sequence[Table], data: Any, *, as_json: bool) -> None:
         console().print(table.to_rich())
 
 
+METACLIP = {"words": 251_465, "bigrams": 100_646, "titles": 61_235, "wordnet": 86_654}
+"""Queries of each source in MetaCLIP's list (arXiv 2309.16671, table 1), which follows the CLIP paper's recipe."""
+
+
+def query_tables(report: Mapping[str, Any]) -> list[Table]:
+    """Composition of a build-queries report beside the published lists, then what was left out and the best of each source."""
+    count = report["count"]
+    rows: list[tuple[Cell, ...]] = [
+        (row["source"], row["queries"], _percent(row["queries"] / count), row["offered"], row["least_count"], METACLIP.get(row["source"]))
+        for row in report["sources"]
+    ]
+    rows.append(("all", count, _percent(1.0), sum(row["offered"] for row in report["sources"]), None, sum(METACLIP.values())))
+    note = (
+        f"offered: before duplicates went; least count: occurrences or page views; the CLIP paper's list has 500,000, without a split\n"
+        f"content hash {report['content_hash']}"
+    )
+    examples = [(row["source"], ", ".join(row["examples"])) for row in report["sources"] if row["examples"]]
+    facts = [(f"Wikipedia: {name.replace('_', ' ')}", value) for name, value in (report["wikipedia"] or {}).items()]
+    facts += [(f"bigrams: {name.replace('_', ' ')}", value) for name, value in (report["bigrams"] or {}).items()]
+    return [
+        Table("queries", ("source", "queries", "share", "offered", "least count", "MetaCLIP"), rows, note),
+        Table("from each source, evenly over its queries", ("source", "queries"), examples),
+        *([Table("counted", ("what", "count"), facts)] if facts else []),
+        *([Table("left out", ("reason", "queries"), _most_first(report["left_out"]))] if report["left_out"] else []),
+    ]
+
+
 def build_tables(report: Mapping[str, Any]) -> list[Table]:
     """Funnel, download outcomes and balance of a build-dataset report."""
     funnel = [
         (line["stage"], line["in"], line["out"], line["out"] / line["in"] if line["in"] else None, _counts(line["dropped"]))
         for line in report["funnel"]
     ]
-    queries = report["queries"]
-    balance = [(name.replace("_", " "), queries[name]) for name in ("count", "matched", "above_limit", "never_matched", "picks", "union")]
     broken = [(name, reason) for name, reason in report["broken_sources"].items()]
     note = f"{report['pairs']:,} pairs in {report['shards']}; dropped pairs to look at: {report['dropped_examples']}"
+    if repaired := report.get("repaired_texts"):
+        note += f"\n{repaired:,} texts were repaired before anything was dropped"
     return [
         Table("funnel", ("stage", "in", "out", "share", "dropped"), funnel, note),
         Table("downloads", ("outcome", "URLs"), _most_first(report["outcomes"])),
-        Table("queries", ("what", "count"), balance, "picks: (query, pair); union: pairs that some query picked"),
+        *_balance_tables(report["queries_before_download"], report["queries"]),
         *([Table("broken sources", ("file", "reason"), broken)] if broken else []),
+    ]
+
+
+BALANCE_ROWS = {
+    "queries": "count",
+    "never matched": "never_matched",
+    "above the limit": "above_limit",
+    "their share of the matches": "above_limit_share",
+    "matches (query, pair)": "matches",
+    "picks (query, pair)": "picks",
+    "union of the picks (pairs)": "union",
+    "occurrences (query, pair)": "occurrences",
+    "occurrences of one query": "largest_occurrence",
+}
+
+
+def _balance_tables(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Table]:
+    rows = [(title, before[name], after[name]) for title, name in BALANCE_ROWS.items()]
+    note = (
+        "picks: at most the limit for each query; their union is smaller, since a pair may be the pick of several; "
+        "occurrences: matches of the pairs that are kept, whichever query picked them; of one query: the most"
+    )
+    largest = [(row["query"], row["before"], row["picks"], row["after"]) for row in before["largest"]]
+    titles = ("query", "pairs before", "picks", "pairs after")
+    return [
+        Table(f"balance ({after['mode']})", ("what", "before the download", "after it"), rows, note),
+        *([Table("queries with the most pairs, at the balance before the download", titles, largest)] if largest else []),
     ]
 
 

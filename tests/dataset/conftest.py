@@ -1,5 +1,10 @@
-"""A small web that misbehaves in every way that a download has to survive."""
+"""Small servers: a web that misbehaves in every way that a download has to survive, one of large files, and one that speaks S3."""
 
+import contextlib
+import hashlib
+import os
+import re
+import signal
 import socket
 import struct
 import threading
@@ -7,10 +12,13 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
+from moto.server import ThreadedMotoServer
+from pyarrow import fs
 
 from clipkit.recipe import DownloadKnobs
 
@@ -184,3 +192,153 @@ def web() -> Iterator[Web]:
     web = Web()
     yield web
     web.stop()
+
+
+class Files:
+    """A server of files on 127.0.0.1. By path: `content`; `cuts`, after how many bytes of the next answers it hangs up;
+    `statuses` of the next answers, and `moved`, where a path is now. `asked` holds (path, headers) of every request."""
+
+    def __init__(self) -> None:
+        self.content: dict[str, bytes] = {}
+        self.cuts: dict[str, list[int]] = {}
+        self.statuses: dict[str, list[int]] = {}
+        self.moved: dict[str, str] = {}
+        self.asked: list[tuple[str, dict[str, str]]] = []
+        self.has_ranges = self.tells_version = self.tells_length = True
+        self._server = _FileServer(("127.0.0.1", 0), _FileHandler)
+        self._server.files = self
+        self.base = f"http://127.0.0.1:{self._server.server_address[1]}"
+        threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+
+    def stop(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+
+class _FileServer(_Server):
+    files: Files
+
+
+class _FileHandler(BaseHTTPRequestHandler):
+    server: _FileServer
+
+    def do_GET(self) -> None:
+        files, path = self.server.files, self.path
+        files.asked.append((path, {name.lower(): value for name, value in self.headers.items()}))
+        status = files.statuses[path].pop(0) if files.statuses.get(path) else 200
+        if status == 200 and path in files.moved:
+            self.send_response(302)
+            self.send_header("Location", files.moved[path])
+            self.end_headers()
+        elif status != 200 or path not in files.content:
+            self.send_error(status if status != 200 else 404)
+        else:
+            self.serve(files.content[path])
+
+    def serve(self, body: bytes) -> None:
+        files = self.server.files
+        wanted = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", "")) if files.has_ranges else None
+        start = int(wanted[1]) if wanted else 0
+        self.send_response(206 if wanted else 200)
+        if wanted:
+            self.send_header("Content-Range", f"bytes {start}-{len(body) - 1}/{len(body)}")
+        if files.tells_version:
+            self.send_header("ETag", f'"{hashlib.sha256(body).hexdigest()}"')
+        if files.tells_length:
+            self.send_header("Content-Length", str(len(body) - start))
+        self.end_headers()
+        cut = files.cuts[self.path].pop(0) if files.cuts.get(self.path) else len(body)
+        self.wfile.write(body[start:][:cut])
+        if cut < len(body) and not files.tells_length:
+            time.sleep(0.1)  # a reset overtakes what was sent before it
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            self.connection.close()
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Nothing is logged."""
+
+
+@pytest.fixture
+def files() -> Iterator[Files]:
+    files = Files()
+    yield files
+    files.stop()
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[str]:
+    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture
+def s3(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> tuple[str, fs.S3FileSystem]:
+    """The URL of a server that speaks S3, with credentials for it in the environment, and a file system to put objects there."""
+    for name, value in {"ACCESS_KEY_ID": "key", "SECRET_ACCESS_KEY": "secret", "EC2_METADATA_DISABLED": "true"}.items():
+        monkeypatch.setenv(f"AWS_{name}", value)
+    return s3_server, fs.S3FileSystem(
+        endpoint_override=s3_server.removeprefix("http://"), scheme="http", region="us-east-1", allow_bucket_creation=True
+    )
+
+
+class Hostile:
+    """A server of tables on 127.0.0.1. Who reads /killer.tsv is killed; /slow.tsv comes after `enough` is set; `asked` holds the paths."""
+
+    def __init__(self) -> None:
+        self.enough = threading.Event()
+        self.asked: list[str] = []
+        self._server = _HostileServer(("127.0.0.1", 0), _HostileHandler)
+        self._server.hostile = self
+        self.base = f"http://127.0.0.1:{self._server.server_address[1]}"
+        threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+
+    def stop(self) -> None:
+        self.enough.set()
+        self._server.shutdown()
+        self._server.server_close()
+
+
+class _HostileServer(_Server):
+    hostile: Hostile
+
+
+class _HostileHandler(BaseHTTPRequestHandler):
+    server: _HostileServer
+
+    def do_GET(self) -> None:
+        self.server.hostile.asked.append(self.path)
+        if self.path == "/killer.tsv":
+            os.kill(self.reader(), signal.SIGKILL)
+            return
+        if self.path == "/slow.tsv":
+            self.server.hostile.enough.wait(60)
+        rows = "".join(f"http://{self.path[1:-4]}.example/{n}.jpg\tA red dog and a cat in house number {n}\n" for n in range(40))
+        body = f"url\ttext\n{rows}".encode()
+        with contextlib.suppress(ConnectionError):
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+    def reader(self) -> int:
+        """The process at the other end."""
+        address = f"0100007F:{self.client_address[1]:04X}"
+        [inode] = [line.split()[9] for line in Path("/proc/net/tcp").read_text().splitlines() if line.split()[1] == address]
+        for descriptor in Path("/proc").glob("[0-9]*/fd/*"):
+            with contextlib.suppress(OSError):
+                if os.readlink(descriptor) == f"socket:[{inode}]":
+                    return int(descriptor.parts[2])
+        raise AssertionError(f"nobody has {self.client_address}")
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Nothing is logged."""
+
+
+@pytest.fixture
+def hostile() -> Iterator[Hostile]:
+    hostile = Hostile()
+    yield hostile
+    hostile.stop()

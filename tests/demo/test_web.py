@@ -8,7 +8,7 @@ import pytest
 from fastwarc.warc import ArchiveIterator, WarcRecordType
 from PIL import Image
 
-from clipkit.dataset.html import read_page
+from clipkit.dataset.pages.html import read_page
 from clipkit.demo import truth, web
 from clipkit.demo.captions import USELESS
 from clipkit.demo.pictures import DIRT

@@ -1,0 +1,1 @@
+"""Images: fetched politely, judged by rules, stored."""

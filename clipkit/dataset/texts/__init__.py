@@ -1,0 +1,1 @@
+"""Texts: repaired, judged by rules, matched with queries."""
