@@ -11,8 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from clipkit import UserError
-from clipkit.dataset import pages
-from clipkit.dataset.pages import FOUND_SCHEMA, PAIR_SCHEMA, PageCounts, read_part
+from clipkit.dataset.pages import FOUND_SCHEMA, PAIR_SCHEMA, PageCounts, read_part, reading
 from clipkit.dataset.pages.sources import parts_of
 from clipkit.dataset.pages.warc import BrokenFileError, read_warc
 from clipkit.recipe import BuildRecipe
@@ -183,7 +182,7 @@ def test_files_of_one_name_in_two_folders_are_told_apart_by_the_path_that_the_re
 
 
 def test_batches_hold_no_more_rows_than_they_may_whatever_a_page_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pages, "ROWS_PER_BATCH", 4)
+    monkeypatch.setattr(reading, "ROWS_PER_BATCH", 4)
     body = b"".join(b"<img src=/%d.jpg alt='A dog' title='A cat'>" % n for n in range(5))
     source = warc(tmp_path, *(record(body, "Content-Type: text/html", url=f"http://{n}.example/") for n in range(3)))
     recipe = BuildRecipe.model_validate({"sources": [source]})
