@@ -9,10 +9,12 @@ import logging
 import os
 import secrets
 import socket
+from multiprocessing.connection import Connection, Listener, wait
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import daft
+from daft.execution import udf
 
 from clipkit import UserError, __version__
 from clipkit.recipe import EngineKnobs
@@ -24,6 +26,22 @@ logging.getLogger("daft_local_execution").addHandler(logging.NullHandler())
 
 SECONDS_TO_CONNECT = 5.0
 SECONDS_TO_LOOK = 120.0
+SECONDS_TO_START = 45.0
+"""A process of Daft's answers within a second or two; on a machine that is short of everything within ten times that."""
+
+
+class _PatientListener(Listener):
+    """Where Daft waits for a process that it has started: not for ever, as it does for one that is killed before it answers."""
+
+    def accept(self) -> "Connection[Any, Any]":
+        """The connection to the process. Raises EOFError where none comes."""
+        waiting: Any = vars(self)["_listener"]
+        if not wait([waiting._socket], SECONDS_TO_START):
+            raise EOFError("a process ended while it started")
+        return super().accept()
+
+
+vars(udf)["Listener"] = _PatientListener
 
 
 class Workforce(NamedTuple):

@@ -114,6 +114,7 @@ class _ProcessDiedError(Exception):
 
 def _collect_all(parts: Sequence[Part], collection: Collection, workforce: Workforce) -> Iterator[CollectCounts]:
     left = {part.name: part for part in parts}
+    in_vain = 0
     while left:
         try:
             for answer in _run_frame(list(left.values()), collection, workforce):
@@ -122,7 +123,9 @@ def _collect_all(parts: Sequence[Part], collection: Collection, workforce: Workf
         except _ProcessDiedError as died:
             suspects = [part for part in left.values() if _begun(part, collection).exists()]
             finished = {name: counts for name in left if (counts := counts_of(collection.out / name))}
-            if not suspects and not finished:
+            # Somebody may kill a process while it starts; where they end again and again, there is no room for them.
+            in_vain = 0 if suspects or finished else in_vain + 1
+            if in_vain == MOST_BEGINNINGS:
                 raise _too_much(str(died)) from None
             yield from finished.values()
             for part in suspects:

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from clipkit import UserError
+from clipkit.dataset import engine
 from clipkit.dataset.collect import CollectCounts, Collection, counts_of
 from clipkit.dataset.engine import Workforce
 from clipkit.dataset.gather import Collector, gather
@@ -161,6 +162,31 @@ def test_a_process_that_somebody_kills_costs_nothing(tables: Path, hostile: Any)
     killing.join()
     assert counts.matched == 240
     assert counts.pages.broken == {}
+
+
+def python_that_dies(folder: Path, *, times: int) -> str:
+    """A Python that ends as soon as it is started, as often as this; then it is this one."""
+    script = folder / "python"
+    script.write_text(
+        f'#!/bin/sh\necho >> "{folder}/starts"\n[ $(wc -l < "{folder}/starts") -le {times} ] && exit 1\nexec "{sys.executable}" "$@"\n'
+    )
+    script.chmod(0o755)
+    return str(script)
+
+
+def test_a_process_that_is_killed_while_it_starts_costs_nothing(tables: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    parts, collection = collection_of(tables, f"{tables}/table*.tsv")
+    monkeypatch.setattr(engine, "SECONDS_TO_START", 3.0)
+    monkeypatch.setattr(sys, "executable", python_that_dies(tmp_path, times=1))
+    assert gathered(parts, collection, processes=1).matched == 200
+
+
+def test_processes_that_end_as_soon_as_they_start_are_a_clear_error(tables: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    parts, collection = collection_of(tables, f"{tables}/table*.tsv")
+    monkeypatch.setattr(engine, "SECONDS_TO_START", 0.2)
+    monkeypatch.setattr(sys, "executable", python_that_dies(tmp_path, times=99))
+    with pytest.raises(UserError, match="lower `engine.processes` or free memory"):
+        gathered(parts, collection, processes=1)
 
 
 SCRIPT = """
