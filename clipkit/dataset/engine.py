@@ -37,6 +37,7 @@ class _PatientListener(Listener):
         """The connection to the process. Raises EOFError where none comes."""
         waiting: Any = vars(self)["_listener"]
         if not wait([waiting._socket], SECONDS_TO_START):
+            self.close()
             raise EOFError("a process ended while it started")
         return super().accept()
 

@@ -24,9 +24,11 @@ from clipkit.dataset.texts.matching import QueryIndex
 from clipkit.recipe import BuildRecipe
 from clipkit.run import Run
 
+# Daft leaves the pipe of a process open, and of one that never answered the process too.
 pytestmark = pytest.mark.filterwarnings(
-    r"ignore:unclosed file <_io.BufferedReader name=\d+>:ResourceWarning"
-)  # a pipe that Daft leaves open
+    r"ignore:unclosed file <_io\.(BufferedReader|FileIO) name=\d+:ResourceWarning",
+    r"ignore:subprocess \d+ is still running:ResourceWarning",
+)
 
 COLUMNS = "url\ttext\n"
 ROWS = "".join(f"http://a.example/{n}.jpg\tA red dog and a cat in house number {n}\n" for n in range(40))
@@ -185,7 +187,7 @@ def test_processes_that_end_as_soon_as_they_start_are_a_clear_error(tables: Path
     parts, collection = collection_of(tables, f"{tables}/table*.tsv")
     monkeypatch.setattr(engine, "SECONDS_TO_START", 0.2)
     monkeypatch.setattr(sys, "executable", python_that_dies(tmp_path, times=99))
-    with pytest.raises(UserError, match="lower `engine.processes` or free memory"):
+    with pytest.raises(UserError, match=r"lower `engine\.processes` or free memory"):
         gathered(parts, collection, processes=1)
 
 
