@@ -30,16 +30,20 @@ def names(kind: Kind) -> list[str]:
 
 
 def find(kind: Kind, name_or_path: str) -> Path:
-    """A path as given, or a shipped file by its name. Raises UserError that suggests the nearest name."""
+    """A path as given, or a shipped file by its name, as NAME or, as `clipkit recipes list` shows them, COMMAND/NAME.
+
+    Raises UserError that suggests the nearest name.
+    """
     given = Path(name_or_path)
     if given.suffix == ".toml" or given.is_file():
         return given
-    shipped = resource_root() / kind / f"{name_or_path}.toml"
+    name = name_or_path.removeprefix(f"{kind.rpartition('/')[2]}/")
+    shipped = resource_root() / kind / f"{name}.toml"
     if shipped.parent == (resource_root() / kind) and shipped.exists():
         return shipped
     what = (
         kind.removeprefix("benchmarks/").removesuffix("s") if kind.startswith("benchmarks/") else f"{kind.removeprefix('recipes/')} recipe"
     )
-    near = difflib.get_close_matches(name_or_path, names(kind), n=1)
+    near = difflib.get_close_matches(name, names(kind), n=1)
     hint = f"did you mean `{near[0]}`?" if near else f"give a .toml file or one of: {', '.join(names(kind)) or 'none are shipped'}"
     raise UserError(f"no {what} `{name_or_path}`: {hint}")

@@ -17,12 +17,13 @@ import logging
 import os
 import platform
 import re
+import secrets
 import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from importlib import metadata
 from pathlib import Path
 from typing import IO, Any, Self
@@ -35,6 +36,7 @@ from rich.text import Text
 from clipkit import UserError, __version__, printable
 from clipkit.recipe import Section, dump, flatten, free_knobs
 
+SECONDS_BETWEEN_LINES = 60.0
 PACKAGES = ("torch", "daft", "img2dataset", "webdataset", "pyarrow", "numpy", "scikit-learn", "scipy", "pillow", "simplejpeg")
 
 
@@ -126,7 +128,10 @@ class Run:
 
     @contextlib.contextmanager
     def progress(self, description: str, *, total: float | None, unit: str) -> Iterator[Callable[..., None]]:
-        """A bar with rate and ETA on stderr. Yields `advance(n=1, note="")`; `note` is shown at the end of the line."""
+        """A bar with rate and ETA on stderr. Yields `advance(n=1, note="")`; `note` is shown at the end of the line.
+
+        Every minute at most a line says the same to the log, and to stderr where that is no terminal.
+        """
         self.log.info("%s%s", description, "" if total is None else f": {total:,.0f} {unit}")
         line = Column(no_wrap=True)
         is_wide = self.console.width >= 100
@@ -142,11 +147,19 @@ class Run:
         )
         with Progress(*columns, console=self.console, disable=self.quiet, refresh_per_second=4) as bar:
             task = bar.add_task(description, total=total, note="")
+            said = time.monotonic()
 
             def advance(n: float = 1, note: str | None = None) -> None:
+                nonlocal said
                 bar.advance(task, n)
                 if note is not None:
                     bar.update(task, note=note)
+                if time.monotonic() - said >= SECONDS_BETWEEN_LINES:
+                    said = time.monotonic()
+                    line = printable(_progress_line(bar.tasks[0], unit))
+                    self.log.info("%s", line)
+                    if not self.console.is_terminal:
+                        self.console.print(Text(line))
 
             yield advance
 
@@ -176,7 +189,8 @@ def save_tensors(path: Path, tensors: Mapping[str, Any], *, metadata: Mapping[st
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary name beside `path`; on success flush it to disk and rename it to `path`, on failure remove it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # At random: two machines that share a file system may have processes of the same number.
+    temporary = path.with_name(f".{path.name}.{secrets.randbelow(10**15)}.tmp")
     try:
         yield temporary
         with open(temporary, "rb") as file:
@@ -185,6 +199,15 @@ def replacing(path: Path) -> Iterator[Path]:
         _flush_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _progress_line(task: Task, unit: str) -> str:
+    """Done, total, rate since the start, and the time that is left at that rate."""
+    rate = task.completed / task.elapsed if task.elapsed else 0.0
+    total = "" if task.total is None else f" of {task.total:,.0f}"
+    left = f", ETA {timedelta(seconds=round((task.total - task.completed) / rate))}" if task.total is not None and rate else ""
+    note = f", {task.fields['note']}" if task.fields["note"] else ""
+    return f"{task.description}: {task.completed:,.0f}{total} {unit}, {rate:,.1f} {unit}/s{left}{note}"
 
 
 class _Rate(ProgressColumn):

@@ -74,6 +74,19 @@ MISTAKES = {
     ),
     "no model": (["eval", "zero-shot", "--model", "no/such", "--suite", "demo", "--data", ".", "--out", "OUT"], "no/such"),
     "no command of that name": (["recipes", "knobs", "trian"], "give one of build-queries, build-dataset, train"),
+    "a knob's name that none begins with": (["recipes", "knobs", "train", "sources"], "no knob of `train` begins with `sources`"),
+    "no such recipe anywhere": (["recipes", "show", "lion"], "for example `build-dataset/laion`"),
+    "a misspelt recipe with its folder": (["build-dataset", "build-dataset/lion", "--out", "OUT"], "did you mean `laion`?"),
+    "a recipe of another command": (
+        ["build-dataset", str(find("recipes/build-queries", "clip")), "--out", "OUT"],
+        "looks like a recipe of `clipkit build-queries`",
+    ),
+    "a misspelt command": (["buildd"], "error: no such command `buildd`: did you mean `build-dataset`?"),
+    "a misspelt command of a group": (["recipes", "shw"], "error: no such command `shw`: did you mean `show`?"),
+    "a misspelt option": (["build-dataset", "demo", "--sett", "seed=1", "--out", "OUT"], "no such option `--sett`: did you mean `--set`?"),
+    "an option of no command": (["--loud"], "error: no such option `--loud`"),
+    "a missing option": (["build-dataset", "demo"], "error: missing option `--out`"),
+    "an option's wrong type": (["demo", "--seed", "x", "--out", "OUT"], "error: invalid value for `--seed`"),
     "no recipe of that name": (["recipes", "show", "demo"], "write COMMAND/NAME"),
     "an architecture that is not there": (["models", "show", "ViT-B-23"], "ViT-B-32"),
 }
@@ -141,6 +154,21 @@ def test_knobs_are_listed_as_json_too():
     listed = json.loads(runner.invoke(app, ["recipes", "knobs", "train", "--json"]).stdout)
     assert listed["batch_size"]["default"] == 1024
     assert listed["samples_seen"]["default"] == "required"
+
+
+def test_knobs_have_a_line_of_their_own_and_can_be_chosen_by_their_beginning(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    shown = runner.invoke(app, ["recipes", "knobs", "build-dataset", "balance"]).stdout.splitlines()
+    assert [line for line in shown if not line.startswith("    ")] == [
+        f"balance.{name}" for name in ('mode = "exact"', "limit = 20000", "oversample = 1.0")
+    ]
+    assert 60 < max(map(len, shown)) <= 80
+    listed = json.loads(runner.invoke(app, ["recipes", "knobs", "build-dataset", "balance.l", "--json"]).stdout)
+    assert list(listed) == ["balance.limit"]
+
+
+def test_a_recipe_goes_by_the_name_that_the_list_shows():
+    assert find("recipes/build-dataset", "build-dataset/laion") == find("recipes/build-dataset", "laion")
 
 
 def test_suites_are_listed_and_shown():

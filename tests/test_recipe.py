@@ -1,13 +1,17 @@
 """Recipes: TOML to frozen knobs, one clear sentence for every mistake."""
 
+import re
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
+from typing import get_origin
 
 import pytest
 from pydantic import ValidationError
 
 from clipkit import UserError
 from clipkit.recipe import COMMANDS, BuildRecipe, EvalRecipe, TrainRecipe, dump, flatten, knobs, load_recipe
+from clipkit.recipe.section import Section
 from clipkit.resources import find, names, resource_root
 
 SHIPPED = [(command, name) for command in COMMANDS for name in names(f"recipes/{command}")]
@@ -97,12 +101,80 @@ def test_set_changes_knobs_of_every_depth_and_type(tmp_path):
     assert recipe.text.rules == ()
 
 
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        (
+            "sources.0.paths=t.csv",
+            'knob `sources.0.paths` in `--set sources.0.paths=...` is "t.csv": it should be a list, as in `["t.csv"]`',
+        ),
+        ("sources=[]", "knob `sources` in `--set sources=...` is []: at least 1 should be in the list"),
+        ("sources=[3]", "knob `sources.0` in `--set sources=...` is 3: it should be a section of knobs"),
+        ("sources.1.kind=table", "`sources` has one entry, at position 0"),
+        ("balance.limt=3", "unknown knob `balance.limt` in `--set balance.limt=...`: did you mean `balance.limit`?"),
+    ],
+)
+def test_a_mistake_in_an_override_is_told_in_its_words(tmp_path, override, sentence):
+    path = write(tmp_path, 'seed = 1\n[[sources]]\nkind="warc"\npaths=["a"]\n')
+    with pytest.raises(UserError, match=re.escape(sentence)):
+        load_recipe(BuildRecipe, path, ["seed=2", override])
+
+
+def numbers(kind, prefix=""):
+    """(name, bounds) of every knob that is a number."""
+    for name, field in kind.model_fields.items():
+        kinds = (field.annotation, *getattr(field.annotation, "__args__", ()))
+        sections = [each for each in kinds if isinstance(each, type) and issubclass(each, Section)]
+        if sections:
+            yield from numbers(sections[0], f"{prefix}{name}.")
+        elif get_origin(field.annotation) is not Mapping and {int, float} & set(kinds):
+            yield prefix + name, [getattr(bound, side) for bound in field.metadata for side in ("le", "lt") if hasattr(bound, side)]
+
+
+@pytest.mark.parametrize("kind", COMMANDS.values())
+def test_every_number_has_an_upper_bound(kind):
+    assert [name for name, bounds in numbers(kind) if not bounds or max(bounds) > 2**63] == []
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("balance.limit=99999999999999999999", "`balance.limit`"),
+        ("download.timeout_seconds=1e300", "`download.timeout_seconds`"),
+        ('text.languages=["xx"]', "languages has xx, which is no code of a language"),
+        ("text.min_words=300", "min_words should be at most max_words, 256"),
+        ("text.min_characters=3000", "min_characters should be at most max_characters, 1,000"),
+    ],
+)
+def test_knobs_that_no_build_can_carry_out_are_refused(tmp_path, override, sentence):
+    with pytest.raises(UserError, match=sentence):
+        load_recipe(BuildRecipe, write(tmp_path, '[[sources]]\nkind="warc"\npaths=["a"]\n'), [override])
+
+
 @pytest.mark.parametrize("override", ["seed", "=3", "seed.x=1", "sources.7.kind=warc", "sources.x.kind=warc"])
 def test_an_override_that_cannot_be_applied_is_one_sentence(tmp_path, override):
     path = write(tmp_path, 'seed = 1\n[[sources]]\nkind="warc"\npaths=["a"]\n')
     with pytest.raises(UserError) as caught:
         load_recipe(BuildRecipe, path, [override])
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "storage.crawl_base=https://me:secret@host.example/",
+        "storage.s3_endpoint=me:secret@host.example:9000",
+        "sources.0.base_url=https://secret@host.example/",
+        'sources.0.paths=["a", "s3://KEY:secret/secret@bucket/x"]',
+    ],
+)
+def test_a_recipe_holds_no_secret_and_the_error_does_not_repeat_it(override):
+    with pytest.raises(UserError, match=r"has a user name, password or key before its host") as caught:
+        load_recipe(BuildRecipe, Path("recipes/build-dataset/demo.toml"), [override])
+    assert override.partition("=")[0] in str(caught.value)
+    assert "secret" not in str(caught.value)
+    fine = ["storage.s3_endpoint=host:9000", 'sources.0.paths=["a:b@c/*.gz", "https://h:80/@u", "http://[::1]:80/a?b=c:d@e"]']
+    assert load_recipe(BuildRecipe, Path("recipes/build-dataset/demo.toml"), fine).sources[0].paths[0] == "a:b@c/*.gz"
 
 
 def test_recipes_are_frozen():

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import re
 import resource
 import subprocess
 import sys
@@ -192,3 +193,21 @@ def test_a_disk_that_takes_no_tensors_is_an_error_of_the_system(tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert (raised.value.errno, raised.value.filename) == (errno.EFBIG, str(tmp_path / "weights.safetensors"))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_where_nobody_watches_progress_is_a_line_now_and_then(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("clipkit.run.SECONDS_BETWEEN_LINES", 0.0)
+    for quiet in (False, True):
+        with Run.scratch(tmp_path / str(quiet), quiet=quiet) as run, run.progress("reading sources", total=4000, unit="files") as advance:
+            time.sleep(0.01)
+            advance(1000, note="7 pairs")
+        said = capsys.readouterr().err
+        assert ("reading sources: 1,000 of 4,000 files, " in " ".join(said.split())) is not quiet
+        assert re.search(r"1,000 of 4,000 files, [\d,.]+ files/s, ETA 0:00:\d\d, 7 pairs", (tmp_path / str(quiet) / "log.txt").read_text())
+
+
+def test_two_machines_that_write_one_file_do_not_write_into_the_same_temporary_one(tmp_path):
+    with replacing(tmp_path / "a") as first, replacing(tmp_path / "a") as second:
+        assert first != second
+        first.write_text("1")
+        second.write_text("2")

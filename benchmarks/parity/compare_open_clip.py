@@ -1,8 +1,10 @@
 """Compares clipkit with open_clip: the same weights, the same texts, the same pictures; prints one JSON object of the greatest differences.
 
-    python -m venv /tmp/peer && /tmp/peer/bin/pip install open_clip_torch
-    /tmp/peer/bin/pip install --no-deps -e . && /tmp/peer/bin/pip install simplejpeg instant-clip-tokenizer rich pydantic typer
-    /tmp/peer/bin/python benchmarks/parity/compare_open_clip.py
+In another environment, so that open_clip brings its own torch:
+
+    python -m venv peer && peer/bin/pip install open_clip_torch
+    peer/bin/pip install --no-deps -e . && peer/bin/pip install simplejpeg instant-clip-tokenizer rich pydantic typer
+    peer/bin/python benchmarks/parity/compare_open_clip.py
 
 Exit code 1 when a tower differs by more than 1e-5, a token differs, or a pixel by more than five grey levels (one is usual;
 single pixels of noise differ by more). `--write FILE` also keeps

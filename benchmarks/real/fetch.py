@@ -2,7 +2,8 @@
 
     python benchmarks/real/fetch.py          (needs npm, apt-get, dpkg and pip: Debian or Ubuntu)
 
-Nothing here is part of clipkit or shipped with it; each set keeps its own licence.
+Nothing here is part of clipkit or shipped with it; each set keeps its own licence. `pip download` of a source archive (pywb) runs the
+code by which that package tells its metadata: fetch in a container where you would not install the package.
 """
 
 import shutil
@@ -62,7 +63,10 @@ def _python(package: str, wanted: str, *, source: bool = False) -> Callable[[Pat
         subprocess.run([sys.executable, *pip], cwd=folder, check=True)
         archive = next(path for path in folder.iterdir() if path.name.endswith((".whl", ".tar.gz")))
         unpacked = folder / "unpacked"
-        shutil.unpack_archive(archive, unpacked, "gztar" if source else "zip")
+        if source:
+            shutil.unpack_archive(archive, unpacked, "gztar", filter="data")
+        else:  # of a zip, unpack_archive leaves out what points outside, and links are plain files
+            shutil.unpack_archive(archive, unpacked, "zip")
         for path in sorted(unpacked.rglob(wanted)):
             path.rename(folder / path.name)
         shutil.rmtree(unpacked)

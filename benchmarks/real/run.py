@@ -58,8 +58,8 @@ class Commands:
         return "```console\n" + "\n".join(self.lines) + "\n```\n"
 
 
-def run_queries(data: Path, work: Path) -> str:
-    """Two lists: of a slice of Wikipedia alone, and at the paper's size from ready counts, titles and WordNet."""
+def run_queries(_data: Path, work: Path) -> str:
+    """Two lists: of a slice of Wikipedia alone, and at the paper's size from counts, titles and WordNet; the recipes name the data."""
     clipkit = Commands()
     slice_ = clipkit("build-queries", "benchmarks/real/wikipedia.toml", "--out", _short(work / "wikipedia"))
     whole = clipkit("build-queries", "benchmarks/real/queries.toml", "--out", _short(work / "queries"))
@@ -120,7 +120,7 @@ def run_tuxpaint(data: Path, work: Path) -> str:
     )
 
 
-def run_captures(data: Path, work: Path) -> str:
+def run_captures(data: Path, _work: Path) -> str:
     """Captures of two crawls through extraction and text rules, every image tag accounted for."""
     fixtures = data / "common-crawl"
     return "\n".join(

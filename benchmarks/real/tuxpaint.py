@@ -1,4 +1,4 @@
-"""The Tux Paint stamps as a web: pictures over loopback HTTP, pages in 77 languages with the stamps' captions as alt texts."""
+"""The Tux Paint stamps as a web: pictures over loopback HTTP, pages in 78 languages with the stamps' captions as alt texts."""
 
 import html
 from collections import Counter

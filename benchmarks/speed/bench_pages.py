@@ -1,11 +1,11 @@
 """Captures to matched pairs on one core: WAT and WARC through the pages, the row rules and the matching, beside cc2dataset's extraction.
 
-    python -m venv /tmp/venv-cc2dataset
-    /tmp/venv-cc2dataset/bin/pip install --no-deps cc2dataset==1.5.0 && /tmp/venv-cc2dataset/bin/pip install fastwarc pysimdjson loguru
+    python -m venv peer
+    peer/bin/pip install --no-deps cc2dataset==1.5.0 && peer/bin/pip install fastwarc pysimdjson loguru
     python benchmarks/real/fetch.py
-    python benchmarks/speed/bench_pages.py --peer /tmp/venv-cc2dataset/bin/python [--pages 8000] [--queries 500000] [--rounds 3]
+    python benchmarks/speed/bench_pages.py --peer peer/bin/python [--pages 8000] [--queries 500000] [--rounds 3]
 
-The files are made by `web_pages.py`, in its proportions, with texts of WordNet and of Tux Paint's captions in 76 languages. Of
+The files are made by `web_pages.py`, in its proportions, with texts of WordNet and of Tux Paint's translated captions. Of
 cc2dataset 1.5.0 only `extract_documents_from_wat` runs, in its own environment on the same WAT bytes; pyspark, fsspec and its Spark
 session, which that function does not use, are stubs. It neither filters nor matches. MetaCLIP's loop over all queries is
 written anew and timed on a few texts, and "peer with the loop" is cc2dataset's time and the loop's for all of its texts.

@@ -181,7 +181,7 @@ def _drawn(texts: Sequence[str], generator: np.random.Generator) -> str:
 
 
 def _word(words: Words, generator: np.random.Generator) -> str:
-    """Frequent words are frequent: drawn by the square of a uniform number."""
+    """Frequent words are frequent: drawn by the cube of a uniform number."""
     return words.words[int(generator.random() ** 3 * len(words.words))]
 
 

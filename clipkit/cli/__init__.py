@@ -4,9 +4,12 @@ Each command reads the recipe, opens the run, imports its engine, calls it and s
 before a command runs, so that `--help` and a typo are answered at once.
 """
 
+import contextlib
+import difflib
 import errno
 import os
 import sys
+from collections.abc import Iterator
 from typing import Annotated, Any
 
 import typer
@@ -18,12 +21,21 @@ from clipkit.cli import dataset, demo, evaluation, model, overlap, queries, reci
 __all__ = ["app", "main"]
 
 
+_UsageError: Any = typer.BadParameter.__base__
+"""A command line that cannot be understood. Typer exports it under no name of its own."""
+
+
 class _Clipkit(TyperGroup):
     """Turns the user's mistakes into one sentence and exit code 2, and Ctrl-C into 130."""
 
+    def make_context(self, *given: Any, **named: Any) -> Any:
+        with _usage_in_one_sentence():
+            return super().make_context(*given, **named)
+
     def invoke(self, ctx: Any) -> Any:
         try:
-            return super().invoke(ctx)
+            with _usage_in_one_sentence():
+                return super().invoke(ctx)
         except UserError as error:
             _complain(f"error: {error}")
             raise typer.Exit(2) from None
@@ -80,6 +92,28 @@ app.add_typer(recipes.app, name="recipes")
 app.add_typer(evaluation.suites_app, name="suites")
 app.add_typer(model.app, name="models")
 app.add_typer(dataset.shards_app, name="shards")
+
+
+@contextlib.contextmanager
+def _usage_in_one_sentence() -> Iterator[None]:
+    try:
+        yield
+    except _UsageError as error:
+        if type(error).__name__ == "NoArgsIsHelpError":  # the help that a command without arguments shows
+            raise
+        _complain(f"error: {_usage_problem(error)}")
+        raise typer.Exit(error.exit_code) from None
+
+
+def _usage_problem(error: Any) -> str:
+    message = error.format_message().rstrip(".").replace(". Did you mean", ": did you mean").replace("'", "`")
+    if hasattr(error, "possibilities"):  # an option that does not exist
+        message = f"no such option `{error.option_name}`"
+        if near := difflib.get_close_matches(error.option_name, error.possibilities or (), n=1):
+            message += f": did you mean `{near[0]}`?"
+    if not message.endswith("?"):
+        message += f": `{error.ctx.command_path if error.ctx else 'clipkit'} --help` shows what it takes"
+    return f"{message[0].lower()}{message[1:]}"
 
 
 def _complain(text: str) -> None:

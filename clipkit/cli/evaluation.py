@@ -1,11 +1,9 @@
 """`clipkit eval ...` and `clipkit suites ...`."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from clipkit import printable
 from clipkit.cli.options import (
     CacheOption,
     DataOption,
@@ -17,6 +15,7 @@ from clipkit.cli.options import (
     SetOption,
     SuiteOption,
     cache_dir,
+    exit_for_failures,
     identity,
     show,
 )
@@ -29,8 +28,20 @@ eval_app = typer.Typer(no_args_is_help=True, help="Evaluate a model on a suite o
 suites_app = typer.Typer(no_args_is_help=True, help="List and show the suites of tasks.")
 
 
-@eval_app.command("zero-shot", no_args_is_help=True)
-def zero_shot(
+ZERO_SHOT = """Zero-shot classification: class names and templates against pictures.
+
+Example: `clipkit eval zero-shot --model runs/model --suite demo --data clipkit-demo/web/eval --out runs/zero-shot`
+"""
+LINEAR_PROBE = """Linear probe by the CLIP paper's protocol (appendix A.3).
+
+Example: `clipkit eval linear-probe --model runs/model --suite demo --data clipkit-demo/web/eval --out runs/probe`
+"""
+
+
+@eval_app.command("linear-probe", help=LINEAR_PROBE, no_args_is_help=True)
+@eval_app.command("zero-shot", help=ZERO_SHOT, no_args_is_help=True)
+def evaluate(
+    context: typer.Context,
     model: ModelOption,
     suite: SuiteOption,
     data: DataOption,
@@ -41,45 +52,8 @@ def zero_shot(
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Zero-shot classification: class names and templates against pictures.
-
-    Example: `clipkit eval zero-shot --model runs/model --suite demo --data clipkit-demo/web/eval --out runs/zero-shot`
-    """
-    _evaluate("zero-shot", model, suite, data, out, recipe, set_, cache, as_json=as_json, quiet=quiet)
-
-
-@eval_app.command("linear-probe", no_args_is_help=True)
-def linear_probe(
-    model: ModelOption,
-    suite: SuiteOption,
-    data: DataOption,
-    out: OutOption,
-    recipe: RecipeOption = None,
-    set_: SetOption = None,
-    cache: CacheOption = None,
-    as_json: JsonOption = False,
-    quiet: QuietOption = False,
-) -> None:
-    """Linear probe by the CLIP paper's protocol (appendix A.3).
-
-    Example: `clipkit eval linear-probe --model runs/model --suite demo --data clipkit-demo/web/eval --out runs/probe`
-    """
-    _evaluate("linear-probe", model, suite, data, out, recipe, set_, cache, as_json=as_json, quiet=quiet)
-
-
-def _evaluate(
-    kind: str,
-    model: str,
-    suite: str,
-    data: Path,
-    out: Path,
-    recipe: str | None,
-    set_: list[str] | None,
-    cache: Path | None,
-    *,
-    as_json: bool,
-    quiet: bool,
-) -> None:
+    """Both evaluations: they differ in the engine alone, which the command's name chooses."""
+    kind = context.info_name
     knobs = load_recipe(EvalRecipe, find("recipes/eval", recipe) if recipe else None, set_ or ())
     from clipkit.evaluation.suite import load_suite
 
@@ -98,11 +72,7 @@ def _evaluate(
                 run.finish(report)
     if report["scores"] or as_json:
         show(report, score_tables(report), as_json=as_json, where=out)
-    if report["failed"]:
-        for task, reason in report["failed"].items():
-            typer.echo(printable(f"error: {task}: {reason}"), err=True)
-        # With every task failed there is no result at all: the user's mistake, not a partial success.
-        raise typer.Exit(1 if report["scores"] else 2)
+    exit_for_failures(report["failed"], has_results=bool(report["scores"]))
 
 
 @suites_app.command("list")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.text import Text
 
-from clipkit import UserError
+from clipkit import UserError, printable
 from clipkit.report.tables import Table, console
 
 if TYPE_CHECKING:
@@ -78,3 +78,14 @@ def show(report: Mapping[str, Any], tables: list[Table], *, as_json: bool, where
         out.print(table.to_rich())
     if where is not None:
         out.print(Text(f"results in {where}"))
+
+
+def exit_for_failures(failed: Mapping[str, str], *, has_results: bool) -> None:
+    """One sentence on stderr for each task that failed, then exit code 1: part of what was asked is there.
+
+    Where every task failed there is no result at all: the user's mistake, exit code 2. Without a failure nothing happens.
+    """
+    for task, reason in failed.items():
+        typer.echo(printable(f"error: {task}: {reason}"), err=True)
+    if failed:
+        raise typer.Exit(1 if has_results else 2)

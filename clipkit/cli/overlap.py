@@ -5,7 +5,6 @@ from typing import Annotated
 
 import typer
 
-from clipkit import printable
 from clipkit.cli.options import (
     CacheOption,
     DataOption,
@@ -17,6 +16,7 @@ from clipkit.cli.options import (
     SetOption,
     SuiteOption,
     cache_dir,
+    exit_for_failures,
     identity,
     show,
 )
@@ -66,7 +66,4 @@ def overlap_report(
             if not report["failed"]:
                 run.finish(report)
     show(report, overlap_tables(report), as_json=as_json, where=out)
-    if report["failed"]:
-        for task, reason in report["failed"].items():
-            typer.echo(printable(f"error: {task}: {reason}"), err=True)
-        raise typer.Exit(1 if report["tasks"] else 2)
+    exit_for_failures(report["failed"], has_results=bool(report["tasks"]))

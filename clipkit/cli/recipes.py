@@ -1,5 +1,8 @@
 """`clipkit recipes`."""
 
+import difflib
+import json
+import textwrap
 from pathlib import Path
 from typing import Annotated
 
@@ -8,7 +11,7 @@ import typer
 from clipkit import UserError
 from clipkit.cli.options import JsonOption
 from clipkit.recipe import COMMANDS, knobs
-from clipkit.report.tables import Table, print_tables
+from clipkit.report.tables import console
 from clipkit.resources import find, names
 from clipkit.run import replacing
 
@@ -48,19 +51,33 @@ def copy_recipe(
 @app.command("knobs", no_args_is_help=True)
 def list_knobs(
     command: Annotated[str, typer.Argument(metavar="COMMAND", help=f"One of: {', '.join(COMMANDS)}.")],
+    prefix: Annotated[str, typer.Argument(metavar="PREFIX", help="Only knobs that begin so, for example `sources`.")] = "",
     as_json: JsonOption = False,
 ) -> None:
     """Every knob of a command's recipe, with its default, unit and meaning."""
     if command not in COMMANDS:
         raise UserError(f"no command `{command}` takes a recipe: give one of {', '.join(COMMANDS)}")
-    found = list(knobs(COMMANDS[command]))
-    rows = [(knob.name, "" if knob.default is None else str(knob.default), knob.meaning) for knob in found]
-    table = Table(f"knobs of {command}", ("knob", "default", "meaning"), rows)
-    print_tables([table], {knob.name: {"default": knob.default, "meaning": knob.meaning} for knob in found}, as_json=as_json)
+    known = list(knobs(COMMANDS[command]))
+    found = [knob for knob in known if knob.name.startswith(prefix)]
+    if not found:
+        sections = dict.fromkeys(knob.name.partition(".")[0] for knob in known)
+        raise UserError(f"no knob of `{command}` begins with `{prefix}`: give one of {', '.join(sections)}")
+    if as_json:
+        typer.echo(json.dumps({knob.name: {"default": knob.default, "meaning": knob.meaning} for knob in found}, indent=2))
+        return
+    width = console().width
+    for knob in found:
+        default = knob.default if knob.default == "required" else json.dumps(knob.default, ensure_ascii=False)
+        typer.echo(f"{knob.name} = {'none' if knob.default is None else default}")
+        typer.echo(textwrap.fill(knob.meaning, width, initial_indent="    ", subsequent_indent="    "))
 
 
 def _path(name: str) -> Path:
     command, slash, stem = name.partition("/")
     if not slash or command not in COMMANDS:
-        raise UserError(f"`{name}` is no recipe: write COMMAND/NAME as `clipkit recipes list` shows, for example `train/demo`")
+        known = [f"{command}/{stem}" for command in COMMANDS for stem in names(f"recipes/{command}")]  # type: ignore[arg-type]
+        stems = {recipe.rpartition("/")[2]: recipe for recipe in known}
+        near = difflib.get_close_matches(name, known, n=1) or [stems[s] for s in difflib.get_close_matches(name, stems, n=1)]
+        example = near[0] if near else "train/demo"
+        raise UserError(f"`{name}` is no recipe: write COMMAND/NAME as `clipkit recipes list` shows, for example `{example}`")
     return find(f"recipes/{command}", stem)  # type: ignore[arg-type]

@@ -7,8 +7,11 @@ Each stage reads the parquet of the one before and leaves its own, sorted by key
 finished stages and finished source files are skipped, and the shards are the same, byte for byte, on whatever engine.
 """
 
+import hashlib
+import itertools
+import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +22,17 @@ import pyarrow.parquet as pq
 
 from clipkit import UserError
 from clipkit.dataset import frames
-from clipkit.dataset.balance import Int64s, Kept, balance, oversampled
-from clipkit.dataset.collect import Collection, merge_examples
-from clipkit.dataset.engine import Workforce, start_engine
+from clipkit.dataset.balance import Balance, Int64s, Kept, balance, oversampled
+from clipkit.dataset.collect import Collection, counts_of, describe, merge_examples
+from clipkit.dataset.engine import Workforce, cores_here, start_engine
 from clipkit.dataset.gather import gather
 from clipkit.dataset.images import image_rules
-from clipkit.dataset.images.download import download
+from clipkit.dataset.images.download import download, find_downloads
 from clipkit.dataset.images.fetch import check_knobs
 from clipkit.dataset.images.stored_images import STORED_FIELDS, read_stored, store_images
 from clipkit.dataset.keyed_hashes import keyed_hash, query_salts
-from clipkit.dataset.pages import parts_of
+from clipkit.dataset.pages import Part, parts_of
+from clipkit.dataset.pages.reading import broken_file
 from clipkit.dataset.queries import QueryList, load_queries
 from clipkit.dataset.shards import MANIFEST, Pair, Shards, write_shards
 from clipkit.dataset.stages import MATCHED_SCHEMA, Selection, Stages, funnel_line, marked, read_pairs
@@ -55,32 +59,38 @@ def build_dataset(recipe: BuildRecipe, run: Run) -> dict[str, Any]:
     check_knobs(recipe.download)
     stages = Stages(run)
     queries = _load_queries(recipe, stages)
-    workforce = start_engine(recipe.engine, run.path)
+    workforce = start_engine(recipe.engine, run.path, say=run.say)
     limits_Q = queries.limits_Q(recipe.balance.limit)
-    most_Q = oversampled(limits_Q, recipe.balance.oversample)
+    most_Q = oversampled(limits_Q, recipe.balance.oversample)  # before the download, which loses some
     found = stages.step("01-pages", lambda out: _read_pages(recipe, queries, stages, out, workforce=workforce))
-    pairs = stages.step("02-pairs", lambda out: _keep_distinct(found, out))
+    _refuse_broken(recipe, stages.facts(found)["broken_sources"])
+    pairs = distinct = stages.step("02-pairs", lambda out: _keep_distinct(found, out))
     if "boilerplate" in recipe.text.rules:
-        pairs = stages.step("03-boilerplate", lambda out, pairs=pairs: _drop_boilerplate(recipe, pairs, out))  # type: ignore[misc]
+        pairs = stages.step("03-boilerplate", lambda out: _drop_boilerplate(recipe, distinct, out))
     single = stages.step("04-one-per-image", lambda out: _keep_one_per_image(pairs, out))
-    chosen = stages.step("05-balance", lambda out: _balance(recipe, queries, single, out, stage="balance", limits_Q=most_Q))
+    chosen = stages.step(
+        "05-balance", lambda out: _keep_balanced(_balance(recipe, queries, single, most_Q), queries, single, out, "balance")
+    )
+    _forget_lost_images(recipe, chosen, run)
     fetched = stages.step("06-download", lambda out: _download(recipe, chosen, out, run))
-    _forget_lost_images(run)
     stored = stages.step("07-images", lambda out: _apply_image_rules(recipe, chosen, fetched, out, run))
-    final = stages.step("08-balance", lambda out: _balance(recipe, queries, stored, out, limits_Q=limits_Q, earlier=chosen))
+    final = stages.step("08-balance", lambda out: _balance_again(recipe, queries, stored, out, limits_Q=limits_Q, earlier=chosen))
     shards = _write_shards(recipe, stages, queries, final, stored, run=run)
-    examples = run.path / "dropped-examples.parquet"
+    told = {"command": "build-dataset", "shards": str(shards.root), "pairs": shards.count}
+    told["seconds"] = round(time.monotonic() - started, 3)
+    return told | _report(stages, queries, found=found, chosen=chosen, fetched=fetched, final=final)
+
+
+def _report(stages: Stages, queries: QueryList, *, found: Path, chosen: Path, fetched: Path, final: Path) -> dict[str, Any]:
+    """What the stages tell: how much went through each and why not more; the examples are written."""
+    examples = stages.run.path / "dropped-examples.parquet"
     stages.write_examples(examples)
     return {
-        "command": "build-dataset",
-        "shards": str(shards.root),
-        "pairs": shards.count,
-        "seconds": round(time.monotonic() - started, 3),
         "funnel": stages.funnel,
         "outcomes": stages.facts(fetched)["outcomes"],
         "queries": {**stages.facts(final)["balance"], "content_hash": queries.content_hash, "left_out": dict(queries.left_out)},
         "queries_before_download": stages.facts(chosen)["balance"],
-        **{name: stages.facts(found)[name] for name in ("broken_sources", "source_files", "repaired_texts")},
+        **{name: stages.facts(found).get(name, []) for name in ("broken_sources", "empty_sources", "source_files", "repaired_texts")},
         "dropped_examples": str(examples),
     }
 
@@ -107,6 +117,9 @@ def _read_pages(recipe: BuildRecipe, queries: QueryList, stages: Stages, out: Pa
     counts = gather(parts, collection, workforce=workforce, run=stages.run)
     with replacing(out / "dropped.parquet") as temporary:
         pq.write_table(merge_examples(parts, collection), temporary)
+    empty = _empty_sources(parts, out)
+    for told in empty:
+        stages.run.say(told)
     return {
         "funnel": counts.funnel(),
         "files": [part.name for part in parts],
@@ -114,7 +127,34 @@ def _read_pages(recipe: BuildRecipe, queries: QueryList, stages: Stages, out: Pa
         "source_files": sum(len(part.files) for part in parts),
         "repaired_texts": counts.repaired,
         "broken_sources": dict(sorted(counts.pages.broken.items())),
+        "empty_sources": empty,
     }
+
+
+def _refuse_broken(recipe: BuildRecipe, broken: Mapping[str, str]) -> None:
+    """A run that began with `pages.on_broken_file = "skip"` may go on with "stop"."""
+    if broken and recipe.pages.on_broken_file == "stop":
+        raise broken_file(*next(iter(broken.items())))
+
+
+def _empty_sources(parts: Sequence[Part], out: Path) -> list[str]:
+    """A sentence for every source that gave no page and no row, whatever became of those of others."""
+    hints = {
+        "warc": "kind warc reads WARC files (*.warc.gz), kind wat reads WAT files (*.warc.wat.gz)",
+        "wat": "kind wat reads WAT files (*.warc.wat.gz), kind warc reads WARC files (*.warc.gz)",
+        "html": "the pages are empty",
+        "table": "the tables have no row",
+    }
+    told = []
+    for number, some in itertools.groupby(parts, key=lambda part: part.name.split("-")[0]):
+        first, *more = own = list(some)
+        counts = (counts_of(out / part.name) for part in own)
+        if not any(known and (known.pages.pages or known.pages.images) for known in counts):
+            rest = f" and {len(more):,} more" if more else ""
+            kind = first.source.kind
+            what = "row" if kind == "table" else "page"
+            told.append(f"source {int(number) + 1} (kind {kind}, `{describe(first)}`{rest}) gave no {what}: {hints[kind]}")
+    return told
 
 
 def _keep_distinct(found: Path, out: Path) -> Mapping[str, Any]:
@@ -142,22 +182,23 @@ def _keep_one_per_image(pairs: Path, out: Path) -> Mapping[str, Any]:
     return {"funnel": [selection.line()]}
 
 
-def _balance(
-    recipe: BuildRecipe,
-    queries: QueryList,
-    pairs: Path,
-    out: Path,
-    *,
-    limits_Q: Int64s,
-    stage: str = "final balance",
-    earlier: Path | None = None,
-) -> Mapping[str, Any]:
+def _balance(recipe: BuildRecipe, queries: QueryList, pairs: Path, limits_Q: Int64s, earlier: Path | None = None) -> Balance:
     """`earlier`: the folder of the balance before, which the expected mode takes into account."""
-    file = pairs / "pairs.parquet"
     table = None if earlier is None else pq.read_table(earlier / "queries.parquet")
-    salts_Q = query_salts(queries.texts, recipe.seed)
-    kept = Kept(balance([file], salts_Q=salts_Q, limits_Q=limits_Q, mode=recipe.balance.mode, seed=recipe.seed, earlier=table))
-    with Selection.into(out, stage, pq.read_schema(file)) as selection:
+    salts_Q = query_salts(queries.texts, recipe.seed, mode=recipe.match.mode)
+    files = [pairs / "pairs.parquet"]
+    return balance(files, salts_Q=salts_Q, limits_Q=limits_Q, mode=recipe.balance.mode, seed=recipe.seed, earlier=table)
+
+
+def _balance_again(
+    recipe: BuildRecipe, queries: QueryList, pairs: Path, out: Path, *, limits_Q: Int64s, earlier: Path
+) -> Mapping[str, Any]:
+    return _keep_balanced(_balance(recipe, queries, pairs, limits_Q, earlier), queries, pairs, out, "final balance")
+
+
+def _keep_balanced(found: Balance, queries: QueryList, pairs: Path, out: Path, stage: str) -> Mapping[str, Any]:
+    kept = Kept(found)
+    with Selection.into(out, stage, pq.read_schema(pairs / "pairs.parquet")) as selection:
         for batch in read_pairs(pairs):
             is_kept = kept.keep(batch["key"], batch["queries"])
             selection.add(batch, pc.if_else(is_kept, pa.scalar(None, pa.string()), "over_limit"))
@@ -183,8 +224,13 @@ def _urls(chosen: Path) -> pa.Table:
 
 
 def _apply_image_rules(recipe: BuildRecipe, chosen: Path, fetched: Path, out: Path, run: Run) -> Mapping[str, Any]:
-    downloads = download(_urls(chosen), fetched / "images", knobs=recipe.download, run=run)
-    table = store_images(read_pairs(fetched), downloads, out, knobs=recipe.images, run=run, processes=recipe.download.processes)
+    downloads = find_downloads(_urls(chosen), fetched / "images", knobs=recipe.download)
+    if downloads is None:
+        raise UserError(
+            f"downloads in `{fetched / 'images'}` went away while they were needed: run the same command again to fetch them anew"
+        )
+    processes = recipe.images.processes or cores_here()
+    table = store_images(read_pairs(fetched), downloads, out, knobs=recipe.images, run=run, processes=processes)
     whole = table.filter(pc.is_null(table["reason"]))
     again = pa.table({"key": whole["key"], "reason": image_rules.repeated(whole.select(["key", "text", "sha256"]), recipe.images)})
     with Selection.into(out, "image rules", STORED_SCHEMA) as selection:
@@ -194,14 +240,21 @@ def _apply_image_rules(recipe: BuildRecipe, chosen: Path, fetched: Path, out: Pa
     return {"funnel": [selection.line()]}
 
 
-def _forget_lost_images(run: Run) -> None:
-    """Have stored images made again from the downloads where shards are to be written and the images are gone, as after a finished run."""
-    folder = run.path / "stages" / "07-images"
+def _forget_lost_images(recipe: BuildRecipe, chosen: Path, run: Run) -> None:
+    """Where shards are to be written, have made again what they need and what is gone: stored images, as after a finished run, from
+    the downloads; and downloads from the web, which may answer otherwise today, so that all that came of them is made again too."""
+    fetched, stored, final = (run.path / "stages" / name for name in ("06-download", "07-images", "08-balance"))
     if (run.path / "shards" / MANIFEST).exists():
         return
-    for table in [table for table in folder.glob("stored-*.parquet") if not table.with_suffix(".bin").exists()]:
-        (folder / "stage.json").unlink(missing_ok=True)
+    for table in [table for table in stored.glob("stored-*.parquet") if not table.with_suffix(".bin").exists()]:
+        for folder in (stored, final):
+            (folder / "stage.json").unlink(missing_ok=True)
         table.unlink()
+    is_needed = (fetched / "stage.json").exists() and not (stored / "stage.json").exists()
+    if is_needed and find_downloads(_urls(chosen), fetched / "images", knobs=recipe.download) is None:
+        for folder in (final, fetched):
+            (folder / "stage.json").unlink(missing_ok=True)
+        shutil.rmtree(stored, ignore_errors=True)
 
 
 def _write_shards(recipe: BuildRecipe, stages: Stages, queries: QueryList, final: Path, stored: Path, *, run: Run) -> Shards:
@@ -224,9 +277,8 @@ def _pairs(pairs: pa.Table, order: Any, stored: Path, advance: Callable[..., Non
     for start in range(0, len(order), 1_000):
         for row in pairs.take(order[start : start + 1_000]).to_pylist():
             image = read_stored(stored, row["file"], row["offset"], row["size"])
+            if hashlib.sha256(image).hexdigest() != row["sha256"]:
+                spool = stored / f"stored-{row['file']:05d}.bin"
+                raise UserError(f"`{spool}` is damaged at the image of {row['image_url']}: delete the file and run again to make it anew")
             yield Pair(row["key"], image, row["text"], {name: row[name] for name in fields})
             advance(1)
-
-
-def _count(folder: Path) -> int:
-    return int(pq.read_metadata(folder / "pairs.parquet").num_rows)

@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 
 from clipkit.dataset.opt_outs import agent_of
 from clipkit.dataset.pages import FOUND_SCHEMA, PAIR_SCHEMA, PageCounts, Part, read_part
+from clipkit.dataset.pages.storage import told
 from clipkit.dataset.shards import pair_key
 from clipkit.dataset.stages import EXAMPLES_PER_REASON, EXAMPLES_SCHEMA, MATCHED_SCHEMA, examples_of, fewest_examples, funnel_line
 from clipkit.dataset.texts import text_rules
@@ -28,7 +29,7 @@ from clipkit.dataset.texts.mojibake import repair_mojibake
 from clipkit.recipe import BuildRecipe
 from clipkit.run import replacing
 
-__all__ = ["CollectCounts", "Collection", "collect_part", "counts_of", "give_up_part", "merge_examples"]
+__all__ = ["CollectCounts", "Collection", "collect_part", "counts_of", "describe", "give_up_part", "merge_examples"]
 
 ROWS_PER_BLOCK = 500_000
 BYTES_PER_BLOCK = 250_000_000
@@ -139,7 +140,7 @@ def give_up_part(part: Part, collection: Collection, reason: str) -> CollectCoun
 def describe(part: Part) -> str:
     """A part by its file, or by the first of its files."""
     more = f" and {len(part.files) - 1:,} more" if len(part.files) > 1 else ""
-    return part.files[0].location + more
+    return told(part.files[0].location) + more
 
 
 def counts_of(path: Path) -> CollectCounts | None:

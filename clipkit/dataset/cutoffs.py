@@ -144,6 +144,7 @@ class _Seen:
 
     @property
     def inside_G(self) -> Int64s:
+        """How many matches lie inside each window."""
         return np.bincount(self.inside["slot"], minlength=len(self.below_G)).astype(np.int64)
 
     def cutoffs(self, windows: Windows) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.void]]:

@@ -9,6 +9,8 @@ import logging
 import os
 import secrets
 import socket
+import time
+from collections.abc import Callable
 from multiprocessing.connection import Connection, Listener, wait
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,13 +21,16 @@ from daft.execution import udf
 from clipkit import UserError, __version__
 from clipkit.recipe import EngineKnobs
 
-__all__ = ["Workforce", "start_engine"]
+__all__ = ["Workforce", "cores_here", "start_engine"]
 
 # What fails comes as an exception too, and is told in our own words.
 logging.getLogger("daft_local_execution").addHandler(logging.NullHandler())
 
+_log = logging.getLogger(__name__)
+
 SECONDS_TO_CONNECT = 5.0
 SECONDS_TO_LOOK = 120.0
+SECONDS_TO_FREE = 5.0
 SECONDS_TO_START = 45.0
 """A process of Daft's answers within a second or two; on a machine that is short of everything within ten times that."""
 
@@ -52,17 +57,19 @@ class Workforce(NamedTuple):
     on_cluster: bool
 
 
-def start_engine(knobs: EngineKnobs, out: Path) -> Workforce:
+def start_engine(knobs: EngineKnobs, out: Path, *, say: Callable[[str], None] = _log.info) -> Workforce:
     """Have Daft run its frames where the knobs say, from now on in this process.
 
-    On a cluster every machine must see `out` and the current directory and have this clipkit: that is tried. Raises UserError where
-    it is not so, where Ray is not installed or does not answer, and where this process has run another engine.
+    On a cluster every machine must see `out` and the current directory and have this clipkit: that is tried. A process takes a core
+    there: `say` tells where there is no room for as many as asked. Raises UserError where there is none at all, where a machine is
+    not fit, where Ray is not installed or does not answer, and where this process has run another engine.
     """
+    os.environ.setdefault("DAFT_SHOW_QUERY_ID", "0")  # else a line on stderr for every frame
     if knobs.name == "native":
         if knobs.address is not None:
             raise UserError(f'`engine.address` is `{knobs.address}`, but the engine is native: set `engine.name = "ray"` (`--engine ray`)')
         _choose("native")
-        return Workforce(knobs.processes or _cores(), on_cluster=False)
+        return Workforce(knobs.processes or cores_here(), on_cluster=False)
     if importlib.util.find_spec("ray") is None:
         raise UserError("the engine is ray, which is not installed: run `pip install 'clipkit[ray]'`, or leave out `--engine ray`")
     ray = _ray()
@@ -70,8 +77,23 @@ def start_engine(knobs: EngineKnobs, out: Path) -> Workforce:
     if not ray.is_initialized():
         _connect(knobs)
     _choose("ray")
-    _check_machines(out.absolute())
-    return Workforce(knobs.processes or max(1, int(ray.cluster_resources().get("CPU", 1))), on_cluster=True)
+    _check_machines(out.absolute() / "stages" / "00-queries")
+    return Workforce(_room(knobs.processes, say), on_cluster=True)
+
+
+def _room(wanted: int | None, say: Callable[[str], None]) -> int:
+    """How many processes the cluster has cores for, `wanted` at most. One that no core is free for would be waited for without end."""
+    ray = _ray()
+    cores, deadline = int(ray.cluster_resources().get("CPU", 0)), time.monotonic() + SECONDS_TO_FREE
+    # What ended a moment ago may still count.
+    while (free := int(ray.available_resources().get("CPU", 0))) < min(wanted or cores, cores) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    if not free:
+        raise UserError(f"no core of the Ray cluster's {cores:,} is free: wait for the other jobs (see `ray status`), or add machines")
+    if free < (wanted or cores):
+        asked = f"{wanted:,} processes are asked for" if wanted else f"it has {cores:,} cores"
+        say(f"the Ray cluster has room for {free:,} processes that read sources, a core each, though {asked}: {free:,} will read")
+    return min(wanted or cores, free)
 
 
 def _ray() -> Any:
@@ -79,7 +101,8 @@ def _ray() -> Any:
     return importlib.import_module("ray")
 
 
-def _cores() -> int:
+def cores_here() -> int:
+    """The cores of this machine that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -99,7 +122,7 @@ def _connect(knobs: EngineKnobs) -> None:
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
     try:
         if knobs.address is None:
-            cores = max(_cores(), knobs.processes or 1)
+            cores = max(cores_here(), knobs.processes or 1)
             ray.init("local", num_cpus=cores, include_dashboard=False, _node_ip_address="127.0.0.1", **quiet)
         else:
             _check_answers(knobs.address)
@@ -120,11 +143,12 @@ def _check_answers(address: str) -> None:
     socket.create_connection((host.strip("[]"), int(port)), timeout=SECONDS_TO_CONNECT).close()
 
 
-def _check_machines(out: Path) -> None:
-    """Have every machine of the cluster read a file that was written here."""
+def _check_machines(folder: Path) -> None:
+    """Have every machine of the cluster read a file that was written to this folder here."""
     ray, strategies = _ray(), importlib.import_module("ray.util.scheduling_strategies")
 
-    marker = out / f".seen-from-here-{secrets.token_hex(8)}"
+    folder.mkdir(parents=True, exist_ok=True)
+    marker = folder / f".seen-from-here.{secrets.randbelow(10**15)}.tmp"
     marker.write_text(marker.name, encoding="ascii")
     machines = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
     try:

@@ -23,6 +23,7 @@ from clipkit import UserError
 from clipkit.dataset.collect import CollectCounts, Collection, collect_part, counts_of, describe, give_up_part
 from clipkit.dataset.engine import Workforce
 from clipkit.dataset.pages import Part
+from clipkit.dataset.pages.reading import broken_file
 from clipkit.dataset.stages import remove_leftovers
 from clipkit.dataset.texts.matching import QueryIndex
 from clipkit.run import Run
@@ -52,11 +53,14 @@ def gather(parts: Sequence[Part], collection: Collection, *, workforce: Workforc
             total.add(counts)
             advance(1, note=f"{total.matched:,} pairs")
 
+        stops = collection.recipe.pages.on_broken_file == "stop"
         left = []
         for part in parts:
             known = counts_of(collection.out / part.name)
-            left.append(part) if known is None else settle(known)
-        for counts in _collect_all(left, collection, workforce):
+            # What an earlier start skipped is read again by one that is to stop there, and always if it may be within reach now.
+            again = known is not None and (known.pages.out_of_reach or (stops and known.pages.broken))
+            left.append(part) if known is None or again else settle(known)
+        for counts in _collect_all(left, collection, workforce, run):
             settle(counts)
     remove_leftovers(collection.out)
     return total
@@ -68,13 +72,13 @@ class Collector:
     def __init__(self, collection: Collection, folder: str, parent: int | None, stop: Path) -> None:
         """`folder`: what paths of the recipe are relative to.
 
-        `parent`: the process that this one is to end with, if any; it also ends, whatever it is reading, when the file `stop` is there.
+        `parent`: the process that this one is to end with, if it is of the same machine; it also ends, whatever it is reading, when
+        the file `stop` is there.
         """
         self.collection = collection
         self.folder = folder
         self._index: QueryIndex | None = None
-        if parent is not None:
-            threading.Thread(target=_end_with, args=(parent, stop), daemon=True).start()
+        threading.Thread(target=_end_with, args=(parent, stop), daemon=True).start()
 
     @daft.method.batch(return_dtype=daft.DataType.string(), batch_size=1)
     def collect(self, parts: daft.Series) -> pa.Array:
@@ -108,11 +112,15 @@ class Collector:
         return collect_part(part, self.collection, self._index)
 
 
+_SIGNS_OF_DEATH = (RuntimeError, OSError, EOFError, daft.exceptions.DaftCoreException)
+"""What Daft makes of a process that is gone. Other kinds are mistakes of ours, as errors of the collecting come back as data."""
+
+
 class _ProcessDiedError(Exception):
     """A process of the engine ended before its part did."""
 
 
-def _collect_all(parts: Sequence[Part], collection: Collection, workforce: Workforce) -> Iterator[CollectCounts]:
+def _collect_all(parts: Sequence[Part], collection: Collection, workforce: Workforce, run: Run) -> Iterator[CollectCounts]:
     left = {part.name: part for part in parts}
     in_vain = 0
     while left:
@@ -121,6 +129,9 @@ def _collect_all(parts: Sequence[Part], collection: Collection, workforce: Workf
                 del left[answer["name"]]
                 yield _counts_of(answer)
         except _ProcessDiedError as died:
+            run.log.warning("a process that reads sources ended", exc_info=died)
+            if workforce.on_cluster:
+                time.sleep(2 * SECONDS_BETWEEN_LOOKS)  # until the others have seen that they are to stop
             suspects = [part for part in left.values() if _begun(part, collection).exists()]
             finished = {name: counts for name in left if (counts := counts_of(collection.out / name))}
             # Somebody may kill a process while it starts; where they end again and again, there is no room for them.
@@ -130,17 +141,18 @@ def _collect_all(parts: Sequence[Part], collection: Collection, workforce: Workf
             yield from finished.values()
             for part in suspects:
                 if part.name not in finished:
-                    yield _collect_alone(part, collection, workforce)
+                    yield _collect_alone(part, collection, workforce, run)
             left = {name: part for name, part in left.items() if name not in finished and part not in suspects}
 
 
-def _collect_alone(part: Part, collection: Collection, workforce: Workforce) -> CollectCounts:
+def _collect_alone(part: Part, collection: Collection, workforce: Workforce, run: Run) -> CollectCounts:
     """Collect a part that may have killed a process, so that no other is hit if it does so again; then it is given up."""
     reason = ""
     for _ in range(MOST_BEGINNINGS):
         try:
             return _counts_of(next(_run_frame([part], collection, workforce._replace(processes=1))))
         except _ProcessDiedError as died:
+            run.log.warning("the process that reads `%s` ended", describe(part), exc_info=died)
             reason = str(died)
     raise _too_much(reason)
 
@@ -175,7 +187,9 @@ def _iterate(frame: daft.DataFrame) -> Generator[pa.RecordBatch, None, None]:
     try:
         yield from frame.to_arrow_iter()
     except Exception as error:
-        raise _ProcessDiedError(" ".join(str(error).split())[:200]) from error
+        if isinstance(error, _SIGNS_OF_DEATH) or type(error).__module__.startswith("ray."):
+            raise _ProcessDiedError(" ".join(str(error).split())[:200]) from error
+        raise
 
 
 def _counts_of(answer: dict[str, Any]) -> CollectCounts:
@@ -214,12 +228,12 @@ def _begun(part: Part, collection: Collection) -> Path:
 def _give_up(part: Part, collection: Collection) -> CollectCounts:
     reason = f"{MOST_BEGINNINGS} processes that read it were killed, by a crash or for want of memory"
     if collection.recipe.pages.on_broken_file == "stop":
-        raise UserError(f'`{describe(part)}` is broken ({reason}): mend it, leave it out, or set `pages.on_broken_file = "skip"`')
+        raise broken_file(describe(part), reason)
     return give_up_part(part, collection, reason)
 
 
-def _end_with(parent: int, stop: Path) -> None:
-    """End this process when the one that started it is gone, however that ended, or when it says so."""
-    while os.getppid() == parent and not stop.exists():
+def _end_with(parent: int | None, stop: Path) -> None:
+    """End this process when the one that started it (if it is known) is gone, however that ended, or when it says so."""
+    while parent in (None, os.getppid()) and not stop.exists():
         time.sleep(SECONDS_BETWEEN_LOOKS)
     os._exit(1)

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from clipkit.dataset.texts.matching import normalise
+from clipkit.dataset.texts.tokens import Mode
 
 __all__ = ["Keys", "keyed_hash", "keys_of", "query_salts", "salted_hash"]
 
@@ -27,9 +28,10 @@ class Keys(NamedTuple):
         return Keys(self.high[rows], self.low[rows])
 
 
-def query_salts(queries: Sequence[str], seed: int) -> UInt64s:
-    """One 64-bit salt per query, of its normalised text and the seed: adding queries changes no other query's salt."""
-    return _salts([f"{seed}\n{normalise(query)}" for query in queries])
+def query_salts(queries: Sequence[str], seed: int, *, mode: Mode = "tokens") -> UInt64s:
+    """One 64-bit salt per query, of the seed and its text as the mode of matching compares it: adding queries changes no other's salt."""
+    same = normalise if mode == "tokens" else str
+    return _salts([f"{seed}\n{same(query)}" for query in queries])
 
 
 def keyed_hash(keys: pa.Array | pa.ChunkedArray, seed: int, purpose: str) -> UInt64s:

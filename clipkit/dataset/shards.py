@@ -2,8 +2,7 @@
 
 A folder of shards holds `00000.tar`, `00001.tar`, ... with `KEY.jpg` (or `.png`, `.webp`), `KEY.txt` and `KEY.json` for each pair,
 a parquet of the pairs' metadata beside each tar, `queries.parquet` (what numbers of queries mean), and `shards.json`, which is
-written last. webdataset, open_clip and the readers
-of img2dataset's output read the tars unchanged.
+written last. webdataset, open_clip and the readers of img2dataset's output read the tars unchanged.
 
 The tars are POSIX ustar archives of plain files and nothing else, so that a reader of some forty lines is enough: `tarfile`, which a
 training run would wait for, is several times slower.
@@ -366,6 +365,8 @@ def _read_table(path: Path, schema: pa.Schema) -> pa.Table:
     try:
         table = pq.read_table(path, columns=schema.names, partitioning=None)
         return table.select(schema.names).cast(schema)
+    except FileNotFoundError:
+        raise UserError(f"`{path}` is missing: build them again into a new `--out`, or restore it") from None
     except (OSError, KeyError, pa.ArrowException) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"`{path}` is missing or not a table of pairs ({reason}): build them again into a new `--out`") from None
+        reason = str(error).splitlines()[0].rpartition(f"'{path}': ")[2]  # Arrow names the file again
+        raise UserError(f"`{path}` is no table of pairs ({reason}): build them again into a new `--out`, or restore it") from None

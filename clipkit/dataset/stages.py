@@ -67,7 +67,8 @@ class Stages:
             self.funnel.append(line)
             self.run.log.info("%s: %s of %s", line["stage"], line["out"], line["in"])
             if line["out"] == 0:
-                raise UserError(_nothing_left(line))
+                self._tell_the_funnel()
+                raise UserError(_nothing_left(line, facts))
         if not finished:
             write_json(folder / "stage.json", facts)
         return folder
@@ -78,11 +79,20 @@ class Stages:
         facts: dict[str, Any] = json.loads((folder / "stage.json").read_text(encoding="utf-8"))
         return facts
 
-    def write_examples(self, path: Path) -> None:
-        """All stages' examples of dropped pairs in one parquet."""
+    def _tell_the_funnel(self) -> None:
+        """How it came to nothing, and where to look."""
+        for line in self.funnel:
+            self.run.say(f"{line['stage']}: {line['out']:,} of {line['in']:,}{_dropped(line)}")
+        examples = self.run.path / "dropped-examples.parquet"
+        if self.write_examples(examples):
+            self.run.say(f"examples of what was dropped: {examples}")
+
+    def write_examples(self, path: Path) -> int:
+        """All stages' examples of dropped pairs in one parquet; returns how many there are."""
         tables = [pq.read_table(file) for file in sorted(self.root.glob("*/dropped.parquet"))]
         with replacing(path) as temporary:
             pq.write_table(pa.concat_tables([EXAMPLES_SCHEMA.empty_table(), *tables]), temporary)
+        return sum(map(len, tables))
 
 
 class Selection:
@@ -198,10 +208,28 @@ def remove_leftovers(folder: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _nothing_left(line: Mapping[str, Any]) -> str:
+def _dropped(line: Mapping[str, Any]) -> str:
     reasons = ", ".join(f"{reason} {count:,}" for reason, count in sorted(line["dropped"].items(), key=lambda pair: -pair[1]))
-    why = f" (dropped: {reasons})" if reasons else ""
-    remedy = "change the sources or the knobs of these rules"
+    return f" (dropped: {reasons})" if reasons else ""
+
+
+def _nothing_left(line: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
+    return f"nothing of {line['in']:,} is left after stage `{line['stage']}`{_dropped(line)}: {_remedy(line, facts)}"
+
+
+def _remedy(line: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
+    """What may help, by the reason that dropped most."""
+    commonest = max(line["dropped"], key=line["dropped"].get, default="")
+    if not line["in"] and facts.get("broken_sources"):
+        name, reason = next(iter(facts["broken_sources"].items()))
+        more = len(facts["broken_sources"]) - 1
+        return f"`{name}` is broken ({reason}){f', and {more:,} more are broken' if more else ''}: mend it, or change the sources"
+    if not line["in"] and facts.get("empty_sources"):
+        return str(facts["empty_sources"][0])
     if "private_address" in line["dropped"]:
-        remedy = "set `download.allow_private_addresses = true` and give a new `--out`, if these hosts are yours"
-    return f"nothing of {line['in']:,} is left after stage `{line['stage']}`{why}: {remedy}"
+        return "set `download.allow_private_addresses = true` and give a new `--out`, if these hosts are yours"
+    if commonest in ("no_such_host", "dns_failure", "connection", "timeout"):
+        return "see whether this machine reaches the hosts, then give a new `--out`"
+    if commonest in ("not_http", "bad_url") and line["stage"] == "images on pages":
+        return "where URLs of images are relative, name the pages' own URL with `base_url` of the source"
+    return "change the sources or the knobs of these rules"

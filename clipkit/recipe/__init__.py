@@ -4,8 +4,6 @@ A recipe is a TOML file that becomes a frozen pydantic model. An unknown knob, a
 `UserError` that names the knob. `--set KNOB=VALUE` changes single knobs over the file; dotted names reach into sections.
 """
 
-from collections.abc import Mapping
-
 from clipkit.recipe.build import (
     BalanceKnobs,
     BuildRecipe,
@@ -20,6 +18,7 @@ from clipkit.recipe.build import (
     StorageKnobs,
     TextKnobs,
 )
+from clipkit.recipe.commands import COMMANDS
 from clipkit.recipe.evaluate import EvalRecipe, OverlapRecipe, ProbeKnobs
 from clipkit.recipe.queries import BigramKnobs, BuildQueriesRecipe, TitleKnobs, WikipediaKnobs, WordKnobs
 from clipkit.recipe.read import dump, flatten, free_knobs, knobs, load_recipe
@@ -59,12 +58,3 @@ __all__ = [
     "knobs",
     "load_recipe",
 ]
-
-COMMANDS: Mapping[str, type[Section]] = {
-    "build-queries": BuildQueriesRecipe,
-    "build-dataset": BuildRecipe,
-    "train": TrainRecipe,
-    "eval": EvalRecipe,
-    "overlap-report": OverlapRecipe,
-}
-"""The kinds of recipe, by the folder that holds them."""

@@ -1,11 +1,42 @@
 """The knobs of `clipkit build-dataset`."""
 
+import re
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, ValidationInfo, model_validator
+from pydantic_core import PydanticCustomError
 
 from clipkit.recipe.section import FREE, Section
+
+
+def _without_secret(value: str, info: ValidationInfo) -> str:
+    """A place whose host has no user name, password or key before it: recipes are kept and passed on, in part with every pair."""
+    _, is_url, rest = value.partition("://")
+    host = re.split(r"[/?#\\]", rest if is_url or info.field_name != "s3_endpoint" else value)[0]
+    # A slash in a password ends the host early, where its port should be.
+    if "@" in host or not re.fullmatch(r"(\[[^\]]*\]?|[^:]*)(:\d*)?", host):
+        raise PydanticCustomError("secret", "has a user name, password or key before its host, or a port that is no number: leave it out")
+    return value
+
+
+Place = Annotated[str, AfterValidator(_without_secret)]
+"""A path, pattern or URL."""
+
+
+MOST = 2**62
+MOST_SECONDS = 86_400.0
+"""Beyond these no number means anything, and libraries below would fail in their own words."""
+
+_CODES = (
+    "af als am an ar arz as ast av az azb ba bar bcl be bg bh bn bo bpy br bs bxr ca cbk ce ceb ckb co cs cv cy da de diq dsb "
+    "dty dv el eml en eo es et eu fa fi fr frr fy ga gd gl gn gom gu gv he hi hif hr hsb ht hu hy ia id ie ilo io is it ja "
+    "jbo jv ka kk km kn ko krc ku kv kw ky la lb lez li lmo lo lrc lt lv mai mg mhr min mk ml mn mr mrj ms mt mwl my myv mzn "
+    "nah nap nds ne new nl nn no oc or os pa pam pfl pl pms pnb ps pt qu rm ro ru rue sa sah sc scn sco sd sh si sk sl so sq "
+    "sr su sv sw ta te tg th tk tl tr tt tyv ug uk ur uz vec vep vi vls vo wa war wuu xal xmf yi yo yue zh "
+)
+LANGUAGES = frozenset(_CODES.split())
+"""The codes that the language rule knows: ISO 639-1, for languages that have none there ISO 639-3."""
 
 
 class QueryKnobs(Section):
@@ -45,14 +76,15 @@ class Source(Section):
     kind: Literal["warc", "wat", "html", "table"] = Field(
         description="warc, wat: WARC or WAT files, .gz or not; html: saved pages; table: URLs and texts as parquet, csv, tsv, jsonl or json"
     )
-    paths: tuple[str, ...] = Field(
+    paths: tuple[Place, ...] = Field(
         (),
         description="files or glob patterns, relative to the current directory; s3://bucket/key or pattern; https:// URLs of single files",
     )
-    crawl: str | None = Field(None, description='warc, wat: instead of paths, a crawl by its name, as in "CC-MAIN-2024-22"')
+    crawl: str | None = Field(None, description='warc, wat, where paths is empty: a crawl by its name, as in "CC-MAIN-2024-22"')
     files: int | None = Field(
         None,
         ge=1,
+        le=MOST,
         description="crawl only: how many of its files (none: all), spread over it by a hash of their names; 20 files include the 10",
     )
     format: Literal["laion", "commonpool", "coyo", "cc3m", "cc12m", "redcaps"] | None = Field(
@@ -69,7 +101,7 @@ class Source(Section):
         True, description='csv and tsv only: whether a value may stand in "quotes"; false: a quote is a character like any other'
     )
     rows_key: str | None = Field(None, description="json only: the key whose value is the list of rows; none: the file is the list")
-    base_url: str | None = Field(
+    base_url: Place | None = Field(
         None,
         description="html: the URL that stands for the folder of the pages, a page's own URL is base_url + its relative path; "
         "table: what relative URLs of the table are relative to",
@@ -85,20 +117,27 @@ class Source(Section):
 class StorageKnobs(Section):
     """How files that are not on this machine are read. Credentials of S3 come from the environment, never from a recipe."""
 
-    crawl_base: str = Field(
+    crawl_base: Place = Field(
         "https://data.commoncrawl.org/", description="where crawls lie: an https:// URL, s3://commoncrawl/ or a folder with the same layout"
     )
-    s3_endpoint: str | None = Field(None, description="URL of a server that speaks S3, other than Amazon's")
+    s3_endpoint: Place | None = Field(None, description="URL of a server that speaks S3, other than Amazon's")
     s3_region: str | None = Field(None, description="region of the buckets (none: AWS_REGION, else us-east-1)")
     s3_anonymous: bool = Field(False, description="read public buckets without credentials")
-    timeout_seconds: float = Field(60.0, gt=0, json_schema_extra=FREE, description="most seconds without a byte from the other side")
+    timeout_seconds: float = Field(
+        60.0, gt=0, le=MOST_SECONDS, json_schema_extra=FREE, description="most seconds without a byte from the other side"
+    )
     tries: int = Field(6, ge=1, le=100, json_schema_extra=FREE, description="tries in a row without progress before a file is given up")
     pause_seconds: float = Field(
-        1.0, ge=0, json_schema_extra=FREE, description="pause before the second try; doubles before each further one, to a minute at most"
+        1.0,
+        ge=0,
+        le=MOST_SECONDS,
+        json_schema_extra=FREE,
+        description="pause before the second try; doubles before each further one, to a minute at most",
     )
     max_table_bytes: int = Field(
         10_000_000_000,
         gt=0,
+        le=MOST,
         description="a parquet at an https:// URL is fetched to a temporary file first; longer ones are given up (bytes)",
     )
 
@@ -111,10 +150,13 @@ class PageKnobs(Section):
     )
     on_broken_file: Literal["stop", "skip"] = Field(
         "stop",
+        json_schema_extra=FREE,
         description="a source file that is cut off, corrupt or out of reach: stop with an error, or keep what was readable and report it",
     )
-    max_page_bytes: int = Field(10_000_000, gt=0, description="pages longer than this are skipped and counted (bytes)")
-    max_icon_pixels: int = Field(32, ge=0, description="images declared at most this wide and high are dropped as icons (pixels); 0: none")
+    max_page_bytes: int = Field(10_000_000, gt=0, le=2**40, description="pages longer than this are skipped and counted (bytes)")
+    max_icon_pixels: int = Field(
+        32, ge=0, le=2**31 - 1, description="images declared at most this wide and high are dropped as icons (pixels); 0: none"
+    )
     obey_opt_outs: bool = Field(True, description="leave out pages whose robots meta or X-Robots-Tag says no, as `download.obey_opt_outs`")
 
 
@@ -135,14 +177,24 @@ class TextKnobs(Section):
     language_confidence: float = Field(
         0.0, ge=0, le=1, description="language: the least score of a wanted language; below it the text is dropped"
     )
-    min_words: int = Field(2, ge=0, description="length: fewest words")
-    max_words: int = Field(256, ge=1, description="length: most words")
-    min_characters: int = Field(5, ge=0, description="length: fewest characters")
-    max_characters: int = Field(1000, ge=1, description="length: most characters")
+    min_words: int = Field(2, ge=0, le=MOST, description="length: fewest words")
+    max_words: int = Field(256, ge=1, le=MOST, description="length: most words")
+    min_characters: int = Field(5, ge=0, le=MOST, description="length: fewest characters")
+    max_characters: int = Field(1000, ge=1, le=MOST, description="length: most characters")
     min_letter_share: float = Field(0.5, ge=0, le=1, description="few_letters: least share of letters among non-space characters")
     max_images_per_text: int = Field(
-        10, ge=1, description="boilerplate: a text that stands beside more distinct image URLs than this is dropped"
+        10, ge=1, le=MOST, description="boilerplate: a text that stands beside more distinct image URLs than this is dropped"
     )
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        if unknown := sorted(set(self.languages) - LANGUAGES):
+            raise ValueError(f"languages has {unknown[0]}, which is no code of a language that can be told: write en, de, ja, ...")
+        for what in ("words", "characters"):
+            least, most = getattr(self, f"min_{what}"), getattr(self, f"max_{what}")
+            if least > most:
+                raise ValueError(f"min_{what} should be at most max_{what}, {most:,}: no text has {least:,} or more and {most:,} or fewer")
+        return self
 
 
 class MatchKnobs(Section):
@@ -164,11 +216,12 @@ class BalanceKnobs(Section):
         "expected: MetaCLIP's coin flips, `limit` picks per query on average, decided by the seed",
     )
     limit: int = Field(
-        20_000, ge=1, description="most pairs that one query picks, where its file names no limit (CLIP section 2.2: 20,000)"
+        20_000, ge=1, le=MOST, description="most pairs that one query picks, where its file names no limit (CLIP section 2.2: 20,000)"
     )
     oversample: float = Field(
         1.0,
         ge=1,
+        le=1e9,
         allow_inf_nan=False,
         description="before the download every limit is this many times as large, rounded up; the limit itself is taken after it",
     )
@@ -179,12 +232,12 @@ class DownloadKnobs(Section):
 
     processes: int = Field(2, ge=1, le=512, json_schema_extra=FREE, description="download processes")
     threads: int = Field(32, ge=1, le=1024, json_schema_extra=FREE, description="download threads per process")
-    urls_per_part: int = Field(10_000, ge=1, description="URLs per part; a part is the unit of resume")
-    timeout_seconds: float = Field(10.0, gt=0, description="most seconds for one image, connection to last byte")
+    urls_per_part: int = Field(10_000, ge=1, le=10**9, description="URLs per part; a part is the unit of resume")
+    timeout_seconds: float = Field(10.0, gt=0, le=MOST_SECONDS, description="most seconds for one image, connection to last byte")
     rounds: int = Field(3, ge=1, le=20, description="rounds in all; later rounds fetch only what failed for a passing reason")
-    pause_seconds: float = Field(5.0, ge=0, description="pause before the second round; doubles before each further one")
-    max_image_bytes: int = Field(30_000_000, gt=0, description="an image longer than this is given up (bytes)")
-    max_redirects: int = Field(5, ge=0, description="most redirects followed for one image")
+    pause_seconds: float = Field(5.0, ge=0, le=MOST_SECONDS, description="pause before the second round; doubles before each further one")
+    max_image_bytes: int = Field(30_000_000, gt=0, le=2**40, description="an image longer than this is given up (bytes)")
+    max_redirects: int = Field(5, ge=0, le=1_000, description="most redirects followed for one image")
     user_agent: str = Field(
         "clipkit/0.1 (image-text dataset research)", min_length=1, description="User-Agent header; add an address where you can be reached"
     )
@@ -204,17 +257,23 @@ class ImageKnobs(Section):
         ("undecodable", "few_bytes", "too_small", "too_large", "aspect_ratio", "placeholder", "duplicate"),
         description="names of image rules, in order; `clipkit.dataset.images.image_rules.RULES` lists them",
     )
-    min_image_bytes: int = Field(0, ge=0, description="few_bytes: least length of the image as it was downloaded (bytes); 0: any")
-    min_side_pixels: int = Field(64, ge=1, description="too_small: least width and height (pixels)")
+    processes: int | None = Field(
+        None, ge=1, le=512, json_schema_extra=FREE, description="processes that decode and store images; none: one per core"
+    )
+    min_image_bytes: int = Field(0, ge=0, le=MOST, description="few_bytes: least length of the image as it was downloaded (bytes); 0: any")
+    min_side_pixels: int = Field(64, ge=1, le=2**31 - 1, description="too_small: least width and height (pixels)")
     max_pixels: int = Field(
         89_478_485, ge=1, le=178_956_970, description="too_large: most width x height, checked before decoding (pixels)"
     )
-    max_aspect_ratio: float = Field(3.0, ge=1, description="aspect_ratio: most long side / short side")
+    max_aspect_ratio: float = Field(3.0, ge=1, le=1e9, description="aspect_ratio: most long side / short side")
     placeholder_texts: int = Field(
-        5, ge=2, description="placeholder: one content that stands beside this many distinct texts or more is dropped everywhere"
+        5,
+        ge=2,
+        le=2**31 - 1,
+        description="placeholder: one content that stands beside this many distinct texts or more is dropped everywhere",
     )
     max_side_pixels: int = Field(
-        512, ge=0, description="larger images are shrunk until the shorter side has this many pixels; 0: the original size"
+        512, ge=0, le=2**31 - 1, description="larger images are shrunk until the shorter side has this many pixels; 0: the original size"
     )
     jpeg_quality: int = Field(
         92, ge=30, le=100, description="quality of images that are re-encoded (JPEG originals of fitting size keep their bytes)"
@@ -224,7 +283,7 @@ class ImageKnobs(Section):
 class ShardKnobs(Section):
     """How shards are cut."""
 
-    pairs_per_shard: int = Field(10_000, ge=1, description="pairs per shard")
+    pairs_per_shard: int = Field(10_000, ge=1, le=10**9, description="pairs per shard")
 
 
 class EngineKnobs(Section):

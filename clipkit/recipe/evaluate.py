@@ -11,10 +11,10 @@ from clipkit.recipe.section import FREE, Section
 class ProbeKnobs(Section):
     """Linear probe (CLIP appendix A.3)."""
 
-    max_iterations: int = Field(1_000, ge=1, description="most L-BFGS iterations of one fit")
-    min_strength: float = Field(1e-6, gt=0, description="least regularisation strength (lambda)")
-    max_strength: float = Field(1e6, gt=0, description="greatest regularisation strength (lambda)")
-    steps_per_decade: int = Field(8, ge=1, description="resolution of the search (paper: 96 steps over 12 decades)")
+    max_iterations: int = Field(1_000, ge=1, le=10**9, description="most L-BFGS iterations of one fit")
+    min_strength: float = Field(1e-6, gt=0, le=1e18, description="least regularisation strength (lambda)")
+    max_strength: float = Field(1e6, gt=0, le=1e18, description="greatest regularisation strength (lambda)")
+    steps_per_decade: int = Field(8, ge=1, le=10_000, description="resolution of the search (paper: 96 steps over 12 decades)")
     validation_share: float = Field(
         0.2, gt=0, lt=1, description="share of train held out for the search where a task names no validation split"
     )
@@ -31,8 +31,8 @@ class EvalRecipe(Section):
 
     seed: int = Field(0, ge=0, lt=2**63, description="seed of validation splits and bootstrap")
     protocol: Literal["clip-paper"] = Field("clip-paper", description="whose rules the scores follow")
-    batch_size: int = Field(256, ge=1, description="images encoded at once")
-    workers: int = Field(2, ge=0, json_schema_extra=FREE, description="threads that decode images; 0: none")
+    batch_size: int = Field(256, ge=1, le=2**31 - 1, description="images encoded at once")
+    workers: int = Field(2, ge=0, le=512, json_schema_extra=FREE, description="threads that decode images; 0: none")
     precision: Literal["bf16", "fp32"] = Field("fp32", description="arithmetic of the encoder")
     confidence: float = Field(0.95, gt=0, lt=1, description="confidence of the intervals")
     probe: ProbeKnobs = Field(ProbeKnobs(), description="linear probe")
@@ -57,9 +57,9 @@ class OverlapRecipe(Section):
         None,
         description="JSON file of thresholds and verdicts set by a person; unset: `verdicts.json` in the run's directory, if any",
     )
-    block_size: int = Field(8_192, ge=1, json_schema_extra=FREE, description="training pictures compared at once")
-    batch_size: int = Field(256, ge=1, description="pictures encoded at once")
-    workers: int = Field(2, ge=0, json_schema_extra=FREE, description="threads that decode images; 0: none")
+    block_size: int = Field(8_192, ge=1, le=2**31 - 1, json_schema_extra=FREE, description="training pictures compared at once")
+    batch_size: int = Field(256, ge=1, le=2**31 - 1, description="pictures encoded at once")
+    workers: int = Field(2, ge=0, le=512, json_schema_extra=FREE, description="threads that decode images; 0: none")
     precision: Literal["bf16", "fp32"] = Field("fp32", description="arithmetic of the encoder")
     confidence: float = Field(0.995, gt=0, lt=1, description="confidence of the Clopper-Pearson interval (CLIP section 5: 99.5%)")
     pairs_shown: int = Field(60, ge=1, le=1_000, description="pairs per task shown side by side on the page")

@@ -1,5 +1,6 @@
 """From a TOML file and `--set` to a checked recipe, and back to plain values."""
 
+import contextlib
 import difflib
 import json
 import tomllib
@@ -11,6 +12,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from clipkit import UserError
+from clipkit.recipe.commands import COMMANDS
 from clipkit.recipe.section import Section
 
 MAX_RECIPE_BYTES = 1_000_000
@@ -21,16 +23,16 @@ R = TypeVar("R", bound=Section)
 def load_recipe(kind: type[R], path: Path | None, overrides: Sequence[str] = ()) -> R:
     """Read a recipe file (none: all defaults), apply `KNOB=VALUE` overrides, check every knob.
 
-    Raises UserError naming the file and the knob: no such file, not TOML, unknown knob, wrong type, out of range.
+    Raises UserError naming the file or the override and the knob: no such file, not TOML, unknown knob, wrong type, out of range,
+    or a recipe of another command.
     """
     raw = {} if path is None else _read_toml(path)
-    origin = "the defaults" if path is None else f"`{path}`"
     for override in overrides:
         _apply(raw, override)
     try:
         return kind.model_validate(raw)
     except ValidationError as error:
-        raise UserError(_first_problem(kind, error.errors(), origin)) from None
+        raise UserError(_first_problem(kind, error.errors(), path, overrides)) from None
 
 
 class Knob(NamedTuple):
@@ -98,10 +100,10 @@ def _apply(raw: dict[str, Any], override: str) -> None:
         raise UserError(f"`--set {override}` was not understood: write KNOB=VALUE, for example `--set seed=1`")
     node: Any = raw
     *parents, last = name.split(".")
-    for part in parents:
-        node = _step(node, part, override)
+    for i, part in enumerate(parents):
+        node = _step(node, part, override, ".".join(parents[:i]))
     if isinstance(node, list):
-        _step(node, last, override)
+        _step(node, last, override, ".".join(parents))
         node[int(last)] = _value(value)
     elif isinstance(node, dict):
         node[last] = _value(value)
@@ -109,10 +111,11 @@ def _apply(raw: dict[str, Any], override: str) -> None:
         raise UserError(f"`--set {override}`: `{'.'.join(parents)}` is a single value, it has no knob `{last}`")
 
 
-def _step(node: Any, part: str, override: str) -> Any:
+def _step(node: Any, part: str, override: str, where: str) -> Any:
     if isinstance(node, list):
         if not part.isdigit() or int(part) >= len(node):
-            raise UserError(f"`--set {override}`: `{part}` should be a position from 0 to {len(node) - 1}")
+            positions = {0: "is empty", 1: "has one entry, at position 0"}.get(len(node), f"has entries at positions 0 to {len(node) - 1}")
+            raise UserError(f"`--set {override}`: `{where}` {positions}: add one to the recipe, or name one that is there")
         return node[int(part)]
     if not isinstance(node, dict):
         raise UserError(f"`--set {override}`: `{part}` does not stand inside a section")
@@ -127,10 +130,16 @@ def _value(text: str) -> Any:
         return text
 
 
-def _first_problem(kind: type[Section], errors: Sequence[ErrorDetails], origin: str) -> str:
+def _first_problem(kind: type[Section], errors: Sequence[ErrorDetails], path: Path | None, overrides: Sequence[str]) -> str:
     # Unknown knobs first: a misspelt required knob also shows up as a missing one, which would send the user the wrong way.
     error = next((e for e in errors if e["type"] == "extra_forbidden"), errors[0])
     name = ".".join(str(part) for part in error["loc"])
+    override = next((knob for knob in (given.partition("=")[0].strip() for given in overrides) if _overlaps(knob, name)), None)
+    origin = "the defaults" if path is None else f"`{path}`"
+    if override is not None:
+        origin = f"`--set {override}=...`"
+    elif path is not None and error["type"] == "extra_forbidden" and (command := _command_of(path, other_than=kind)):
+        return f"{origin} looks like a recipe of `clipkit {command}`: give it to that command, or see `clipkit recipes list`"
     if error["type"] == "extra_forbidden":
         known = [knob.name for knob in knobs(kind)]
         near = difflib.get_close_matches(name, known, n=1) or [k for k in known if k.endswith(f".{error['loc'][-1]}")][:1]
@@ -138,9 +147,40 @@ def _first_problem(kind: type[Section], errors: Sequence[ErrorDetails], origin: 
         return f"unknown knob `{name}` in {origin}: {hint}"
     if error["type"] == "missing":
         return f"knob `{name}` is missing in {origin}: set it there or with `--set {name}=...`"
-    shown = json.dumps(error["input"], default=str)
+    if error["type"] == "secret":  # which no message repeats
+        return f"knob `{name}` in {origin} {error['msg']}"
+    shown = json.dumps(error["input"], default=str, ensure_ascii=False)
     shown = shown if len(shown) <= 80 else shown[:77] + "..."
-    return f"knob `{name}` in {origin} is {shown}: {error['msg'][0].lower()}{error['msg'][1:]}"
+    return f"knob `{name}` in {origin} is {shown}: {_expected(error, shown)}"
+
+
+def _overlaps(name: str, other: str) -> bool:
+    return f"{name}.".startswith(f"{other}.") or f"{other}.".startswith(f"{name}.")
+
+
+def _command_of(path: Path, other_than: type[Section]) -> str | None:
+    """The other command whose recipe the file is, where it is one as it stands."""
+    raw = _read_toml(path)
+    for command, kind in COMMANDS.items():
+        with contextlib.suppress(ValidationError):
+            if kind is not other_than and kind.model_validate(raw):
+                return command
+    return None
+
+
+def _expected(error: ErrorDetails, shown: str) -> str:
+    """What a knob should have been. pydantic speaks of tuples and instances, which no TOML file has."""
+    match error["type"]:
+        case "tuple_type" if isinstance(error["input"], str | int | float):
+            return f"it should be a list, as in `[{shown}]`"
+        case "tuple_type":
+            return "it should be a list"
+        case "too_short":
+            return f"at least {error['ctx']['min_length']} should be in the list"
+        case "model_type":
+            return "it should be a section of knobs, as in `{ knob = 1 }`"
+        case _:
+            return f"{error['msg'][0].lower()}{error['msg'][1:]}"
 
 
 def _section_of(annotation: Any) -> tuple[type[Section] | None, bool]:

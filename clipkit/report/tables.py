@@ -15,6 +15,12 @@ from rich.text import Text
 from clipkit import printable
 
 Cell = str | int | float | None
+
+
+class Share(float):
+    """A number from 0 to 1 that a table shows as per cent."""
+
+
 LONGEST_NAME = 28
 """Characters of a cell that is not folded in a narrow terminal."""
 
@@ -57,11 +63,13 @@ class Table:
 
 
 def text(cell: Cell) -> str:
-    """One cell as text: thousands separated, four significant digits, nothing for None. Control characters are dropped."""
+    """One cell as text: thousands separated, four significant digits, shares as per cent, nothing for None; no control characters."""
     if cell is None:
         return ""
     if isinstance(cell, int) and not isinstance(cell, bool):
         return f"{cell:,}"
+    if isinstance(cell, Share):
+        return f"{cell:.1%}"
     if isinstance(cell, float):
         return f"{cell:.4g}" if abs(cell) < 1000 else f"{cell:,.0f}"
     return printable(str(cell))
@@ -100,6 +108,7 @@ def query_tables(report: Mapping[str, Any]) -> list[Table]:
     examples = [(row["source"], ", ".join(row["examples"])) for row in report["sources"] if row["examples"]]
     facts = [(f"Wikipedia: {name.replace('_', ' ')}", value) for name, value in (report["wikipedia"] or {}).items()]
     facts += [(f"bigrams: {name.replace('_', ' ')}", value) for name, value in (report["bigrams"] or {}).items()]
+    facts += [(f"page views: {name.replace('_', ' ')}", value) for name, value in (report.get("page_views") or {}).items()]
     return [
         Table("queries", ("source", "queries", "share", "offered", "least count", "MetaCLIP"), rows, note),
         Table("from each source, evenly over its queries", ("source", "queries"), examples),
@@ -109,20 +118,22 @@ def query_tables(report: Mapping[str, Any]) -> list[Table]:
 
 
 def build_tables(report: Mapping[str, Any]) -> list[Table]:
-    """Funnel, download outcomes and balance of a build-dataset report."""
+    """Balance of a build-dataset report, then the funnel with the downloads and where the shards are: what a person looks for last."""
     funnel = [
-        (line["stage"], line["in"], line["out"], line["out"] / line["in"] if line["in"] else None, _counts(line["dropped"]))
+        (line["stage"], line["in"], line["out"], Share(line["out"] / line["in"]) if line["in"] else None, _counts(line["dropped"]))
         for line in report["funnel"]
     ]
     broken = [(name, reason) for name, reason in report["broken_sources"].items()]
-    note = f"{report['pairs']:,} pairs in {report['shards']}; dropped pairs to look at: {report['dropped_examples']}"
+    pairs = "1 pair" if report["pairs"] == 1 else f"{report['pairs']:,} pairs"
+    notes = [*report.get("empty_sources", ()), f"downloaded URLs: {_counts(report['outcomes'])}"]
     if repaired := report.get("repaired_texts"):
-        note += f"\n{repaired:,} texts were repaired before anything was dropped"
+        notes.append(f"texts repaired before anything was dropped: {repaired:,}")
+    notes.append(f"{pairs} in {report['shards']}; dropped pairs to look at: {report['dropped_examples']}")
+    before = report["queries_before_download"]
     return [
-        Table("funnel", ("stage", "in", "out", "share", "dropped"), funnel, note),
-        Table("downloads", ("outcome", "URLs"), _most_first(report["outcomes"])),
-        *_balance_tables(report["queries_before_download"], report["queries"]),
+        *(_balance_tables(before, report["queries"]) if before["matches"] else []),
         *([Table("broken sources", ("file", "reason"), broken)] if broken else []),
+        Table("funnel", ("stage", "in", "out", "share", "dropped"), funnel, "\n".join(notes)),
     ]
 
 
@@ -137,20 +148,22 @@ BALANCE_ROWS = {
     "occurrences (query, pair)": "occurrences",
     "occurrences of one query": "largest_occurrence",
 }
+LARGEST_QUERIES = 5
+"""Rows of the table of queries; the report has more."""
 
 
 def _balance_tables(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Table]:
-    rows = [(title, before[name], after[name]) for title, name in BALANCE_ROWS.items()]
-    note = (
-        "picks: at most the limit for each query; their union is smaller, since a pair may be the pick of several; "
-        "occurrences: matches of the pairs that are kept, whichever query picked them; of one query: the most"
-    )
-    largest = [(row["query"], row["before"], row["picks"], row["after"]) for row in before["largest"]]
-    titles = ("query", "pairs before", "picks", "pairs after")
+    rows = [(title, *(_as_share(name, told[name]) for told in (before, after))) for title, name in BALANCE_ROWS.items()]
+    note = "picks: at most the limit for each query; union: the distinct pairs among them; occurrences: all matches of these pairs"
+    largest = [(row["query"], row["before"], row["picks"], row["after"]) for row in before["largest"][:LARGEST_QUERIES]]
     return [
+        Table("queries with the most pairs, before the download", ("query", "pairs before", "picks", "pairs after"), largest),
         Table(f"balance ({after['mode']})", ("what", "before the download", "after it"), rows, note),
-        *([Table("queries with the most pairs, at the balance before the download", titles, largest)] if largest else []),
     ]
+
+
+def _as_share(name: str, value: Cell) -> Cell:
+    return Share(value) if name.endswith("_share") and value is not None else value
 
 
 def _counts(reasons: Mapping[str, int]) -> str:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -19,6 +19,7 @@ import pytest
 from PIL import Image
 
 from clipkit import UserError
+from clipkit.dataset import build
 from clipkit.dataset.build import build_dataset
 from clipkit.dataset.shards import Shards
 from clipkit.recipe import BuildRecipe
@@ -36,8 +37,10 @@ SHAPES = ("circle", "square", "triangle")
 class PictureServer(BaseHTTPRequestHandler):
     """/SEED.jpg is a picture of its own, /tiny/... one of 8 pixels, /gone/... is not there, /same/... always one picture."""
 
+    gone: ClassVar[set[str]] = set()
+
     def do_GET(self) -> None:
-        if self.path.startswith("/gone/"):
+        if self.path.startswith("/gone/") or self.path in self.gone:
             self.send_error(404)
             return
         seed = 0 if self.path.startswith("/same/") else int.from_bytes(hashlib.sha256(self.path.encode()).digest()[:4], "big")
@@ -178,13 +181,14 @@ def test_shards_verify_and_dropped_pairs_can_be_looked_at(built: tuple[Path, dic
 
 def test_the_report_becomes_tables(built: tuple[Path, dict[str, Any]]) -> None:
     _, report = built
-    funnel, downloads, balance, largest = build_tables(report)
+    largest, balance, funnel = build_tables(report)
     assert ("image rules", 3) not in funnel.rows
     assert any("placeholder 3" in str(row[-1]) for row in funnel.rows)
-    assert dict(downloads.rows)["not_found"] == 1
+    assert "not_found 1" in funnel.note.splitlines()[0]
+    assert f"pairs in {report['shards']}" in funnel.note
     assert ("never matched", 1, 1) in balance.rows
     assert largest.columns[0] == "query"
-    assert len(largest.rows) == 6
+    assert len(largest.rows) == 5
 
 
 def test_killed_anywhere_and_run_again_gives_the_same_bytes(
@@ -299,3 +303,81 @@ def test_shards_that_were_removed_are_made_again_from_the_downloads(
     tars = [name for name in hashes(out) if name.endswith(".tar")]
     assert {name: hashes(out)[name] for name in tars} == {name: hashes(built[0])[name] for name in tars}
     assert not leftover.exists()
+
+
+def without_shards(built: tuple[Path, dict[str, Any]], out: Path) -> Path:
+    """A copy of a finished run whose shards were removed."""
+    shutil.copytree(built[0], out)
+    shutil.rmtree(out / "shards")
+    return out
+
+
+def test_a_download_that_was_deleted_is_fetched_anew_and_a_url_that_is_gone_by_then_is_dropped(
+    site: Path, port: int, built: tuple[Path, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = without_shards(built, tmp_path / "again")
+    tar = out / "stages/06-download/images/round-1/00000.tar"
+    table = pq.read_table(tar.with_suffix(".parquet")).to_pylist()
+    lost = next(row["url"] for row in table if row["outcome"] == "ok")
+    tar.unlink()
+    monkeypatch.setattr(PictureServer, "gone", {lost.removeprefix("http://site.example")})
+    report = build_dataset(recipe_of(site, port), Run.scratch(out))
+    assert report["outcomes"]["not_found"] == built[1]["outcomes"]["not_found"] + 1
+    assert Shards.open(out).verify()["problems"] == []
+    assert lost not in Shards.open(out).table(["image_url"])["image_url"].to_pylist()
+
+
+def test_images_that_are_stored_anew_in_another_form_are_found_at_their_new_places(
+    site: Path, port: int, built: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    out = without_shards(built, tmp_path / "again")
+    recipe = recipe_of(site, port, images={"placeholder_texts": 3, "max_side_pixels": 70})
+    assert build_dataset(recipe, Run.scratch(out))["pairs"] == built[1]["pairs"]
+    assert Shards.open(out).verify()["problems"] == []
+    assert set(Shards.open(out).table(["width"])["width"].to_pylist()) == {70}
+
+
+def test_stored_images_that_are_damaged_come_into_no_shard(
+    site: Path, port: int, built: tuple[Path, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = without_shards(built, tmp_path / "again")
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise OSError("no shards")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(build, "write_shards", fail)
+        with pytest.raises(OSError, match="no shards"):
+            build_dataset(recipe_of(site, port), Run.scratch(out))
+    spool = out / "stages/07-images/stored-00000.bin"
+    spool.write_bytes(b"x" * spool.stat().st_size)
+    with pytest.raises(UserError, match=r"stored-00000\.bin` is damaged at the image of .+: delete the file and run again"):
+        build_dataset(recipe_of(site, port), Run.scratch(out))
+    spool.unlink()
+    assert build_dataset(recipe_of(site, port), Run.scratch(out))["pairs"] == built[1]["pairs"]
+
+
+def test_a_source_of_the_wrong_kind_is_told_whether_others_give_pairs_or_not(
+    site: Path, port: int, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    page = b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\n\r\n<img src=/1.jpg alt='A red circle'>"
+    head = f"WARC/1.0\r\nWARC-Type: response\r\nWARC-Target-URI: http://a.example/\r\nContent-Length: {len(page)}\r\n"
+    kind = "Content-Type: application/http; msgtype=response\r\nWARC-Record-ID: <urn:uuid:1>\r\nWARC-Date: 2024-01-01T00:00:00Z\r\n\r\n"
+    (tmp_path / "a.warc").write_bytes((head + kind).encode() + page + b"\r\n\r\n")
+    (tmp_path / "cut.warc.gz").write_bytes(b"\x1f\x8b\x08\0 this is no gzip")
+    wat = {"kind": "wat", "paths": [str(tmp_path / "a.warc")]}
+    told = rf"source 1 \(kind wat, `{tmp_path}/a\.warc`\) gave no page: kind wat reads WAT files"
+    with pytest.raises(UserError, match=rf"nothing of 0 is left after stage `images on pages`: {told}"):
+        build_dataset(recipe_of(site, port, sources=[wat]), Run.scratch(tmp_path / "alone"))
+    cut = {"kind": "warc", "paths": [str(tmp_path / "cut.warc.gz")]}
+    pages = {"on_broken_file": "skip"}
+    with pytest.raises(UserError, match=r"`\S+cut\.warc\.gz` is broken \(.+\): mend it, or change the sources"):
+        build_dataset(recipe_of(site, port, sources=[cut], pages=pages), Run.scratch(tmp_path / "cut"))
+    capfd.readouterr()
+    sources = [wat, {"kind": "html", "paths": [str(site)]}]
+    with pytest.raises(UserError, match=r"not_http .+ name the pages' own URL with `base_url`"):
+        build_dataset(recipe_of(site, port, sources=sources), Run.scratch(tmp_path / "both", quiet=False))
+    said = " ".join(capfd.readouterr().err.split())
+    assert "gave no page" in said
+    assert "images on pages: 0 of" in said
+    assert "dropped-examples.parquet" not in said  # nothing that was dropped is a pair

@@ -8,7 +8,7 @@ from pyarrow import fs
 
 from clipkit.dataset import collect, frames
 from clipkit.dataset.collect import CollectCounts, Collection, collect_part, counts_of, merge_examples
-from clipkit.dataset.pages import parts_of
+from clipkit.dataset.pages import FOUND_SCHEMA, parts_of
 from clipkit.dataset.shards import pair_key
 from clipkit.dataset.texts.matching import QueryIndex
 from clipkit.recipe import BuildRecipe
@@ -88,6 +88,15 @@ def test_what_is_in_memory_at_once_changes_no_pair(tmp_path: Path, monkeypatch: 
         key, page = pair_key(f"http://a.example/{n % 10}.jpg", f"A dog number {n % 7}"), f"http://p.example/{n * 7 % 50}"
         expected[key] = min(expected.get(key, page), page)
     assert pages == expected
+
+
+def test_a_line_end_in_a_url_does_not_reach_the_stage_that_parts_at_line_ends() -> None:
+    row = ["http://a.example/1.jpg", "A dog", "http://p.example/a\nb", "here.tsv", "http://l.example/\n"]
+    found = pa.table([[value] for value in row], schema=FOUND_SCHEMA)
+    (pair,) = collect._distinct(
+        found, BuildRecipe.model_validate({"sources": [{"kind": "html", "paths": ["."]}]}), CollectCounts()
+    ).to_pylist()
+    assert (pair["page_url"], pair["license_url"]) == ("http://p.example/a%0Ab", "http://l.example/%0A")
 
 
 def test_a_source_in_s3_is_collected_like_a_local_one(tmp_path: Path, s3: tuple[str, fs.S3FileSystem]) -> None:

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
-from clipkit import UserError
+from clipkit import UserError, __version__
 from clipkit.cli import app
 from clipkit.dataset import engine
 from clipkit.recipe import EngineKnobs
@@ -116,6 +116,19 @@ def test_a_ray_cluster_gives_the_bytes_of_the_native_engine(site: Path, hostile:
 def test_a_directory_that_machines_of_the_cluster_do_not_see_is_refused(site: Path, cluster: str) -> None:
     said = build(site, "/proc/self/cwd/unseen", "none.tsv", name="ray", address=cluster)
     assert said.endswith("does not see what is written to `--out`: give a directory on a file system that all machines share")
+
+
+def test_more_processes_than_the_cluster_has_cores_are_not_waited_for(site: Path, cluster: str, tmp_path: Path) -> None:
+    assert build(site, tmp_path, "table0.tsv", name="ray", address=cluster, processes=5) == "enough"
+    assert "room for 3 processes that read sources, a core each, though 5 processes are asked for" in (tmp_path / "log.txt").read_text()
+    assert not [path for path in tmp_path.rglob("*") if "seen-from-here" in path.name]
+
+
+def test_a_machine_with_another_clipkit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    ray = importlib.import_module("ray")
+    monkeypatch.setattr(ray, "get", lambda answer, timeout: answer)
+    assert engine._answer(("0.0.1", True, True)) == f"has clipkit 0.0.1, here is {__version__}: install the same one"
+    assert engine._answer((__version__, True, True)) == ""
 
 
 def test_ray_that_is_not_installed_is_told_with_how_to_install_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

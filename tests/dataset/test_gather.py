@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import daft
 import pyarrow.parquet as pq
 import pytest
 
@@ -114,7 +115,7 @@ def test_a_broken_file_is_one_sentence_at_once_and_what_others_have_finished_sta
     paths = (f"{tables}/table0.tsv", f"{tables}/table1.tsv", f"{hostile.base}/slow.tsv", f"{tables}/broken.tsv.gz")
     parts, collection = collection_of(tables, *paths)
     started = time.monotonic()
-    with pytest.raises(UserError, match=r"`\S+broken\.tsv\.gz` is broken \(.+\): mend it, leave it out, or set") as caught:
+    with pytest.raises(UserError, match=r"`\S+broken\.tsv\.gz` is broken \(.+\): mend it, set `pages.on_broken_file") as caught:
         gathered(parts, collection, processes=2)
     assert time.monotonic() - started < 50  # who waits for slow.tsv takes 60 seconds
     assert "\n" not in str(caught.value)
@@ -146,6 +147,43 @@ def test_what_goes_wrong_in_a_process_comes_back_as_data(tables: Path) -> None:
     assert (number, reason) == (errno.EEXIST, "File exists")
     shutil.rmtree(collection.index)
     assert "mistake" in answer_of(part, collection)
+
+
+def test_what_was_out_of_reach_is_tried_again_when_a_run_is_resumed(tables: Path, files: Any) -> None:
+    files.content |= {"/here.tsv": table(7).encode(), "/away.tsv?signature": table(8).encode()}
+    parts, collection = collection_of(tables, f"{files.base}/here.tsv", f"{files.base}/away.tsv?signature", on_broken_file="skip")
+    files.statuses["/away.tsv?signature"] = [503]
+    first = gathered(parts, collection, processes=1)
+    assert (first.matched, list(first.pages.broken)) == (40, [f"{files.base}/away.tsv"])
+    assert gathered(parts, collection, processes=1).matched == 80
+    assert [path for path, _ in files.asked].count("/here.tsv") == 1
+
+
+def test_a_file_that_an_earlier_start_skipped_is_an_error_where_the_build_is_to_stop_there(tables: Path) -> None:
+    broken = tables / "broken.tsv.gz"
+    broken.write_bytes(gzip.compress(table(9).encode())[:60])
+    gathered(*collection_of(tables, str(broken), f"{tables}/table1.tsv", on_broken_file="skip"), processes=1)
+    with pytest.raises(UserError, match=r"broken\.tsv\.gz` is broken"):
+        gathered(*collection_of(tables, str(broken), f"{tables}/table1.tsv"), processes=1)
+
+
+def test_a_mistake_of_ours_is_not_taken_for_a_process_that_died_and_such_a_one_is_logged(
+    tables: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts, collection = collection_of(tables, f"{tables}/table*.tsv")
+
+    def broken_frame(self: Any, *_: Any) -> None:
+        raise AttributeError("no such attribute")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(daft.DataFrame, "to_arrow_iter", broken_frame)
+        with pytest.raises(AttributeError, match="no such attribute"):
+            gathered(parts, collection, processes=1)
+    monkeypatch.setattr(engine, "SECONDS_TO_START", 0.2)
+    monkeypatch.setattr(sys, "executable", python_that_dies(tmp_path, times=99))
+    with pytest.raises(UserError, match="free memory"):
+        gathered(parts, collection, processes=1)
+    assert "Traceback" in (tables / "run/log.txt").read_text()
 
 
 def test_a_process_that_somebody_kills_costs_nothing(tables: Path, hostile: Any) -> None:

@@ -41,3 +41,5 @@ def test_a_salt_depends_on_the_normalised_query_and_the_seed_alone() -> None:
     assert alone[0] == among[1] != among[0]
     assert query_salts(["photo"], 8)[0] != alone[0]
     assert int(alone[0]) == int.from_bytes(hashlib.blake2b(b"7\nphoto", digest_size=8).digest(), "little")
+    golden = query_salts(["Golden", "golden"], 7, mode="metaclip")
+    assert golden[0] != golden[1] == query_salts(["Golden"], 7)[0]

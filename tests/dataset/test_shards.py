@@ -272,8 +272,11 @@ def test_verify_compares_the_parquet_with_the_pairs(tmp_path: Path) -> None:
     pq.write_table(pq.read_table(tmp_path / "00002.parquet").slice(1), tmp_path / "00002.parquet")
     problems = [(p["shard"], p["key"]) for p in shards.verify()["problems"]]
     assert problems == [("00000.tar", pairs[0].key), ("00001.tar", None), ("00002.tar", None)]
-    with pytest.raises(UserError, match=r"00001\.parquet"):
+    with pytest.raises(UserError, match=r"`\S+00001\.parquet` is no table of pairs \([^/]+\): build them again"):
         shards.table()
+    (tmp_path / "00001.parquet").unlink()
+    [_, missing, _] = shards.verify()["problems"]
+    assert missing["problem"] == f"`{tmp_path}/00001.parquet` is missing: build them again into a new `--out`, or restore it"
 
 
 def test_a_key_that_occurs_twice_is_a_problem(tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ from clipkit.dataset.images.rounds import PART_SCHEMA, part_paths
 from clipkit.recipe import DownloadKnobs
 from clipkit.run import Run
 
-__all__ = ["Downloads", "download"]
+__all__ = ["Downloads", "download", "find_downloads"]
 
 _POLL_SECONDS = 0.25
 _OPEN_TARS = 64
@@ -91,13 +91,27 @@ def download(urls: pa.Table, out: Path, *, knobs: DownloadKnobs, run: Run) -> Do
     Raises UserError for knobs that make no sense, and when img2dataset fails (with the end of its log).
     """
     check_knobs(knobs)
+    downloads = _settle(urls, out, knobs, lambda wanted, number: _fetch_round(wanted, out, number, knobs=knobs, run=run))
+    assert downloads is not None
+    return downloads
+
+
+def find_downloads(urls: pa.Table, out: Path, *, knobs: DownloadKnobs) -> Downloads | None:
+    """What an earlier `download` of the same list left in `out`; None where a part of it is missing. Nothing is fetched."""
+    return _settle(urls, out, knobs, lambda wanted, number: _find_round(wanted, out, number, knobs=knobs))
+
+
+def _settle(urls: pa.Table, out: Path, knobs: DownloadKnobs, places_of: Callable[[pa.Array, int], pa.Table | None]) -> Downloads | None:
+    """Round after round, until no outcome is left that may pass; None where `places_of` a round are not known."""
     urls = pa.table({"key": urls["key"].cast(pa.string()), "image_url": urls["image_url"].cast(pa.string()).fill_null("")})
     wanted = _in_fetch_order(urls["image_url"])
     settled = [_PLACE_SCHEMA.empty_table()]
     for number in range(1, knobs.rounds + 1):
         if not len(wanted):
             break
-        places = _fetch_round(wanted, out, number, knobs=knobs, run=run)
+        places = places_of(wanted, number)
+        if places is None:
+            return None
         outcomes = places["outcome"]
         passing = pc.is_in(outcomes, value_set=pa.array([o for o in pc.unique(outcomes).to_pylist() if is_passing(o)], pa.string()))
         settled.append(places if number == knobs.rounds else places.filter(pc.invert(passing)))
@@ -115,7 +129,7 @@ def _in_fetch_order(urls: pa.ChunkedArray) -> pa.Array:
 def _fetch_round(wanted: pa.Array, out: Path, number: int, *, knobs: DownloadKnobs, run: Run) -> pa.Table:
     """Finish all parts of one round; returns its places, in the order of `wanted`."""
     folder = _round_folder(out, number)
-    parts = [wanted.slice(start, knobs.urls_per_part) for start in range(0, len(wanted), knobs.urls_per_part)]
+    parts = _parts_of(wanted, knobs)
     tables = [_finished(folder, part, urls) for part, urls in enumerate(parts)]
     missing = [part for part, table in enumerate(tables) if table is None]
     if missing:
@@ -133,6 +147,21 @@ def _fetch_round(wanted: pa.Array, out: Path, number: int, *, knobs: DownloadKno
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
             raise UserError(f"img2dataset left parts of round {number} unfinished: {log}; run the same command again to resume")
     return pa.concat_tables([_with_place(table, number, part) for part, table in enumerate(tables)])
+
+
+def _find_round(wanted: pa.Array, out: Path, number: int, *, knobs: DownloadKnobs) -> pa.Table | None:
+    """The places of a round of which all parts are finished, as `_fetch_round` gives them; else None."""
+    tables = []
+    for part, urls in enumerate(_parts_of(wanted, knobs)):
+        table = _finished(_round_folder(out, number), part, urls)
+        if table is None:
+            return None
+        tables.append(_with_place(table, number, part))
+    return pa.concat_tables(tables)
+
+
+def _parts_of(wanted: pa.Array, knobs: DownloadKnobs) -> list[pa.Array]:
+    return [wanted.slice(start, knobs.urls_per_part) for start in range(0, len(wanted), knobs.urls_per_part)]
 
 
 def _run_img2dataset(

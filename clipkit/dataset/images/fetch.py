@@ -11,7 +11,6 @@ Connections go straight to the hosts, never through a proxy: a proxy would hide 
 
 import contextlib
 import http.client
-import ipaddress
 import re
 import socket
 import ssl
@@ -23,10 +22,11 @@ from typing import Any, NamedTuple
 from urllib.parse import quote, urljoin, urlsplit
 
 from clipkit import UserError
+from clipkit.dataset.addresses import is_public
 from clipkit.dataset.opt_outs import agent_of, opts_out
 from clipkit.recipe import DownloadKnobs
 
-__all__ = ["Fetched", "Fetcher", "check_knobs", "is_passing", "is_public"]
+__all__ = ["Fetched", "Fetcher", "check_knobs", "is_passing"]
 
 MAX_URL_LENGTH = 8_192
 _PASSING = {"timeout", "connection", "dns_failure", "http_error_429"}
@@ -44,21 +44,6 @@ class Fetched(NamedTuple):
 def is_passing(outcome: str) -> bool:
     """Whether the reason may pass, so that another round is worth it: timeouts, broken connections, 429 and 5xx."""
     return outcome in _PASSING or outcome.startswith("http_error_5")
-
-
-def is_public(address: str) -> bool:
-    """Whether an IP address belongs to the public Internet, also where IPv6 wraps an IPv4 address."""
-    ip = ipaddress.ip_address(address.partition("%")[0])
-    if isinstance(ip, ipaddress.IPv6Address):
-        inner = ip.ipv4_mapped or ip.sixtofour or (ip.teredo and ip.teredo[1])
-        if ip in _NAT64:
-            inner = ipaddress.IPv4Address(ip.packed[-4:])
-        if inner:
-            return is_public(str(inner))
-    return ip.is_global and not ip.is_multicast and not ip.is_reserved
-
-
-_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 
 
 def check_knobs(knobs: DownloadKnobs) -> None:
@@ -81,6 +66,10 @@ class Fetcher:
         # A resolver cannot be told to hurry: it is asked in a thread that is not waited for past the deadline.
         self._resolvers = ThreadPoolExecutor(knobs.threads, thread_name_prefix="dns")
         self._resolved: dict[tuple[str, int], list[tuple[int, Any]]] = {}
+
+    def close(self) -> None:
+        """Let the resolvers' threads end, without waiting for those that still ask."""
+        self._resolvers.shutdown(wait=False, cancel_futures=True)
 
     def fetch(self, url: str) -> Fetched:
         """Fetch one image. Does not raise for anything that a URL, a server or a network does."""
@@ -216,6 +205,7 @@ class _Connection(http.client.HTTPConnection):
         self._opened = opened
 
     def connect(self) -> None:
+        """Take the socket that was opened for it."""
         self.sock = self._opened()
 
 
@@ -228,32 +218,40 @@ class _DeadlineSocket:
         self._is_read = False
 
     def sendall(self, data: bytes) -> None:
+        """Send all of `data` before the deadline; TimeoutError after it."""
         self._socket.settimeout(_left(self._deadline))
         self._socket.sendall(data)
 
     def makefile(self, mode: str) -> BufferedReader:
+        """A reader of what comes in; closing it closes the socket."""
         self._is_read = True
         return BufferedReader(_DeadlineReader(self._socket, self._deadline), _CHUNK)
 
     def close(self) -> None:
+        """Close the socket, unless a reader has it."""
         # http.client closes the socket before it reads a body that ends with the connection: then the reader closes it.
         if not self._is_read:
             self._socket.close()
 
 
 class _DeadlineReader(RawIOBase):
+    """What a socket receives until the deadline."""
+
     def __init__(self, connection: socket.socket, deadline: float) -> None:
         self._socket = connection
         self._deadline = deadline
 
     def readable(self) -> bool:
+        """Always."""
         return True
 
     def readinto(self, buffer: Any) -> int:
+        """Receive some bytes, 0 at the end; TimeoutError after the deadline."""
         self._socket.settimeout(_left(self._deadline))
         return self._socket.recv_into(buffer)
 
     def close(self) -> None:
+        """Close the socket too."""
         self._socket.close()
         super().close()
 

@@ -116,6 +116,7 @@ def _ending_at_errors(writer: Any) -> Any:
 
     class Writer(writer):  # type: ignore[misc]
         def write(self, *given: Any, **named: Any) -> None:
+            """As img2dataset's; an error ends the process."""
             try:
                 super().write(*given, **named)
             except BaseException:
@@ -145,6 +146,7 @@ def _fetching(knobs: DownloadKnobs, progress: Path) -> Iterator[Callable[..., tu
     try:
         yield fetch
     finally:
+        fetcher.close()
         os.close(marks)
 
 
@@ -186,9 +188,11 @@ class _NoLogger:
 
     def __init__(self, *_: Any) -> None: ...
 
-    def start(self) -> None: ...
+    def start(self) -> None:
+        """Nothing to start: no process is behind it."""
 
-    def join(self) -> None: ...
+    def join(self) -> None:
+        """Nothing to wait for."""
 
 
 def _die_with_the_parent() -> None:

@@ -1,7 +1,8 @@
 """One page: its images and the texts beside them.
 
 `read_page` is a pure function of the page's bytes and headers. It accounts for every `<img>`: each is either an image with texts or
-is counted under the reason that dropped it. Pages are hostile: what parsers need quadratic time for is refused before parsing.
+is counted under the reason that dropped it. Pages are hostile: what is known to take parsers quadratic time is refused before parsing
+(`complexity`).
 """
 
 import itertools
@@ -14,6 +15,7 @@ from selectolax.lexbor import LexborHTMLParser, LexborNode
 
 from clipkit.dataset.opt_outs import opts_out
 from clipkit.dataset.pages.charset import decode_page
+from clipkit.dataset.pages.complexity import is_too_complex
 from clipkit.dataset.pages.urls import absolute_url
 from clipkit.recipe import PageKnobs
 
@@ -21,8 +23,6 @@ __all__ = ["Page", "PageImage", "distinct_texts", "left_out_page", "license_of",
 
 MAX_TEXT_CHARACTERS = 10_000
 MAX_IMAGES = 10_000
-MAX_NESTING = 20_000
-MAX_MERGED_TAGS = 100
 MAX_CANDIDATES = 100
 MAX_PAGE_CANDIDATES = 200_000
 MAX_CAPTION_NODES = 500_000
@@ -41,13 +41,11 @@ _MORE_SOURCES = frozenset((*LAZY_SETS, *LAZY_SOURCES, "srcset"))
 SHOWN_TYPES = re.compile(r"(?i)\s*image/(jpe?g|pjpeg|png|gif|webp|bmp|avif)\s*(;.*)?")
 
 _CREATIVE_COMMONS = re.compile(r"(?i)\s*(?:https?:)?//(?:www\.)?creativecommons\.org/(?:licenses|publicdomain)/")
-_TAG = re.compile(r"<(/?)([a-zA-Z][a-zA-Z0-9]*)")
-_MERGED_TAG = re.compile(r"(?i)<(?:html|body)\b")
-_CHILDLESS = frozenset(
-    "area base br col embed hr img input link meta param source track wbr p li dt dd tr td th thead tbody tfoot option optgroup".split()  # noqa: SIM905
+_UNSEEN = frozenset(("script", "style", "template", "noscript"))
+_PARTING = frozenset(
+    "address article aside blockquote br caption center dd details dir div dl dt fieldset figure footer form h1 h2 h3 h4 h5 h6 header "  # noqa: SIM905
+    "hr img legend li main menu nav ol option p pre section select summary table tbody td tfoot th thead tr ul".split()
 )
-# One tag with a thousand attributes, read as an HTML tokeniser does, without backtracking.
-_CROWDED_TAG = re.compile(r"""<[a-zA-Z][^\s/>]*+(?>[\s/]*+[^\s/>][^\s/>=]*+(?>\s*+=\s*+(?>"[^"]*+"|'[^']*+'|[^\s>]*+))?+){1000}""")
 _DECLARED_PIXELS = re.compile(r"\s*(\d{1,6})(?:\.\d*)?\s*(?:px)?\s*")
 _STYLE_PIXELS = re.compile(r"(?i)(?:^|;)\s*(width|height)\s*:\s*(\d{1,6})(?:\.\d*)?px")
 
@@ -80,7 +78,7 @@ def read_page(page: bytes, *, url: str, content_type: str, robots: str, knobs: P
     if len(page) > knobs.max_page_bytes:
         return left_out_page("page_too_long", page.lower().count(b"<img"))
     html = decode_page(page, content_type)
-    if _is_too_complex(html):
+    if is_too_complex(html):
         return left_out_page("page_too_complex", html.lower().count("<img"))
     tree = LexborHTMLParser(html)
     found: dict[str, list[LexborNode]] = {"img": [], "meta": [], "base": [], "figcaption": []}
@@ -167,25 +165,6 @@ class _Around:
     candidates_left: int = MAX_PAGE_CANDIDATES
 
 
-def _is_too_complex(html: str) -> bool:
-    """Whether parsing would take time quadratic in the page: for nesting, for attributes on one element. Errs towards True."""
-    # Attributes of every further <html> and <body> are gathered on one element.
-    merged = sum(1 for _ in _MERGED_TAG.finditer(html))
-    return merged > MAX_MERGED_TAGS or _nesting(html) > MAX_NESTING or _CROWDED_TAG.search(html) is not None
-
-
-def _nesting(html: str) -> int:
-    """An upper bound of the depth of the tree."""
-    if (tags := html.count("<")) <= MAX_NESTING:
-        return tags
-    depth = deepest = 0
-    for closing, name in _TAG.findall(html):
-        if name.lower() not in _CHILDLESS:
-            depth = max(depth - 1, 0) if closing else depth + 1
-            deepest = max(deepest, depth)
-    return deepest
-
-
 def _robots_metas(metas: Iterable[LexborNode], agent: str) -> Iterator[str]:
     for tag in metas:
         if (tag.attributes.get("name") or "").strip().lower() in ("robots", agent):
@@ -251,7 +230,25 @@ def _own_caption(figure: LexborNode, around: _Around) -> str:
     own = next((child for child in figure.iter() if child.tag == "figcaption"), None)
     if own is None:
         own = next((node for node in _walk(figure, around) if node.tag == "figcaption"), None)
-    return " ".join(node.text_content or "" for node in _walk(own, around) if node.tag == "-text") if own is not None else ""
+    return _text_of(own, around) if own is not None else ""
+
+
+def _text_of(caption: LexborNode, around: _Around) -> str:
+    """What a reader sees of a caption: tags inside a word do not part it, blocks and line breaks part words."""
+    pieces: list[str] = []
+    waiting: list[LexborNode | str] = [caption]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, str):
+            pieces.append(node)
+        elif node.tag == "-text":
+            pieces.append(node.text_content or "")
+        elif node.tag not in _UNSEEN:
+            below = list(itertools.islice(node.iter(include_text=True), around.nodes_left))
+            around.nodes_left -= len(below)
+            parted = [" "] if node.tag in _PARTING else []
+            waiting += [*parted, *reversed(below), *parted]
+    return "".join(pieces)
 
 
 def _walk(node: LexborNode, around: _Around) -> Iterator[LexborNode]:

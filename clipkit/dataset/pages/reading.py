@@ -11,23 +11,24 @@ import pyarrow as pa
 from clipkit import UserError
 from clipkit.dataset.pages.html import Page, read_page
 from clipkit.dataset.pages.sources import Part, SourceFile
-from clipkit.dataset.pages.storage import open_location, read_up_to
+from clipkit.dataset.pages.storage import open_location, read_up_to, told
 from clipkit.dataset.pages.url_tables import read_table, table_ending
-from clipkit.dataset.pages.warc import BrokenFileError, WebPage, read_warc
+from clipkit.dataset.pages.warc import BrokenFileError, OutOfReachError, WebPage, read_warc
 from clipkit.dataset.pages.wat import read_wat
 from clipkit.recipe import BuildRecipe, PageKnobs, Source
 
-__all__ = ["FOUND_SCHEMA", "PAIR_SCHEMA", "PageCounts", "read_part"]
+__all__ = ["FOUND_SCHEMA", "PAIR_SCHEMA", "PageCounts", "broken_file", "read_part"]
 
 FOUND_SCHEMA = pa.schema([(name, pa.string()) for name in ("image_url", "text", "page_url", "source", "license_url")])
 """What a source gives: `page_url` and `license_url` (href of the page's rel=license link) are null where they are not known; `source` is
-the path or URL, as the recipe gives it, of the file that the pair was found in."""
+the path or URL, as the recipe gives it but for a URL's query, of the file that the pair was found in."""
 
 PAIR_SCHEMA = pa.schema([pa.field("key", pa.string()), *FOUND_SCHEMA])
 """A pair with its key (`shards.pair_key`)."""
 
 ROWS_PER_BATCH = 10_000
 _T = TypeVar("_T")
+OTHER_REMEDIES = 'set `pages.on_broken_file = "skip"`, or leave it out of `sources` in a new `--out`'
 _COUNTERS = ("pages_left_out", "images_dropped")
 
 
@@ -35,7 +36,7 @@ _COUNTERS = ("pages_left_out", "images_dropped")
 class PageCounts:
     """What became of pages and images. `images` = kept images + all of `images_dropped`; a kept image gives one pair per text.
 
-    `broken` says of each file that could not be read to its end why.
+    `broken` says of each file that could not be read to its end why; `out_of_reach` is how many of them may be read another time.
     """
 
     pages: int = 0
@@ -45,6 +46,7 @@ class PageCounts:
     images_kept: int = 0
     pairs: int = 0
     broken: dict[str, str] = field(default_factory=dict)
+    out_of_reach: int = 0
 
     def add(self, other: "PageCounts") -> None:
         """Add the counts of another part."""
@@ -52,6 +54,7 @@ class PageCounts:
         self.images += other.images
         self.images_kept += other.images_kept
         self.pairs += other.pairs
+        self.out_of_reach += other.out_of_reach
         self.pages_left_out.update(other.pages_left_out)
         self.images_dropped.update(other.images_dropped)
         self.broken.update(other.broken)
@@ -59,13 +62,19 @@ class PageCounts:
     def to_dict(self) -> dict[str, Any]:
         """As JSON values."""
         sorted_by_name = {name: dict(sorted(getattr(self, name).items())) for name in (*_COUNTERS, "broken")}
-        return {"pages": self.pages, "images": self.images, "images_kept": self.images_kept, "pairs": self.pairs, **sorted_by_name}
+        numbers = {name: getattr(self, name) for name in ("pages", "images", "images_kept", "pairs", "out_of_reach")}
+        return {**numbers, **sorted_by_name}
 
     @classmethod
     def from_dict(cls, known: Mapping[str, Any]) -> "PageCounts":
         """What `to_dict` gave."""
         counters = {name: Counter(known[name]) for name in _COUNTERS}
         return cls(**{**known, **counters, "broken": dict(known["broken"])})
+
+
+def broken_file(location: str, reason: str) -> UserError:
+    """The mistake that a broken file is where the build is to stop there."""
+    return UserError(f"`{location}` is broken ({reason}): mend it, {OTHER_REMEDIES}")
 
 
 def read_part(part: Part, *, recipe: BuildRecipe, agent: str, counts: PageCounts) -> Iterator[pa.RecordBatch]:
@@ -84,7 +93,7 @@ def _read_pages(part: Part, recipe: BuildRecipe, agent: str, counts: PageCounts)
     for file in part.files:
         for page_url, page in _until_broken(_pages(part.source, file, recipe, agent), file, recipe, counts):
             _count(page, counts)
-            rows.add(page, page_url or None, file.location)
+            rows.add(page, page_url or None, told(file.location))
             if len(rows) >= ROWS_PER_BATCH:
                 yield from rows.take()
     yield from rows.take()
@@ -92,19 +101,20 @@ def _read_pages(part: Part, recipe: BuildRecipe, agent: str, counts: PageCounts)
 
 def _read_table(part: Part, recipe: BuildRecipe, agent: str, counts: PageCounts) -> Iterator[pa.RecordBatch]:
     for file in part.files:
+        name = told(file.location)
         opened = functools.partial(
             open_location,
             file.location,
             recipe.storage,
             user_agent=recipe.download.user_agent,
-            seekable=table_ending(file.location) == ".parquet",
+            seekable=table_ending(name) == ".parquet",
         )
-        for rows in _until_broken(read_table(opened, file.location, part.source), file, recipe, counts):
+        for rows in _until_broken(read_table(opened, name, part.source), file, recipe, counts):
             counts.images += rows.num_read
             counts.images_dropped.update(rows.dropped)
             counts.images_kept += len(rows.found)
             counts.pairs += len(rows.found)
-            source = pa.repeat(pa.scalar(file.location, pa.string()), len(rows.found))
+            source = pa.repeat(pa.scalar(name, pa.string()), len(rows.found))
             image_url, text, page_url, license_url = rows.found.columns
             yield pa.record_batch([image_url, text, page_url, source, license_url], schema=FOUND_SCHEMA)
 
@@ -114,12 +124,13 @@ def _until_broken(values: Iterator[_T], file: SourceFile, recipe: BuildRecipe, c
     try:
         yield from values
     except (BrokenFileError, OSError) as broken:
-        reason = " ".join(str(broken).split())
+        name, reason = told(file.location), " ".join(str(broken).split())
+        is_out_of_reach = isinstance(broken, OutOfReachError)
         if recipe.pages.on_broken_file == "stop":
-            raise UserError(
-                f'`{file.location}` is broken ({reason}): mend it, leave it out, or set `pages.on_broken_file = "skip"`'
-            ) from None
-        counts.broken[file.location] = reason
+            what, mend = ("cannot be reached", "check address and network") if is_out_of_reach else ("is broken", "mend it")
+            raise UserError(f"`{name}` {what} ({reason}): {mend}, {OTHER_REMEDIES}") from None
+        counts.broken[name] = reason
+        counts.out_of_reach += is_out_of_reach
 
 
 def _pages(source: Source, file: SourceFile, recipe: BuildRecipe, agent: str) -> Iterator[tuple[str, Page]]:

@@ -7,15 +7,28 @@ import itertools
 from collections.abc import Iterator
 from typing import BinaryIO, NamedTuple, cast
 
+import pyarrow as pa
 from pyarrow import fs
 
 from clipkit import UserError
+from clipkit.dataset.pages.warc import BrokenFileError, OutOfReachError
 from clipkit.recipe import StorageKnobs
 
 __all__ = ["Location", "find", "open_file"]
 
 MAX_FILES = 1_000_000
 _BYTES_PER_REQUEST = 8 << 20
+_REASONS = (
+    ("NETWORK_CONNECTION", "the server cannot be reached"),
+    ("ACCESS_DENIED", "access is denied"),
+    ("HTTP status 403", "access is denied"),
+    ("NO_SUCH_BUCKET", "there is no such bucket"),
+    ("HTTP status 404", "there is no such object"),
+    ("does not exist", "there is no such object"),
+    ("SLOW_DOWN", "the server is too busy"),
+    ("HTTP status 5", "the server fails"),
+)
+_MAY_PASS = frozenset(("the server cannot be reached", "the server is too busy", "the server fails"))
 
 
 class Location(NamedTuple):
@@ -27,12 +40,18 @@ class Location(NamedTuple):
 
 
 def open_file(location: str, knobs: StorageKnobs, *, seekable: bool) -> BinaryIO:
-    """An object to read, in ranges of some megabytes, each of which is asked for again where a connection drops. Raises OSError."""
-    path = _path(location)
-    if seekable:
-        return cast(BinaryIO, _filesystem(knobs).open_input_file(path))
-    stream = _filesystem(knobs).open_input_stream(path, compression=None, buffer_size=_BYTES_PER_REQUEST)
-    return cast(BinaryIO, stream)
+    """An object to read, in ranges of some megabytes, each of which is asked for again where a connection drops.
+
+    Raises BrokenFileError; OSError while it is read.
+    """
+    path, system = _path(location), _filesystem(knobs)
+    try:
+        if seekable:
+            return cast(BinaryIO, system.open_input_file(path))
+        return cast(BinaryIO, system.open_input_stream(path, compression=None, buffer_size=_BYTES_PER_REQUEST))
+    except (OSError, pa.ArrowException) as error:
+        reason = _reason(error)
+        raise (OutOfReachError if reason in _MAY_PASS else BrokenFileError)(reason) from None
 
 
 def find(pattern: str, knobs: StorageKnobs) -> list[Location]:
@@ -47,8 +66,8 @@ def find(pattern: str, knobs: StorageKnobs) -> list[Location]:
     folder, rest = "/".join([bucket, *fixed]), parts[len(fixed) :]
     try:
         found = list(itertools.islice(_matches(_filesystem(knobs), folder, rest), MAX_FILES + 1))
-    except OSError as error:
-        raise UserError(f"`{pattern}` cannot be listed ({' '.join(str(error).split())}): check bucket, endpoint and credentials") from None
+    except (OSError, pa.ArrowException) as error:
+        raise UserError(f"`{pattern}` cannot be listed ({_reason(error)}): check bucket, endpoint and credentials") from None
     if len(found) > MAX_FILES:
         raise UserError(f"`{pattern}` names over {MAX_FILES:,} files: write a narrower pattern")
     return list(dict.fromkeys(found))
@@ -83,6 +102,12 @@ def _below(system: fs.FileSystem, folder: str, parts: list[str]) -> Iterator[Loc
 def _place(entry: fs.FileInfo) -> Location:
     is_folder = entry.type == fs.FileType.Directory
     return Location(f"s3://{entry.path}", None if is_folder else entry.size, is_folder)
+
+
+def _reason(error: Exception) -> str:
+    """What an error of Arrow's says in short: it names requests, curl's codes and hosts at length."""
+    text = " ".join(str(error).split())
+    return next((reason for mark, reason in _REASONS if mark in text), text)
 
 
 def _path(location: str) -> str:

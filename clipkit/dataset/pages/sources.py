@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, Self
 from urllib.parse import quote, urljoin
 
 from clipkit import UserError
-from clipkit.dataset.pages.storage import Location, is_url, list_locations, locations_below, open_location, read_up_to
+from clipkit.dataset.pages.storage import Location, is_url, list_locations, locations_below, open_location, read_up_to, told
 from clipkit.dataset.pages.warc import BrokenFileError
 from clipkit.recipe import Source, StorageKnobs
 from clipkit.run import replacing
@@ -69,13 +69,14 @@ def parts_of(sources: Sequence[Source], knobs: StorageKnobs, *, user_agent: str,
 
 
 def _parts(number: int, source: Source, knobs: StorageKnobs, user_agent: str, kept: Path | None) -> Iterator[Part]:
-    _check(source)
-    if source.crawl is not None:
+    _check(number, source)
+    knob = f"sources.{number}.paths"
+    if source.crawl is not None and not source.paths:
         files = _crawl_files(source, source.crawl, knobs, user_agent=user_agent, kept=kept)
     elif source.kind == "html":
-        files = _saved_pages(source, knobs)
+        files = _saved_pages(source, knobs, knob)
     else:
-        files = _source_files(source, knobs)
+        files = _source_files(source, knobs, knob)
     size = PAGES_PER_PART if source.kind == "html" else 1
     # How to read its files, without the list of them all: there may be 90,000 parts.
     one = source.model_copy(update={"paths": (), "crawl": None, "files": None})
@@ -87,37 +88,40 @@ def _parts(number: int, source: Source, knobs: StorageKnobs, user_agent: str, ke
         yield Part(one, chosen, f"{number:03d}-{position:06d}-{digest}.parquet")
 
 
-def _check(source: Source) -> None:
-    if (source.crawl is None) == (not source.paths):
-        raise UserError("a source of `[[sources]]` has both `paths` and `crawl`, or neither: give one of them")
+def _check(number: int, source: Source) -> None:
+    name = f"sources.{number}"
+    if source.paths and source.crawl is not None:
+        return  # as where a preset has a crawl and the command line names files
+    if not source.paths and source.crawl is None:
+        raise UserError(f"`{name}` has neither `paths` nor `crawl`: name files, or a crawl")
     if source.crawl is not None and source.kind not in ("warc", "wat"):
-        raise UserError(f"a source of kind {source.kind} has `crawl = {source.crawl!r}`: a crawl is read as kind warc or wat")
+        raise UserError(f"`{name}` of kind {source.kind} has `crawl = {source.crawl!r}`: a crawl is read as kind warc or wat")
     if source.crawl is not None and not _CRAWL_NAME.fullmatch(source.crawl):
-        raise UserError(f'`crawl = {source.crawl!r}` is no name of a crawl: write it as in "CC-MAIN-2024-22"')
+        raise UserError(f'`{name}.crawl` is {source.crawl!r}, which is no name of a crawl: write it as in "CC-MAIN-2024-22"')
     if source.crawl is None and source.files is not None:
-        raise UserError(f"a source has `files = {source.files}` without `crawl`: name the files in `paths`")
+        raise UserError(f"`{name}` has `files = {source.files}` without `crawl`: name the files in `paths`")
 
 
-def _source_files(source: Source, knobs: StorageKnobs) -> list[SourceFile]:
+def _source_files(source: Source, knobs: StorageKnobs, knob: str) -> list[SourceFile]:
     found: dict[str, SourceFile] = {}
-    for place in itertools.chain.from_iterable(list_locations(pattern, knobs) for pattern in source.paths):
+    for place in itertools.chain.from_iterable(list_locations(pattern, knobs, knob=knob) for pattern in source.paths):
         if place.is_folder:
             example = f"{place.location.rstrip('/')}/{_EXAMPLES[source.kind]}"
-            raise UserError(f"`sources.paths` has `{place.location}`, which is a folder: for kind {source.kind} write `{example}`")
+            raise UserError(f"`{knob}` has `{place.location}`, which is a folder: for kind {source.kind} write `{example}`")
         found.setdefault(place.location, SourceFile(place.location, "", place.size))
     return list(found.values())
 
 
-def _saved_pages(source: Source, knobs: StorageKnobs) -> list[SourceFile]:
+def _saved_pages(source: Source, knobs: StorageKnobs, knob: str) -> list[SourceFile]:
     """Every page; its place is told relative to its folder, or to the pattern's part without wildcards."""
     pages: dict[str, SourceFile] = {}
     for pattern in source.paths:
-        for place in list_locations(pattern, knobs):
+        for place in list_locations(pattern, knobs, knob=knob):
             inside = _pages_below(place, knobs) if place.is_folder else [place]
             for page in inside:
                 pages.setdefault(page.location, SourceFile(page.location, _page_url(page, pattern, source.base_url), page.size))
     if not pages:
-        raise UserError(f"`sources.paths` has {', '.join(f'`{p}`' for p in source.paths)} without a page: saved pages end in .html or .htm")
+        raise UserError(f"`{knob}` has {', '.join(f'`{told(p)}`' for p in source.paths)} without a page: saved pages end in .html or .htm")
     return list(pages.values())
 
 
@@ -137,6 +141,8 @@ def _root(pattern: str, location: str) -> str:
     pattern = pattern.rstrip("/") if is_url(pattern) else Path(pattern).as_posix()
     if pattern == location:
         return location.rpartition("/")[0]
+    if location.startswith(f"{pattern}/"):
+        return pattern
     return "/".join(itertools.takewhile(lambda part: not glob.has_magic(part), pattern.split("/")))
 
 

@@ -4,6 +4,7 @@ What is opened is a stream, which may not be able to seek. Hosts are those that 
 """
 
 import glob
+import re
 from pathlib import Path
 from typing import BinaryIO
 
@@ -13,7 +14,7 @@ from clipkit.dataset.pages.s3 import Location
 from clipkit.dataset.pages.web_files import fetch_to_temporary, open_web_file
 from clipkit.recipe import StorageKnobs
 
-__all__ = ["Location", "is_url", "list_locations", "locations_below", "open_location", "read_up_to"]
+__all__ = ["Location", "is_url", "list_locations", "locations_below", "open_location", "read_up_to", "told"]
 
 _WEB = ("https://", "http://")
 
@@ -21,6 +22,11 @@ _WEB = ("https://", "http://")
 def is_url(location: str) -> bool:
     """Whether a location is a URL, as https:// or s3://, and no path of this machine."""
     return "://" in location
+
+
+def told(location: str) -> str:
+    """A location as it is told of: a URL without its query, which may be a signature."""
+    return re.split(r"[?#]", location)[0] if location.startswith(_WEB) else location
 
 
 def open_location(location: str, knobs: StorageKnobs, *, user_agent: str, seekable: bool = False) -> BinaryIO:
@@ -48,22 +54,20 @@ def read_up_to(file: BinaryIO, limit: int) -> bytes:
     return b"".join(blocks)
 
 
-def list_locations(pattern: str, knobs: StorageKnobs) -> list[Location]:
-    """The files or folders that a location or glob pattern names, sorted. Raises UserError when there is none."""
+def list_locations(pattern: str, knobs: StorageKnobs, *, knob: str = "sources.paths") -> list[Location]:
+    """The files or folders that a location or glob pattern names, sorted. Raises UserError, with the knob, when there is none."""
     _refuse_other_schemes(pattern)
     if pattern.startswith(_WEB):
         if "*" in pattern:
-            raise UserError(f"`sources.paths` has `{pattern}`: a web server does not list its files, so name each one, or the crawl")
-        if "@" in pattern.split("/")[2]:
             raise UserError(
-                f"`sources.paths` has a URL of `{pattern.rpartition('@')[2]}` with a user name in it: a recipe holds no passwords"
+                f"`{knob}` has `{told(pattern)}` with a `*`: a web server does not list its files, so name each one, or the crawl"
             )
         return [Location(pattern, None, is_folder=False)]
     found = s3.find(pattern, knobs) if pattern.startswith("s3://") else _find_here(pattern)
     if not found:
         what = "matches nothing" if glob.has_magic(pattern) else "does not exist"
         hint = "check bucket and key" if is_url(pattern) else "paths are relative to the current directory"
-        raise UserError(f"`sources.paths` has `{pattern}`, which {what}: {hint}")
+        raise UserError(f"`{knob}` has `{pattern}`, which {what}: {hint}")
     return sorted(found)
 
 
@@ -80,7 +84,8 @@ def _refuse_other_schemes(location: str) -> None:
 
 
 def _find_here(pattern: str) -> list[Location]:
-    names = glob.glob(pattern, recursive=True) if glob.has_magic(pattern) else [pattern]
+    is_pattern = glob.has_magic(pattern) and not Path(pattern).exists()  # a name may have brackets
+    names = glob.glob(pattern, recursive=True) if is_pattern else [pattern]
     return [_place(path) for path in map(Path, names) if path.exists()]
 
 

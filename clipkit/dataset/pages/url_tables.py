@@ -32,6 +32,13 @@ _ENDINGS = (".parquet", ".csv", ".tsv", ".jsonl", ".json")
 # No more than what `absolute_url` and `tidy` leave as it is.
 _CANONICAL_URL = r"^https?://[a-z0-9][a-z0-9.-]*/[A-Za-z0-9%/:=&~+!$,'@()*._-]*(\?[A-Za-z0-9%/:=&?~+!$,'@()*._-]+)?$"
 _TIDY_TEXT = r"^[!-~]+( [!-~]+)*$"
+_MEANINGS = {
+    "straddling": "a row is longer than 4 MB: a quote that is never closed makes rows one, which `quotes = false` of the source prevents",
+    "invalid UTF8": "it is not in UTF-8: save it as UTF-8",
+    "codec can't decode": "it is not in UTF-8: save it as UTF-8",
+    "from array to object": "it is one object and no list of rows: set `rows_key` of the source, or end its name in .jsonl",
+    "JSON parse error": "it is not JSON as it should be, rows counted from 0",
+}
 _HINT = "set `url_column`, `text_column` and `page_url_column` of the source, or its `format`"
 
 
@@ -49,20 +56,29 @@ class TableRows(NamedTuple):
 def read_table(opened: Callable[[], BinaryIO], location: str, source: Source) -> Iterator[TableRows]:
     """The rows of a table, at most 10,000 at a time; `opened()` opens it, a parquet so that it can seek.
 
-    Tables are streamed, but for json, which is read whole. Raises UserError for a column that is not there, BrokenFileError at the
-    place where the table cannot be read.
+    Tables are streamed, but for json, which is read whole. A row of csv that has more or fewer values than there are columns is a
+    `bad_row`. Raises UserError for a column that is not there, BrokenFileError at the place where the table cannot be read.
     """
     wanted = [source.url_column, source.text_column, source.page_url_column, source.license_url_column]
     names = list(dict.fromkeys(name for name in wanted if name is not None))
+    bad_rows: list[int | None] = []
+    is_first = True
     try:
-        for batch in _batches(opened, location, source, names):
+        for batch in _batches(opened, location, source, columns=names, bad_rows=bad_rows):
             for start in range(0, batch.num_rows, ROWS_PER_BATCH):
                 rows = batch.slice(start, ROWS_PER_BATCH)
                 absent = pa.nulls(len(rows), pa.string())
                 columns = [absent if name is None else rows.column(name).cast(pa.string()) for name in wanted]
-                yield _clean(columns, source.base_url or "")
+                cleaned = _clean(columns, source.base_url or "")
+                if is_first and not len(cleaned.found):
+                    _check_urls(location, source, columns[1])
+                is_first = False
+                yield cleaned
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise BrokenFileError(str(error)) from None
+        raise BrokenFileError(_reason(error)) from None
+    if bad_rows:
+        nothing = [pa.nulls(0, pa.string())] * len(wanted)
+        yield _clean(nothing, "")._replace(num_read=len(bad_rows), dropped=Counter(bad_row=len(bad_rows)))
 
 
 def table_ending(location: str) -> str:
@@ -79,7 +95,15 @@ def _file_name(location: str) -> str:
     return (urlsplit(location).path if "://" in location else location).lower()
 
 
-def _batches(opened: Callable[[], BinaryIO], location: str, source: Source, columns: list[str]) -> Iterator[pa.RecordBatch]:
+def _reason(error: Exception) -> str:
+    """What an error of Arrow's says, in words that lead on where it is a common one."""
+    text = " ".join(str(error).split())
+    return next((f"{meaning} ({text})" for mark, meaning in _MEANINGS.items() if mark in text), text)
+
+
+def _batches(
+    opened: Callable[[], BinaryIO], location: str, source: Source, *, columns: list[str], bad_rows: list[int | None]
+) -> Iterator[pa.RecordBatch]:
     ending = table_ending(location)
     if ending == ".parquet":
         with opened() as file, pq.ParquetFile(file) as table:
@@ -92,7 +116,11 @@ def _batches(opened: Callable[[], BinaryIO], location: str, source: Source, colu
         with _stream(opened, location) as stream:
             yield from _read_json_lines(stream, location, source, columns)
     else:
-        yield from _read_csv(opened, location, source, columns=columns, delimiter="\t" if ending == ".tsv" else ",")
+        delimiter = "\t" if ending == ".tsv" else ","
+        with _stream(opened, location) as stream:
+            head = stream.read(BLOCK_BYTES)
+            _check_columns(location, columns, _csv_columns(head, source, delimiter))
+            yield from _read_csv(_Rejoined(head, stream), source, columns=columns, delimiter=delimiter, bad_rows=bad_rows)
 
 
 def _stream(opened: Callable[[], BinaryIO], location: str) -> pa.NativeFile:
@@ -101,19 +129,51 @@ def _stream(opened: Callable[[], BinaryIO], location: str) -> pa.NativeFile:
     return pa.CompressedInputStream(stream, "gzip") if _file_name(location).endswith(".gz") else stream
 
 
-def _read_csv(
-    opened: Callable[[], BinaryIO], location: str, source: Source, *, columns: list[str], delimiter: str
-) -> Iterator[pa.RecordBatch]:
-    parse = pc_csv.ParseOptions(delimiter=delimiter, newlines_in_values=source.quotes, quote_char='"' if source.quotes else False)
+class _Rejoined:
+    """A stream whose beginning has been read: that, and then the rest. A web server is asked once."""
+
+    closed = False
+
+    def __init__(self, head: bytes, rest: pa.NativeFile) -> None:
+        self._head = io.BytesIO(head)
+        self._rest = rest
+
+    def read(self, size: int = -1) -> bytes:
+        """The next bytes, perhaps fewer."""
+        return self._head.read(size) or bytes(self._rest.read(size))
+
+    def close(self) -> None:
+        """Close the stream."""
+        self._rest.close()
+
+
+def _csv_columns(head: bytes, source: Source, delimiter: str) -> list[str]:
+    """All columns of a table that begins so."""
+    if source.column_names:
+        return list(source.column_names)
+    read, parse = _csv_options(source, delimiter, [])
+    with pc_csv.open_csv(io.BytesIO(head), read_options=read, parse_options=parse) as reader:
+        return list(reader.schema.names)
+
+
+def _csv_options(source: Source, delimiter: str, bad_rows: list[int | None]) -> tuple[pc_csv.ReadOptions, pc_csv.ParseOptions]:
+    def skip(row: pc_csv.InvalidRow) -> str:
+        bad_rows.append(row.number)
+        return "skip"
+
     read = pc_csv.ReadOptions(block_size=BLOCK_BYTES, column_names=list(source.column_names) or None)
-    with _stream(opened, location) as stream, pc_csv.open_csv(stream, read_options=read, parse_options=parse) as head:
-        _check_columns(location, columns, head.schema.names)
+    quote = '"' if source.quotes else False
+    return read, pc_csv.ParseOptions(delimiter=delimiter, newlines_in_values=source.quotes, quote_char=quote, invalid_row_handler=skip)
+
+
+def _read_csv(
+    stream: _Rejoined, source: Source, *, columns: list[str], delimiter: str, bad_rows: list[int | None]
+) -> Iterator[pa.RecordBatch]:
     # Columns are text whatever they look like, and the word "null" is a text.
     convert = pc_csv.ConvertOptions(include_columns=columns, column_types=dict.fromkeys(columns, pa.string()), strings_can_be_null=False)
-    with (
-        _stream(opened, location) as stream,
-        pc_csv.open_csv(stream, read_options=read, parse_options=parse, convert_options=convert) as reader,
-    ):
+    read, parse = _csv_options(source, delimiter, bad_rows)
+    file = pa.PythonFile(stream, mode="r")
+    with pc_csv.open_csv(file, read_options=read, parse_options=parse, convert_options=convert) as reader:
         yield from reader
 
 
@@ -153,6 +213,8 @@ def _check_columns(location: str, wanted: Sequence[str], there: Sequence[str]) -
         if name not in there:
             known = ", ".join(f"`{column}`" for column in there[:12])
             raise UserError(f"`{location}` has no column `{name}`, only {known}: {_HINT}")
+        if there.count(name) > 1:
+            raise UserError(f"`{location}` has {there.count(name)} columns of the name `{name}`: give each a name of its own")
 
 
 def _check_values(location: str, source: Source, batch: pa.RecordBatch) -> None:
@@ -160,6 +222,16 @@ def _check_values(location: str, source: Source, batch: pa.RecordBatch) -> None:
     for name in (source.url_column, source.text_column):
         if len(batch) and batch.column(name).null_count == len(batch):
             raise UserError(f"`{location}` has no `{name}` in its first {len(batch):,} rows: {_HINT}")
+
+
+def _check_urls(location: str, source: Source, texts: pa.Array) -> None:
+    """Rows of which none has a URL where it should be: are they beside it?"""
+    share = pc.mean(pc.match_substring_regex(texts, r"^\s*https?://").cast(pa.int8())).as_py() or 0.0
+    if share > 0.5:
+        swapped = f"has URLs in its column `{source.text_column}` and no usable ones in `{source.url_column}`"
+        raise UserError(
+            f"`{location}` {swapped}: set `url_column` and `text_column` of the source the other way round, or another `format`"
+        )
 
 
 def _clean(columns: Sequence[pa.Array], base: str) -> TableRows:

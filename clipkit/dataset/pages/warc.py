@@ -10,7 +10,7 @@ from typing import BinaryIO, NamedTuple, cast
 from fastwarc.stream_io import BrotliReader
 from fastwarc.warc import ArchiveIterator, WarcRecord, WarcRecordType
 
-__all__ = ["BrokenFileError", "Record", "WebPage", "is_html_type", "read_records", "read_warc"]
+__all__ = ["BrokenFileError", "OutOfReachError", "Record", "WebPage", "is_html_type", "read_records", "read_warc"]
 
 _HTML_TYPES = ("text/html", "application/xhtml+xml")
 _MAX_HEADER_BYTES = 256_000
@@ -28,6 +28,10 @@ _CHUNK_HEAD = re.compile(rb"(?:\r?\n)?([0-9a-fA-F]{1,8})[^\r\n]{0,200}\r?\n")
 
 class BrokenFileError(Exception):
     """A source file that is cut off, corrupt, or not what it should be; the text says which."""
+
+
+class OutOfReachError(BrokenFileError):
+    """A source file that a server or a network does not give now, and may give later."""
 
 
 class WebPage(NamedTuple):
@@ -95,7 +99,7 @@ def _read_record(record: WarcRecord, number: int, max_page_bytes: int) -> Record
         if arrived > DRAINED_PAGES * max_page_bytes:
             raise BrokenFileError(f"record {number} has over {DRAINED_PAGES * max_page_bytes:,} bytes")
     if arrived < length:
-        raise BrokenFileError(f"cut off in record {number}: {arrived:,} of {length:,} bytes")
+        raise BrokenFileError(f"cut off in record {number}, which has {length:,} bytes")
     url = record.headers.get("WARC-Target-URI") or ""
     return Record(record.record_type, record.is_http, url.strip("<> "), content, length)
 

@@ -5,7 +5,6 @@ above a search volume, and the WordNet synsets that are not there yet. Each resu
 """
 
 import functools
-import glob
 import json
 import shutil
 import time
@@ -22,11 +21,14 @@ import pyarrow.parquet as pq
 from clipkit import UserError
 from clipkit.dataset.queries import Query, QueryList, collect, query_files, wordnet
 from clipkit.dataset.queries.dump_counts import DumpCounts, count_dump
+from clipkit.dataset.queries.inputs import find_files
 from clipkit.dataset.queries.jobs import Advance, run_jobs
 from clipkit.dataset.queries.ngrams import association, keep_bigrams
-from clipkit.dataset.queries.page_views import count_views, without_disambiguation
-from clipkit.dataset.queries.ready_counts import read_counts
+from clipkit.dataset.queries.page_views import check_views, count_views, without_disambiguation
+from clipkit.dataset.queries.ready_counts import check_counts, read_counts
 from clipkit.dataset.queries.sorted_counts import sum_counts
+from clipkit.dataset.queries.wikipedia import check_dump
+from clipkit.dataset.texts.matching import normalise
 from clipkit.recipe import BuildQueriesRecipe
 from clipkit.run import Run, replacing, write_json
 
@@ -35,16 +37,28 @@ __all__ = ["build_queries"]
 EXAMPLES = 8
 QUERIES = "queries.parquet"
 BUILT = ("words", "bigrams", "titles", "wordnet")
+NONE_FOUND = {
+    "words": "no word occurs `words.min_count` times (lower it)",
+    "bigrams": "no two of the words in a row reach `bigrams.min_count` and `bigrams.pmi_min` (lower them)",
+    "titles": "no title reaches `titles.min_views` (lower it)",
+}
 
 
 def build_queries(recipe: BuildQueriesRecipe, run: Run) -> dict[str, Any]:
     """Write `run.path/queries.parquet` by the recipe; returns the report. Raises UserError for a mistake in the recipe or its files."""
     started = time.monotonic()
+    used = _used(recipe)
+    _check_inputs(recipe, used)
     sources = _Sources(recipe, run)
     candidates: Counter[str] = Counter()
-    queries = collect(_counted(sources.queries(), candidates), most=recipe.max_queries)
+    queries = collect(_counted(sources.queries(used), candidates), most=recipe.max_queries)
+    shown = [source for source in ("own", *BUILT) if candidates[source] or (source in used and source in NONE_FOUND)]
+    empty = "; ".join(NONE_FOUND[source] for source in shown if not candidates[source])
     if not len(queries):
-        raise UserError("there is no query: give `files`, `wikipedia.files`, `words.counts`, `titles.page_views` or `wordnet`")
+        shutil.rmtree(sources.root)  # so that the mended recipe may start in this directory
+        raise UserError(f"there is no query: {empty or 'none has a letter or a digit'}")
+    if empty:
+        run.say(f"a source gives no query: {empty}")
     path = run.path / QUERIES
     queries.write(path)
     shutil.rmtree(sources.root / "wikipedia", ignore_errors=True)
@@ -56,12 +70,50 @@ def build_queries(recipe: BuildQueriesRecipe, run: Run) -> dict[str, Any]:
         "count": len(queries),
         "content_hash": queries.content_hash,
         "limits": len(queries) - queries.limits.count(None),
-        "sources": _composition(queries, candidates),
+        "sources": [_composition(source, queries, candidates[source]) for source in shown],
         "left_out": dict(queries.left_out),
         "bigrams": sources.facts("bigrams"),
         "wikipedia": sources.facts("wikipedia"),
+        "page_views": sources.facts("views"),
         "seconds": round(time.monotonic() - started, 3),
     }
+
+
+def _used(recipe: BuildQueriesRecipe) -> Sequence[str]:
+    """The sources that have something to read, in the order of the recipe. Raises UserError where there is none."""
+    has_dump = bool(recipe.wikipedia.files)
+    has_input = {
+        "own": bool(recipe.files),
+        "words": recipe.words.counts is not None or has_dump,
+        "bigrams": recipe.bigrams.counts is not None or has_dump,
+        "titles": bool(recipe.titles.page_views) or recipe.titles.articles,
+        "wordnet": recipe.wordnet is not None,
+    }
+    used = [source for source in recipe.sources if has_input[source]]
+    if "bigrams" in used and not has_input["words"]:
+        raise UserError("`bigrams.counts` needs the words that its bigrams are made of: give `words.counts` or `wikipedia.files`, too")
+    if "titles" in used and recipe.titles.articles and not has_dump:
+        raise UserError("`titles.articles` asks for articles of a dump: give `wikipedia.files`, too")
+    if not used:
+        raise UserError("there is no query: give `files`, `wikipedia.files`, `words.counts`, `titles.page_views` or `wordnet`")
+    return used
+
+
+def _check_inputs(recipe: BuildQueriesRecipe, used: Sequence[str]) -> None:
+    """Raise UserError for a mistake in any file's name, kind or first lines, before hours go into another one."""
+    if {"words", "bigrams", "titles"} & set(used):
+        for path in find_files(recipe.wikipedia.files, "wikipedia.files"):
+            check_dump(path)
+    if {"words", "bigrams"} & set(used) and recipe.words.counts is not None:
+        check_counts(Path(recipe.words.counts), "words.counts")
+    if "bigrams" in used and recipe.bigrams.counts is not None:
+        check_counts(Path(recipe.bigrams.counts), "bigrams.counts")
+    if "titles" in used:
+        for path in find_files(recipe.titles.page_views, "titles.page_views"):
+            check_views(path)
+    for source in {"own", "wordnet"} & set(used):
+        for _ in _given(recipe, source):
+            pass
 
 
 class _Sources:
@@ -73,17 +125,16 @@ class _Sources:
         self.root = run.path / "stages"
         self.root.mkdir(exist_ok=True)
 
-    def queries(self) -> Iterator[Query]:
-        """The queries of all sources in the order of the recipe."""
-        make: dict[str, Callable[[], Iterator[Query]]] = {
-            "own": self._own,
-            "words": functools.partial(self._rows, "words", self.words),
-            "bigrams": functools.partial(self._rows, "bigrams", self.bigrams),
-            "titles": functools.partial(self._rows, "titles", self.titles),
-            "wordnet": self._wordnet,
-        }
-        for source in self.recipe.sources:
-            yield from make[source]()
+    def queries(self, used: Sequence[str]) -> Iterator[Query]:
+        """The queries of these sources in this order."""
+        counted = {"words": self.words, "bigrams": self.bigrams, "titles": self.titles}
+        for source in used:
+            if source not in counted:
+                yield from _given(self.recipe, source)
+                continue
+            for batch in counted[source]().to_batches(max_chunksize=50_000):
+                for text, count in zip(batch["query"].to_pylist(), batch["count"].to_pylist(), strict=True):
+                    yield Query(text, source, count)
 
     def facts(self, name: str) -> dict[str, Any] | None:
         """What was found beside the queries of a source; None where it was not asked for."""
@@ -91,26 +142,17 @@ class _Sources:
         facts: dict[str, Any] | None = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
         return facts
 
-    def words(self) -> pa.Table | None:
+    def words(self) -> pa.Table:
         """[query, count], the commonest first."""
-        if self.recipe.words.counts is None and not self.recipe.wikipedia.files:
-            return None
         return self._made("words", self._count_words)
 
-    def bigrams(self) -> pa.Table | None:
+    def bigrams(self) -> pa.Table:
         """[query, count, pmi], the highest PMI first."""
-        if self.recipe.bigrams.counts is None and not self.recipe.wikipedia.files:
-            return None
-        if self.recipe.bigrams.counts is not None and self.words() is None:
-            raise UserError("`bigrams.counts` needs the words that its bigrams are made of: give `words.counts` or `wikipedia.files`, too")
         return self._made("bigrams", self._count_bigrams)
 
-    def titles(self) -> pa.Table | None:
+    def titles(self) -> pa.Table:
         """[query, count], the most viewed first, or by the alphabet where no views are known."""
-        knobs = self.recipe.titles
-        if knobs.articles and not self.recipe.wikipedia.files:
-            raise UserError("`titles.articles` asks for articles of a dump: give `wikipedia.files`, too")
-        return self._made("titles", self._count_titles) if knobs.page_views or knobs.articles else None
+        return self._made("titles", self._count_titles)
 
     def _made(self, name: str, make: Callable[[], pa.Table]) -> pa.Table:
         path = self.root / f"{name}.parquet"
@@ -120,24 +162,9 @@ class _Sources:
                 pq.write_table(table, temporary, compression="zstd")
         return pq.read_table(path)
 
-    def _own(self) -> Iterator[Query]:
-        for name in self.recipe.files:
-            for text, source, count, limit in query_files.read_queries(Path(name)):
-                yield Query(text, source, count, limit)
-
-    def _wordnet(self) -> Iterator[Query]:
-        if self.recipe.wordnet is not None:
-            for text in wordnet.read_wordnet(Path(self.recipe.wordnet), names=self.recipe.wordnet_names):
-                yield Query(text, "wordnet")
-
-    def _rows(self, source: str, table: Callable[[], pa.Table | None]) -> Iterator[Query]:
-        for batch in (table() or pa.table({"query": [], "count": []})).to_batches(max_chunksize=50_000):
-            for text, count in zip(batch["query"].to_pylist(), batch["count"].to_pylist(), strict=True):
-                yield Query(text, source, count)
-
     @functools.cached_property
     def _dump(self) -> DumpCounts:
-        files = _files(self.recipe.wikipedia.files, "wikipedia.files")
+        files = find_files(self.recipe.wikipedia.files, "wikipedia.files")
         dump = count_dump(files, self.root / "wikipedia", processes=self.recipe.processes, run=self.run)
         write_json(self.root / "wikipedia.json", dump.counts)
         return dump
@@ -156,7 +183,6 @@ class _Sources:
 
     def _count_bigrams(self) -> pa.Table:
         words = self.words()
-        assert words is not None
         total = int(words.schema.metadata[b"running_words"])
         words = words.sort_by("query")
         kept = words["query"].combine_chunks()
@@ -212,15 +238,39 @@ class _Sources:
                 titles = titles.filter(pc.is_in(titles["title"], pa.concat_arrays(among)))
             titles = titles.sort_by([("count", "descending"), ("title", "ascending")])
         shown = [without_disambiguation(title) if knobs.disambiguation == "strip" else title for title in titles["title"].to_pylist()]
-        return pa.table({"query": pa.array(shown, pa.string()), "count": titles["count"]}).slice(0, knobs.top)
+        table = pa.table({"query": pa.array(shown, pa.string()), "count": titles["count"]})
+        return table if knobs.top is None else table.take(_first_of_each(shown, knobs.top))
 
     def _viewed(self) -> pa.Table:
         """[title, count] of all titles with views enough."""
         folder = self.root / "views"
         folder.mkdir(exist_ok=True)
-        files = _files(self.recipe.titles.page_views, "titles.page_views")
+        files = find_files(self.recipe.titles.page_views, "titles.page_views")
         views = count_views(files, folder, projects=self.recipe.titles.projects, processes=self.recipe.processes, run=self.run)
-        return pa.concat_tables(sum_counts(views, "title", least=self.recipe.titles.min_views))
+        write_json(self.root / "views.json", {"files": len(files), "lines": views.lines, "skipped_lines": views.skipped_lines})
+        return pa.concat_tables(sum_counts(views.tables, "title", least=self.recipe.titles.min_views))
+
+
+def _given(recipe: BuildQueriesRecipe, source: str) -> Iterator[Query]:
+    """The queries of the user's own lists, or of WordNet."""
+    if source == "own":
+        for name in recipe.files:
+            for text, origin, count, limit in query_files.read_queries(Path(name), knob="files"):
+                yield Query(text, origin, count, limit)
+    elif recipe.wordnet is not None:
+        for text in wordnet.read_wordnet(Path(recipe.wordnet), names=recipe.wordnet_names, knob="wordnet"):
+            yield Query(text, source)
+
+
+def _first_of_each(titles: Sequence[str], most: int) -> list[int]:
+    """The rows of so many titles that are different queries."""
+    rows: dict[str, int] = {}
+    for row, title in enumerate(titles):
+        if known_by := normalise(title):
+            rows.setdefault(known_by, row)
+        if len(rows) == most:
+            break
+    return list(rows.values())
 
 
 def _keep_bigrams(job: tuple[str, str, str], advance: Advance) -> None:
@@ -240,19 +290,6 @@ def _bigrams_of(table: pa.Table, kept: pa.StringArray) -> pa.Table:
     return pa.table({"bigram": keys, "count": table["count"].to_numpy()[is_kept]})
 
 
-def _files(patterns: Sequence[str], knob: str) -> list[Path]:
-    """The files of paths and glob patterns, each pattern's by name. Raises UserError for one that matches nothing."""
-    found: list[Path] = []
-    for pattern in patterns:
-        matches = (
-            [pattern] if Path(pattern).is_file() else sorted(path for path in glob.glob(pattern, recursive=True) if Path(path).is_file())
-        )
-        if not matches:
-            raise UserError(f"`{knob}` has `{pattern}`, which matches no file: paths are relative to the current directory")
-        found += [Path(path) for path in matches if Path(path) not in found]
-    return found
-
-
 def _counted(queries: Iterator[Query], counts: Counter[str]) -> Iterator[Query]:
     for query in queries:
         counts[_kind(query.source)] += 1
@@ -263,24 +300,19 @@ def _kind(source: str) -> str:
     return source if source in BUILT else "own"
 
 
-def _composition(queries: QueryList, candidates: Counter[str]) -> list[dict[str, Any]]:
-    """How many queries each source has, of how many that it offered, and some of them."""
-    rows = []
-    for kind in ("own", *BUILT):
-        numbers = [number for number, source in enumerate(queries.sources) if _kind(source) == kind]
-        spread = numbers[:: max(1, len(numbers) // EXAMPLES)][:EXAMPLES]
-        counts = [count for number in numbers if (count := queries.counts[number]) is not None]
-        rows.append(
-            {
-                "source": kind,
-                "offered": candidates[kind],
-                "queries": len(numbers),
-                "least_count": min(counts, default=None),
-                "greatest_count": max(counts, default=None),
-                "examples": [queries.texts[number] for number in spread],
-            }
-        )
-    return rows
+def _composition(source: str, queries: QueryList, offered: int) -> dict[str, Any]:
+    """How many queries a source has, of how many that it offered, and some of them."""
+    numbers = [number for number, one in enumerate(queries.sources) if _kind(one) == source]
+    spread = numbers[:: max(1, len(numbers) // EXAMPLES)][:EXAMPLES]
+    counts = [count for number in numbers if (count := queries.counts[number]) is not None]
+    return {
+        "source": source,
+        "offered": offered,
+        "queries": len(numbers),
+        "least_count": min(counts, default=None),
+        "greatest_count": max(counts, default=None),
+        "examples": [queries.texts[number] for number in spread],
+    }
 
 
 def _rounded(values: Any) -> float | None:

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 
 from clipkit import UserError
+from clipkit.dataset.queries.inputs import plan_of
 from clipkit.dataset.queries.jobs import Advance, run_jobs
 from clipkit.dataset.queries.ngrams import PieceCounts
 from clipkit.dataset.queries.sorted_counts import write_sorted
@@ -71,15 +72,8 @@ def count_dump(files: Sequence[Path], folder: Path, *, processes: int, run: Run)
 
 def _plan(files: Sequence[Path], folder: Path) -> list[Section]:
     """The sections, as an earlier start found them."""
-    sizes = [[str(file), file.stat().st_size] for file in files]
-    if (folder / PLAN).exists():
-        plan: dict[str, Any] = json.loads((folder / PLAN).read_text(encoding="utf-8"))
-        if plan["files"] != sizes:
-            raise UserError(f"the dump's files have changed since `{folder / PLAN}` was written: give a new `--out`, or put them back")
-        return [Section(*section) for section in plan["sections"]]
-    sections = [section for file in files for section in sections_of(file, SECTION_BYTES)]
-    write_json(folder / PLAN, {"files": sizes, "sections": sections})
-    return sections
+    plan = plan_of(files, folder / PLAN, lambda: {"sections": [section for file in files for section in sections_of(file, SECTION_BYTES)]})
+    return [Section(*section) for section in plan["sections"]]
 
 
 def _count_section(job: _Job, advance: Advance) -> None:

@@ -42,14 +42,14 @@ def run_jobs(work: Callable[[J, Advance], None], jobs: Sequence[J], *, processes
             work(job, advance)
         return
     context = multiprocessing.get_context("spawn")
-    done, stop = context.Value("q", 0), context.Event()
+    done, stop = context.Value("q", 0), context.RawValue("b", 0)
     pool = ProcessPoolExecutor(min(processes, len(jobs)), mp_context=context, initializer=_make_ready, initargs=(done, stop))
     try:
         _wait([pool.submit(_work, work, job) for job in jobs], done, advance)
     except BrokenProcessPool:
         raise UserError(f"a worker process died (of {processes}), often for want of memory: lower `processes` and run again") from None
     finally:
-        stop.set()
+        stop.value = 1
         pool.shutdown(cancel_futures=True)
 
 
@@ -57,7 +57,7 @@ def _wait(pending: Sequence[Future[None]], done: Any, advance: Advance) -> None:
     told, remaining = 0, set(pending)
     while remaining:
         finished, remaining = wait(remaining, SECONDS_BETWEEN_LOOKS, FIRST_EXCEPTION)
-        now = done.value
+        now = done.get_obj().value  # without its lock, which a worker may have taken with it when it was killed
         advance(now - told)
         told = now
         for future in finished:
@@ -76,7 +76,7 @@ def _work(work: Callable[[J, Advance], None], job: J) -> None:
 
 
 def _advance(amount: int, /) -> None:
-    if _stop.is_set():
+    if _stop.value:
         raise _Stopped
     with _done.get_lock():
         _done.value += amount

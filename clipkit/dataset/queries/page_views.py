@@ -7,29 +7,35 @@ en.wikipedia Main_Page 15580374 desktop 1042 A22B20   daily and monthly: pagevie
 import bz2
 import gzip
 import itertools
+import json
 import re
 import zlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 from urllib.parse import unquote
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pc_csv
 
 from clipkit import UserError
+from clipkit.dataset.queries.inputs import plan_of
 from clipkit.dataset.queries.jobs import Advance, run_jobs
 from clipkit.dataset.queries.sorted_counts import write_sorted
-from clipkit.run import Run
+from clipkit.run import Run, write_json
 
-__all__ = ["count_views", "without_disambiguation"]
+__all__ = ["Views", "check_views", "count_views", "without_disambiguation"]
 
 BLOCK_BYTES = 16_000_000
 ROWS_PER_PIECE = 4_000_000
 MAX_LINE_BYTES = 100_000
-VIEWS_COLUMN = {4: 2, 5: 3, 6: 4}
-"""Fields of a line -> the field that holds the views."""
+HOURLY_FIELDS = 4
+FIELDS = (HOURLY_FIELDS, 5, 6)
+"""Of a line: hourly; daily or monthly, without the page's number and with it. The last but one holds the views."""
+PLAN = "plan.json"
 NAMESPACES = (
     "talk|special|media|user|user talk|wikipedia|wikipedia talk|project|project talk|wp|wt|file|file talk|image|image talk|mediawiki|"
     "mediawiki talk|template|template talk|help|help talk|category|category talk|portal|portal talk|book|book talk|draft|draft talk|"
@@ -38,8 +44,17 @@ NAMESPACES = (
 )
 MAX_TITLE_BYTES = 255
 NO_ARTICLES = ("", "-", "Main Page", "Undefined", "404.php")
+_NO_ROWS = pa.table({name: pa.array([], pa.binary()) for name in ("project", "title", "count")})
 _NAMESPACE = rf"(?i)^(?:{NAMESPACES})\s*:"
 _DISAMBIGUATION = re.compile(r"^(.*\S)\s*\([^()]*\)$", re.DOTALL)
+
+
+class Views(NamedTuple):
+    """Tables [title, count] by title, some for each file, and how many lines the files have and how many of them are no views."""
+
+    tables: tuple[Path, ...]
+    lines: int
+    skipped_lines: int
 
 
 class _Job(NamedTuple):
@@ -49,15 +64,26 @@ class _Job(NamedTuple):
     projects: tuple[str, ...]
 
 
-def count_views(files: Sequence[Path], folder: Path, *, projects: Sequence[str], processes: int, run: Run) -> list[Path]:
-    """Tables [title, count] by title, some for each file, of the views of the projects' articles; titles as MediaWiki shows them.
+def count_views(files: Sequence[Path], folder: Path, *, projects: Sequence[str], processes: int, run: Run) -> Views:
+    """The views of the projects' articles, counted into `folder`, going on from what is there; titles as MediaWiki shows them.
 
-    Left out: other namespaces, the main page, what is no valid title. Raises UserError where a file is broken or of another format.
+    Left out: other namespaces, the main page, what is no valid title; lines of another number of fields, which are counted. Raises
+    UserError where a file is broken, of another format, or another than at an earlier start.
     """
+    plan_of(files, folder / PLAN, dict)
     jobs = [_Job(str(path), number, str(folder), tuple(projects)) for number, path in enumerate(files)]
     with run.progress("counting page views", total=sum(path.stat().st_size for path in files) / 1e6, unit="MB") as advance:
         run_jobs(_count_file, jobs, processes=processes, advance=lambda amount: advance(amount / 1e6))
-    return sorted(folder.glob("views-*.parquet"))
+    marks = [json.loads(_mark(job).read_text(encoding="utf-8")) for job in jobs]
+    tables = [_piece(job, piece) for job, mark in zip(jobs, marks, strict=True) for piece in range(mark["pieces"])]
+    return Views(tuple(tables), *(sum(mark[name] for mark in marks) for name in ("lines", "skipped_lines")))
+
+
+def check_views(path: Path) -> None:
+    """Raise UserError where a file does not begin as one of page views does, at the price of its first lines."""
+    for block in _blocks(path, lambda _: None, block_bytes=MAX_LINE_BYTES):
+        _check_fields(path, block)
+        return
 
 
 def without_disambiguation(title: str) -> str:
@@ -67,13 +93,10 @@ def without_disambiguation(title: str) -> str:
 
 
 def _count_file(job: _Job, advance: Advance) -> None:
-    folder = Path(job.folder)
-    size = Path(job.path).stat().st_size
-    mark = folder / f"views-{job.number:05d}.done"
-    if mark.exists():
-        advance(size)
+    if _mark(job).exists():
+        advance(Path(job.path).stat().st_size)
         return
-    tables = _views(Path(job.path), job.projects, advance)
+    tables = _views(Path(job.path), job.projects, advance, lines := Counter[str]())
     for piece in itertools.count():
         rows, collected = 0, []
         for table in tables:
@@ -84,28 +107,65 @@ def _count_file(job: _Job, advance: Advance) -> None:
         if not collected:
             break
         views = pa.concat_tables(collected).group_by("title").aggregate([("count", "sum")]).rename_columns(["title", "count"])
-        write_sorted(folder / f"views-{job.number:05d}-{piece:05d}.parquet", views.sort_by("title"))
-    mark.touch()
+        write_sorted(_piece(job, piece), views.sort_by("title"))
+    write_json(_mark(job), {"pieces": piece, "lines": lines["lines"], "skipped_lines": lines["skipped_lines"]})
 
 
-def _views(path: Path, projects: Sequence[str], advance: Advance) -> Iterator[pa.Table]:
-    """[title, count] of each block of a file."""
-    wanted, fields = pa.array([project.encode() for project in projects], pa.binary()), 0
+def _mark(job: _Job) -> Path:
+    """Written when a file is finished."""
+    return Path(job.folder) / f"views-{job.number:05d}.json"
+
+
+def _piece(job: _Job, piece: int) -> Path:
+    return Path(job.folder) / f"views-{job.number:05d}-{piece:05d}.parquet"
+
+
+def _views(path: Path, projects: Sequence[str], advance: Advance, lines: Counter[str]) -> Iterator[pa.Table]:
+    """[title, count] of the lines of each number of fields in each block of a file. Counts lines, and those of no known kind."""
+    wanted = pa.array([project.encode() for project in projects], pa.binary())
     for block in _blocks(path, advance):
-        fields = fields or block.split(b"\n", 1)[0].count(b" ") + 1
-        if fields not in VIEWS_COLUMN:
-            raise UserError(
-                f"`{path}` is no file of page views: a line has {fields} fields, and 4 (hourly) or 5 or 6 (daily, monthly) are known"
-            )
-        names = [str(number) for number in range(fields)]
-        rows = pc_csv.read_csv(
-            pa.BufferReader(block),
-            pc_csv.ReadOptions(column_names=names),
-            pc_csv.ParseOptions(delimiter=" ", quote_char=False, invalid_row_handler=lambda _: "skip"),
-            pc_csv.ConvertOptions(column_types=dict.fromkeys(names, pa.binary()), include_columns=["0", "1", str(VIEWS_COLUMN[fields])]),
-        ).rename_columns(["project", "title", "count"])
-        rows = rows.filter(pc.is_in(rows["project"], value_set=wanted))
-        yield _titled(rows["title"].combine_chunks(), rows["count"].combine_chunks())
+        if not lines:
+            _check_fields(path, block)
+        for fields, part, count in _by_fields(block):
+            rows = _rows(part, fields) if fields in FIELDS else _NO_ROWS
+            lines.update(lines=count, skipped_lines=max(count - len(rows), 0))
+            rows = rows.filter(pc.is_in(rows["project"], value_set=wanted))
+            yield _titled(rows["title"].combine_chunks(), rows["count"].combine_chunks())
+
+
+def _rows(lines: bytes, fields: int) -> pa.Table:
+    """[project, title, count] of lines of so many fields; a daily or monthly one ends in the views of each day or hour, as "A50B50"."""
+    names = [str(number) for number in range(fields)]
+    rows = pc_csv.read_csv(
+        pa.BufferReader(lines),
+        pc_csv.ReadOptions(column_names=names),
+        pc_csv.ParseOptions(delimiter=" ", quote_char=False, invalid_row_handler=lambda _: "skip"),
+        pc_csv.ConvertOptions(column_types=dict.fromkeys(names, pa.binary()), include_columns=["0", "1", *names[-2:]]),
+    ).rename_columns(["project", "title", "count", "last"])
+    if fields != HOURLY_FIELDS:
+        rows = rows.filter(pc.match_substring_regex(rows["last"], "^[A-Za-z]"))
+    return rows.drop_columns("last")
+
+
+def _by_fields(block: bytes) -> Iterator[tuple[int, bytes, int]]:
+    """(number of fields, the lines of a block that have so many, how many they are); empty lines are none."""
+    data = np.frombuffer(block if block.endswith(b"\n") else block + b"\n", np.uint8)
+    ends_L = np.flatnonzero(data == ord("\n")) + 1
+    lengths_L = np.diff(ends_L, prepend=0)
+    fields_L = np.diff(np.searchsorted(np.flatnonzero(data == ord(" ")), ends_L), prepend=0) + 1
+    fields_L[lengths_L == 1] = 0
+    for fields in np.unique(fields_L[fields_L > 0]).tolist():
+        is_of_it_L = fields_L == fields
+        part = data if is_of_it_L.all() else data[np.repeat(is_of_it_L, lengths_L)]
+        yield fields, part.tobytes(), int(is_of_it_L.sum())
+
+
+def _check_fields(path: Path, block: bytes) -> None:
+    known = [fields for fields, _, _ in _by_fields(block)]
+    if known and not set(known) & set(FIELDS):
+        raise UserError(
+            f"`{path}` is no file of page views: a line has {known[0]} fields, and 4 (hourly) or 5 or 6 (daily, monthly) are known"
+        )
 
 
 def _titled(titles: pa.BinaryArray, counts: pa.BinaryArray) -> pa.Table:
@@ -141,12 +201,12 @@ def _decoded(value: str | bytes) -> str:
         return ""
 
 
-def _blocks(path: Path, advance: Advance) -> Iterator[bytes]:
+def _blocks(path: Path, advance: Advance, *, block_bytes: int | None = None) -> Iterator[bytes]:
     """The decompressed file in blocks of whole lines."""
     rest, before = b"", 0
     try:
         with path.open("rb") as raw, _opened(raw, path.suffix) as file:
-            while block := file.read(BLOCK_BYTES):
+            while block := file.read(block_bytes or BLOCK_BYTES):
                 whole, end, rest = (rest + block).rpartition(b"\n")
                 advance(raw.tell() - before)
                 before = raw.tell()

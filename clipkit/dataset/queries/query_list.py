@@ -59,7 +59,10 @@ class QueryList:
 
     @functools.cached_property
     def content_hash(self) -> str:
-        """SHA-256 over the queries and their limits in order: lists with one hash match and balance alike. Spelling counts."""
+        """SHA-256 over the queries and their limits in order: lists with one hash match and balance alike. Spelling counts.
+
+        Sources and counts are not in it, so `queries.parquet` may differ in those two columns beside one hash.
+        """
         digest = hashlib.sha256()
         for text, limit in zip(self.texts, self.limits, strict=True):
             digest.update(json.dumps([text, limit]).encode() + b"\n")
@@ -106,7 +109,7 @@ def load_queries(knobs: QueryKnobs, *, mode: Literal["tokens", "metaclip"] = "to
 
 
 def collect(queries: Iterable[Query], *, most: int | None = None, same: Callable[[str], str] = normalise) -> QueryList:
-    """A list of queries: stripped, blank ones skipped, duplicates, what cannot match and what comes after `most` left out and counted.
+    """A list of queries, stripped; blank ones, duplicates, what cannot match and what comes after `most` are left out and counted.
 
     Two queries of which `same` gives the same are one; one of which it gives nothing cannot match. Raises UserError when there are
     more than MAX_QUERIES.
@@ -116,10 +119,10 @@ def collect(queries: Iterable[Query], *, most: int | None = None, same: Callable
     reasons: Counter[str] = Counter()
     for query in queries:
         text = query.text.strip()
-        if not text:
-            continue
         known_by = same(text) if len(text) <= MAX_QUERY_CHARACTERS else ""
-        if len(text) > MAX_QUERY_CHARACTERS:
+        if not text:
+            reasons["blank"] += 1
+        elif len(text) > MAX_QUERY_CHARACTERS:
             reasons["too_long"] += 1
         elif not known_by:
             reasons["no_letters_or_digits"] += 1

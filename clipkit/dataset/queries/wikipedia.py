@@ -14,7 +14,7 @@ from typing import BinaryIO, NamedTuple, Protocol
 from clipkit import UserError
 from clipkit.dataset.queries.wikitext import plain_text
 
-__all__ = ["Article", "Section", "read_articles", "sections_of"]
+__all__ = ["Article", "Section", "check_dump", "read_articles", "sections_of"]
 
 MAX_PAGE_BYTES = 16_000_000
 """MediaWiki refuses articles of over 2 MiB; XML may write a character as six."""
@@ -22,6 +22,7 @@ MAX_PAGE_TAGS = 1_000
 """A page of one revision has about 40; those of its text are escaped."""
 BLOCK_BYTES = 1_000_000
 BEGIN_BYTES = 200
+_BEGIN = b"<mediawiki"
 END = b"</mediawiki>"
 TAIL_BYTES = 64
 """Kept of what was read: a tag may be cut in two, and the end of the last page is followed by that of the dump."""
@@ -63,6 +64,17 @@ def sections_of(path: Path, section_bytes: int) -> list[Section]:
         if start - cuts[-1] >= section_bytes:
             cuts.append(start)
     return [Section(str(path), start, end) for start, end in zip(cuts, [*cuts[1:], size], strict=True)]
+
+
+def check_dump(path: Path) -> None:
+    """Raise UserError where a file does not begin as a dump does, at the price of its first block."""
+    begin = b""
+    for block, _ in _decompressed(Section(str(path), 0, path.stat().st_size), lambda _: None):
+        begin += block
+        if len(begin) >= BEGIN_BYTES or _BEGIN in begin:
+            break
+    if _BEGIN not in begin:
+        raise _no_dump(str(path))
 
 
 def read_articles(section: Section, counts: Counter[str], advance: Advance, *, skip: int = 0) -> Iterator[Article]:
@@ -107,9 +119,9 @@ def _page_blocks(section: Section, advance: Advance) -> Iterator[bytes]:
     for block, is_own in _decompressed(section, advance):
         buffer += block
         size += len(block)
-        is_dump = is_dump or b"<mediawiki" in buffer
+        is_dump = is_dump or _BEGIN in buffer
         if size >= BEGIN_BYTES and not is_dump:
-            raise UserError(f"`{section.path}` does not begin as a MediaWiki dump does: give pages-articles.xml.bz2")
+            raise _no_dump(section.path)
         own = len(buffer) if is_own else own
         position = 0
         while (start := buffer.find(b"<page>", position)) >= 0:
@@ -183,6 +195,10 @@ def _stream_starts(path: Path) -> Iterable[int]:
                 if stream.end() > len(overlap):
                     yield offset + stream.start()
             overlap = block[-9:]
+
+
+def _no_dump(path: str) -> UserError:
+    return UserError(f"`{path}` does not begin as a MediaWiki dump does: give pages-articles.xml.bz2")
 
 
 def _cut_short(path: str) -> UserError:

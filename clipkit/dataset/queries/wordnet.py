@@ -14,22 +14,22 @@ MARKERS = ("(p)", "(a)", "(ip)")
 """Where an adjective may stand in a sentence; written behind the word, and no part of it."""
 
 
-def read_wordnet(path: Path, *, names: Literal["lemmas", "synsets"]) -> Iterator[str]:
+def read_wordnet(path: Path, *, names: Literal["lemmas", "synsets"], knob: str = "queries.wordnet") -> Iterator[str]:
     """The names in a WordNet folder, or in one file of it, with spaces for underscores; names repeat.
 
     * synsets: the first word of each synset, its name, as written (data.noun, data.verb, data.adj, data.adv). The CLIP paper's "all
       WordNet synsets", and what MetaCLIP reads.
     * lemmas: every word of every synset, in lower case (index.noun, ...).
 
-    Raises UserError where the files are missing or are something else.
+    Raises UserError naming the knob where the files are missing or are something else.
     """
     kind = "index" if names == "lemmas" else "data"
     files = [path / f"{kind}.{part}" for part in PARTS if (path / f"{kind}.{part}").is_file()] if path.is_dir() else [path]
     if not files:
         wanted = ", ".join(f"{kind}.{part}" for part in PARTS)
-        raise UserError(f"`queries.wordnet` is `{path}`, which holds none of {wanted}: give WordNet's `dict` folder")
+        raise UserError(f"`{knob}` is `{path}`, which holds none of {wanted}: give WordNet's `dict` folder")
     for file in files:
-        check_readable(file, "queries.wordnet")
+        check_readable(file, knob)
         for number, line in enumerate(lines(file), start=1):
             if line.startswith("  ") or not line.strip():  # the licence on top is indented by two spaces
                 continue

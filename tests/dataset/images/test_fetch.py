@@ -15,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clipkit import UserError
-from clipkit.dataset.images.fetch import Fetched, Fetcher, check_knobs, is_passing, is_public
+from clipkit.dataset.addresses import is_public
+from clipkit.dataset.images.fetch import Fetched, Fetcher, check_knobs, is_passing
 from clipkit.recipe import DownloadKnobs
 
 
@@ -68,7 +69,8 @@ def test_every_misfortune_has_its_own_name(web: Any, path: str, outcome: str) ->
 def test_the_deadline_holds_from_the_connection_to_the_last_byte(web: Any, path: str) -> None:
     started = time.monotonic()
     assert fetch(web, path, timeout_seconds=0.6, max_image_bytes=10**12).outcome == "timeout"
-    assert 0.5 < time.monotonic() - started < 3
+    # The claim is about time. Each of them goes on for a minute or for ever; a busy machine may add seconds.
+    assert 0.5 < time.monotonic() - started < 30
 
 
 def test_an_address_that_does_not_answer_and_a_resolver_that_hangs_end_at_the_deadline(web: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -82,10 +84,10 @@ def test_an_address_that_does_not_answer_and_a_resolver_that_hangs_end_at_the_de
             waiting.connect_ex(full.getsockname())
         knobs = web.knobs(connect_to={"images.example:80": f"127.0.0.1:{full.getsockname()[1]}"}, timeout_seconds=0.5)
         assert Fetcher(knobs).fetch(web.url("/ok")).outcome == "timeout"
-    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: web.stopping.wait(20))
-    started = time.monotonic()
+    answered = threading.Event()
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: web.stopping.wait(20) or answered.set())
     assert Fetcher(web.knobs(timeout_seconds=0.5)).fetch("http://slow.example/").outcome == "timeout"
-    assert time.monotonic() - started < 3
+    assert not answered.is_set()
 
 
 def test_a_body_without_end_is_given_up_at_the_cap(web: Any) -> None:
@@ -358,3 +360,14 @@ def test_a_redirect_that_opts_out_is_obeyed_and_not_followed(web: Any, status: i
     assert web.hits["/ok/1"] == 0
     assert fetch(web, f"/redirect?status={status}&to=/ok/1&tag=otherbot:%20noai").outcome == "ok"
     assert fetch(web, f"/redirect?status={status}&to=/ok/1&tag=noai", obey_opt_outs=False).outcome == "ok"
+
+
+def test_a_fetcher_that_is_closed_leaves_no_thread_behind() -> None:
+    fetcher = Fetcher(DownloadKnobs(allow_private_addresses=True))
+    fetcher.fetch("http://localhost:1/a.jpg")
+    mine = set(fetcher._resolvers._threads)
+    assert mine
+    fetcher.close()
+    for thread in mine:
+        thread.join(5)
+        assert not thread.is_alive()

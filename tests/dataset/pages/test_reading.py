@@ -65,6 +65,7 @@ def test_pairs_of_a_warc_know_where_they_come_from(tmp_path: Path, name: str) ->
         "images": 2,
         "images_kept": 1,
         "pairs": 1,
+        "out_of_reach": 0,
         "pages_left_out": {},
         "images_dropped": {"no_text": 1},
         "broken": {},
@@ -249,9 +250,13 @@ def test_a_file_on_the_web_breaks_as_one_here_does(files: Any) -> None:
     assert list(counts.broken) == [url]
     assert counts.broken[url].startswith(f"cut off after {cut} of {len(files.content['/a.warc.gz'])} bytes, tried 2 times")
     assert 1 <= len(rows) < 3
+    assert counts.out_of_reach == 1
+    files.content["/t.csv"] = b"url,text\n" + b"http://a.example/1.jpg,A dog\n" * 9
+    files.cuts["/t.csv"] = [100, 0, 0]
+    assert read({"kind": "table", "paths": [f"{files.base}/t.csv"]}, storage=quick, on_broken_file="skip")[1].out_of_reach == 1
     files.content["/p.html"] = HTML * 2
     files.cuts["/p.html"] = [len(HTML), 0, 0]
-    with pytest.raises(UserError, match=r"p\.html` is broken \(cut off after"):
+    with pytest.raises(UserError, match=r"p\.html` cannot be reached \(cut off after .*: check address and network, set"):
         read({"kind": "html", "paths": [files.base + "/p.html"]}, storage=quick)
     with pytest.raises(UserError, match=r"missing.warc` is broken \(the server answers 404 Not Found\)"):
         read({"kind": "warc", "paths": [files.base + "/missing.warc"]})
@@ -285,7 +290,21 @@ def test_a_table_is_read_wherever_it_lies(files: Any, s3: Any, tmp_path: Path, n
     for place in (str(tmp_path / name), f"{files.base}/{name}?key=1", f"s3://tables/{name}"):
         files.content[f"/{name}?key=1"] = files.content[f"/{name}"]
         rows, _ = read({"kind": "table", "paths": [place], "format": "laion"}, storage={"s3_endpoint": endpoint, "pause_seconds": 0.0})
-        assert [(row["text"], row["source"]) for row in rows] == [("A dog", place), ("A cat", place)]
+        source = place.partition("?")[0]  # a query may be a signature
+        assert [(row["text"], row["source"]) for row in rows] == [("A dog", source), ("A cat", source)]
+    assert [path for path, _ in files.asked] == [f"/{name}?key=1"]
+
+
+def test_a_signature_is_told_nowhere(files: Any) -> None:
+    files.content["/a.csv?X-Amz-Signature=secret"] = b"url,texts\n"
+    for path in ("a.csv", "b.csv", "c.warc", "d.xls"):
+        source = {"kind": "warc" if path.endswith("warc") else "table", "paths": [f"{files.base}/{path}?X-Amz-Signature=secret"]}
+        with pytest.raises(UserError, match=path) as caught:
+            read(source)
+        assert "secret" not in str(caught.value)
+    _, counts = read(source | {"paths": [f"{files.base}/b.csv?X-Amz-Signature=secret"]}, on_broken_file="skip")
+    assert counts.broken == {f"{files.base}/b.csv": "the server answers 404 Not Found"}
+    assert counts.out_of_reach == 0
 
 
 def test_the_licence_that_a_page_links_to_is_kept(tmp_path: Path) -> None:

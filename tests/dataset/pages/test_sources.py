@@ -9,7 +9,7 @@ import pytest
 from clipkit import UserError
 from clipkit.dataset.pages import PageCounts, read_part, sources
 from clipkit.dataset.pages.sources import Part, SourceFile, parts_of
-from clipkit.recipe import BuildRecipe, Source, StorageKnobs
+from clipkit.recipe import BuildRecipe, Source, StorageKnobs, load_recipe
 
 KNOBS = StorageKnobs(pause_seconds=0.0, timeout_seconds=2.0, tries=2)
 CRAWL = "CC-MAIN-2024-22"
@@ -96,12 +96,11 @@ def test_pages_in_s3_are_found_below_a_folder(s3: Any) -> None:
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ({"kind": "warc", "paths": ["none.warc"]}, "which does not exist"),
+        ({"kind": "warc", "paths": ["none.warc"]}, "^`sources.0.paths` has `none.warc`, which does not exist"),
         ({"kind": "warc", "paths": ["*.warc"]}, "which matches nothing"),
         ({"kind": "warc", "paths": ["empty"]}, r"which is a folder: for kind warc write `empty/\*\.warc\.gz`"),
         ({"kind": "html", "paths": ["empty"]}, "without a page"),
-        ({"kind": "warc"}, "`paths` and `crawl`, or neither"),
-        ({"kind": "warc", "paths": ["a"], "crawl": CRAWL}, "`paths` and `crawl`, or neither"),
+        ({"kind": "warc"}, "`sources.0` has neither `paths` nor `crawl`"),
         ({"kind": "table", "crawl": CRAWL}, "a crawl is read as kind warc or wat"),
         ({"kind": "wat", "crawl": "../x"}, "is no name of a crawl"),
         ({"kind": "wat", "paths": ["a"], "files": 3}, "`files = 3` without `crawl`"),
@@ -114,6 +113,30 @@ def test_sources_that_lead_nowhere_are_told_in_one_sentence(
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=message):
         parts(source)
+
+
+def test_paths_go_before_the_crawl_of_a_preset(tmp_path: Path) -> None:
+    touch(tmp_path / "a.parquet")
+    path = (tmp_path / "a.parquet").as_posix()
+    recipe = load_recipe(BuildRecipe, Path("recipes/build-dataset/coyo.toml"), [f'sources.0.paths=["{path}"]', "sources.0.kind=table"])
+    (part,) = parts_of(recipe.sources, recipe.storage, user_agent="test")
+    assert (part.source.kind, part.files[0].location) == ("table", path)
+
+
+def test_an_error_says_which_source_it_is(tmp_path: Path) -> None:
+    touch(tmp_path / "a.warc")
+    sources = (Source(kind="warc", paths=(str(tmp_path / "a.warc"),)), Source(kind="warc", paths=(str(tmp_path / "b.warc"),)))
+    with pytest.raises(UserError, match=r"^`sources\.1\.paths` has `.*b\.warc`, which does not exist"):
+        parts_of(sources, KNOBS, user_agent="test")
+
+
+def test_a_name_with_brackets_is_a_name_where_there_is_such_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    touch(tmp_path / "a [1].warc", tmp_path / "a 1.warc", tmp_path / "site[2]/sub/p.html")
+    assert locations({"kind": "warc", "paths": ["a [1].warc"]}) == ["a [1].warc"]
+    assert locations({"kind": "warc", "paths": ["a [1]*.warc"]}) == ["a 1.warc"]
+    ((file,),) = (part.files for part in parts({"kind": "html", "paths": ["site[2]"], "base_url": "https://h.example/"}))
+    assert file.page_url == "https://h.example/sub/p.html"
 
 
 def published(kind: str, count: int = 40) -> list[str]:

@@ -182,7 +182,6 @@ def test_json_without_its_list_of_rows_says_so(tmp_path: Path) -> None:
     ("name", "content"),
     [
         ("t.parquet", b"PAR1 no"),
-        ("t.csv", b"url,text\na,b\nc\n"),
         ("t.csv", b""),
         ("t.csv", b"url,text\n\xff,b\n"),
         ("t.csv.gz", gzip.compress(b"url,text\n" + b"http://a.example/,b\n" * 1_000)[:-12]),
@@ -202,13 +201,53 @@ def test_a_table_that_cannot_be_read_is_a_broken_file(tmp_path: Path, name: str,
 
 def test_rows_before_the_place_where_a_table_breaks_are_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(url_tables, "BLOCK_BYTES", 2_000)
-    (tmp_path / "t.csv").write_bytes(b"url,text\n" + b"http://a.example/1.jpg,A dog\n" * 500 + b"lonely\n")
+    (tmp_path / "t.csv").write_bytes(b"url,text\n" + b"http://a.example/1.jpg,A dog\n" * 500 + b"http://a.example/1.jpg,caf\xe9\n")
     counts: list[int] = []
-    with pytest.raises(BrokenFileError, match="Expected 2 columns, got 1"):
+    with pytest.raises(BrokenFileError, match="save it as UTF-8"):
         counts.extend(
             part.num_read for part in read_table(lambda: (tmp_path / "t.csv").open("rb"), "t.csv", Source(kind="table", paths=("t.csv",)))
         )
     assert sum(counts) > 300
+
+
+def test_a_row_of_another_length_costs_no_other(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("url,text\nhttp://a.example/1,A dog\nhttp://a.example/2,a,b\nlonely\nhttp://a.example/3,A cat\n")
+    rows, dropped = read(tmp_path / "t.csv")
+    assert [row["text"] for row in rows] == ["A dog", "A cat"]
+    assert dropped == {"bad_row": 2}
+
+
+@pytest.mark.parametrize("name", ["t.parquet", "t.csv"])
+def test_two_columns_of_one_name_are_told(tmp_path: Path, name: str) -> None:
+    table = pa.table([["http://a.example/1"], ["A dog"], ["A cat"]], names=["url", "text", "text"])
+    (pq.write_table if name == "t.parquet" else pc_csv.write_csv)(table, tmp_path / name)
+    with pytest.raises(UserError, match="has 2 columns of the name `text`"):
+        read(tmp_path / name)
+
+
+def test_swapped_columns_are_told(tmp_path: Path) -> None:
+    (tmp_path / "t.tsv").write_text(CC12M)
+    with pytest.raises(UserError, match="has URLs in its column `caption` and no usable ones in `url`"):
+        read(tmp_path / "t.tsv", format="cc3m")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("t.json", b'{"url": "http://a.example/", "text": "b"}', "one object and no list of rows: set `rows_key`"),
+        ("t.jsonl", b'{"url": "http://a.example/", "text": "b"}\n{url: 1}', "it is not JSON as it should be, rows counted from 0"),
+        ("t.csv", b"url,text\nhttp://a.example/,caf\xe9\n", "save it as UTF-8"),
+        ("t.csv", b"url,t\xe9xt\na,b\n", "save it as UTF-8"),
+        ("t.csv", b'url,text\na,"b\n' + b"a,b\n" * 1_000, "a quote that is never closed"),
+    ],
+)
+def test_the_reason_why_a_table_cannot_be_read_leads_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, content: bytes, reason: str
+) -> None:
+    monkeypatch.setattr(url_tables, "BLOCK_BYTES", 1_000)
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(BrokenFileError, match=reason):
+        read(tmp_path / name)
 
 
 def test_a_json_document_over_the_limit_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

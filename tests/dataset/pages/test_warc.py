@@ -107,6 +107,19 @@ def test_between_two_records_little_is_read(monkeypatch: pytest.MonkeyPatch) -> 
     assert stream.given < 200_000
 
 
+def test_a_record_without_end_is_not_read_to_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(warc, "DRAINED_PAGES", 3)
+    monkeypatch.setattr(warc, "_BLOCK", 100_000)
+    stream = Socket(record(b"x" * 8_000_000))
+    with pytest.raises(BrokenFileError, match="record 1 has over 3,000,000 bytes"):
+        list(read_warc(cast(BinaryIO, stream), max_page_bytes=LIMIT))
+    assert stream.given < 4_000_000
+
+
+def test_a_record_that_says_more_than_there_is_is_told() -> None:
+    assert read(record(PAGE, length=5_000)) == ([], "cut off in record 1, which has 5,000 bytes")
+
+
 def test_a_file_that_ends_in_our_own_mark_is_read_like_any_other() -> None:
     for mark in (warc._MARK, gzip.compress(warc._MARK)):
         pages, reason = read(FILES["plain" if mark == warc._MARK else "members"] + mark)

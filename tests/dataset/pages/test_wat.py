@@ -200,7 +200,8 @@ def test_character_references_are_resolved_where_the_extractor_did_not_yet() -> 
     images = '<img src="/a?b&amp;c" alt="Tom &amp;amp; Jerry&#39;s">'
     page = f'<base href="http://x.example/?a&amp;b">{images}<a href="//creativecommons.org/licenses/a?b&amp;c">'
     expected = both(page)[0]
-    for build, write in ((NOW, str), (IN_2014, escape)):
+    builds = ((NOW, str), ("20190613000000", str), ("20190612235959", escape), (IN_2014, escape))
+    for build, write in builds:
         ((_, found),) = pages_of_wat(wat_of(metadata_of(page.encode(), [HTML], write=write), build=build))
         assert found == expected
     assert expected.images[0].url == "http://x.example/a?b&c"
@@ -273,10 +274,10 @@ def test_any_value_in_any_place_is_survived(value: Any, name: str) -> None:
 
 
 def test_references_without_end_take_no_quadratic_time() -> None:
-    started = time.monotonic()
+    started = time.process_time()
     for hostile in ("&" * 500_000, "&a" * 250_000, "&#" * 250_000, "&" + "a" * 500_000):
         resolve_references(hostile)
-    assert time.monotonic() - started < 5
+    assert time.process_time() - started < 5
 
 
 def test_a_wat_that_is_cut_off_is_broken_after_its_whole_pages() -> None:

@@ -15,9 +15,10 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from pydantic import ValidationError
 
 from clipkit import UserError
-from clipkit.dataset.queries import QueryList, dump_counts, load_queries
+from clipkit.dataset.queries import QueryList, build, dump_counts, load_queries, ready_counts
 from clipkit.dataset.queries.build import build_queries
 from clipkit.recipe import BuildQueriesRecipe, QueryKnobs
 from clipkit.run import Run
@@ -63,7 +64,7 @@ def recipe_of(inputs: Path, dump: str = "multistream.xml.bz2", **changes: Any) -
     return BuildQueriesRecipe.model_validate({**knobs, **changes})
 
 
-def build(recipe: BuildQueriesRecipe, out: Path) -> tuple[QueryList, dict[str, Any]]:
+def build_list(recipe: BuildQueriesRecipe, out: Path) -> tuple[QueryList, dict[str, Any]]:
     report = build_queries(recipe, Run.scratch(out))
     return QueryList.read(out / "queries.parquet"), json.loads(json.dumps(report, allow_nan=False))
 
@@ -75,7 +76,7 @@ def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_list_has_the_papers_sources_in_the_papers_order(inputs: Path, tmp_path: Path) -> None:
-    queries, report = build(recipe_of(inputs), tmp_path)
+    queries, report = build_list(recipe_of(inputs), tmp_path)
     words = Counter(word for _, sentences in articles() for sentence in sentences for word in sentence.split())
     common = sorted((word for word in words if words[word] >= 20 and word != "dog"), key=lambda word: (-words[word], word))
     bigrams = list(queries.texts)[2 + len(common) : 5 + len(common)]
@@ -101,7 +102,7 @@ def test_the_list_has_the_papers_sources_in_the_papers_order(inputs: Path, tmp_p
 
 
 def test_bigrams_are_ranked_by_what_they_say_of_each_other(inputs: Path, tmp_path: Path) -> None:
-    build(recipe_of(inputs, sources=["bigrams"], bigrams={"min_count": 1, "top": None}), tmp_path)
+    build_list(recipe_of(inputs, sources=["bigrams"], bigrams={"min_count": 1, "top": None}), tmp_path)
     words: Counter[str] = Counter()
     pairs: Counter[tuple[str, str]] = Counter()
     for _, sentences in articles():
@@ -119,18 +120,18 @@ def test_bigrams_are_ranked_by_what_they_say_of_each_other(inputs: Path, tmp_pat
     assert {row["query"]: pytest.approx(row["pmi"]) for row in table} == wanted
     order = [row["pmi"] for row in table]
     assert all(a >= b - 1e-12 for a, b in itertools.pairwise(order))
-    build(recipe_of(inputs, sources=["bigrams"], bigrams={"min_count": 1, "top": None, "pmi_min": 1.0}), tmp_path / "strong")
+    build_list(recipe_of(inputs, sources=["bigrams"], bigrams={"min_count": 1, "top": None, "pmi_min": 1.0}), tmp_path / "strong")
     strong = pq.read_table(tmp_path / "strong/stages/bigrams.parquet")["query"].to_pylist()
     assert strong == [row["query"] for row in table if row["pmi"] >= 1.0]
 
 
 @pytest.mark.usefixtures("small_pieces")
 def test_the_list_does_not_depend_on_streams_pieces_and_processes(inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    build(recipe_of(inputs), tmp_path / "pieces")
-    build(recipe_of(inputs, processes=2), tmp_path / "processes")
-    build(recipe_of(inputs, "one.xml.bz2"), tmp_path / "one-stream")
+    build_list(recipe_of(inputs), tmp_path / "pieces")
+    build_list(recipe_of(inputs, processes=2), tmp_path / "processes")
+    build_list(recipe_of(inputs, "one.xml.bz2"), tmp_path / "one-stream")
     monkeypatch.undo()
-    build(recipe_of(inputs), tmp_path / "one-piece")
+    build_list(recipe_of(inputs), tmp_path / "one-piece")
     files = [(tmp_path / name / "queries.parquet").read_bytes() for name in ("pieces", "processes", "one-stream", "one-piece")]
     assert len(set(files)) == 1
 
@@ -150,8 +151,9 @@ build_queries(BuildQueriesRecipe.model_validate_json(Path(sys.argv[1]).read_text
 
 
 @pytest.mark.usefixtures("small_pieces")
-def test_a_killed_run_goes_on_from_the_last_finished_piece(inputs: Path, tmp_path: Path) -> None:
-    recipe = recipe_of(inputs)
+@pytest.mark.parametrize("dump", ["multistream.xml.bz2", "one.xml.bz2"], ids=["sections of a piece", "a section of many pieces"])
+def test_a_killed_run_goes_on_from_the_last_finished_piece(inputs: Path, tmp_path: Path, dump: str) -> None:
+    recipe = recipe_of(inputs, dump)
     (tmp_path / "recipe.json").write_text(recipe.model_dump_json())
     out = tmp_path / "killed"
     command = [sys.executable, "-c", KILLED, str(tmp_path / "recipe.json"), str(out), "0.1"]
@@ -163,9 +165,9 @@ def test_a_killed_run_goes_on_from_the_last_finished_piece(inputs: Path, tmp_pat
     assert not (out / "queries.parquet").exists()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("clipkit.dataset.queries.build.shutil.rmtree", lambda *_, **__: None)
-        build(recipe, out)
+        build_list(recipe, out)
     assert {path: path.stat().st_mtime_ns for path in finished} == finished
-    build(recipe, tmp_path / "whole")
+    build_list(recipe, tmp_path / "whole")
     assert (out / "queries.parquet").read_bytes() == (tmp_path / "whole/queries.parquet").read_bytes()
 
 
@@ -177,7 +179,7 @@ def wait_for(condition: Callable[[], bool]) -> None:
 
 
 def test_sources_are_turned_off_and_the_list_ends_where_it_is_told_to(inputs: Path, tmp_path: Path) -> None:
-    queries, report = build(recipe_of(inputs, sources=["wordnet", "own"], wordnet_names="synsets", max_queries=3), tmp_path)
+    queries, report = build_list(recipe_of(inputs, sources=["wordnet", "own"], wordnet_names="synsets", max_queries=3), tmp_path)
     assert queries.texts == ("Golden Retriever", "red", "Dog")
     assert report["left_out"] == {"over_max_queries": 1}
     assert report["wikipedia"] is None
@@ -185,12 +187,12 @@ def test_sources_are_turned_off_and_the_list_ends_where_it_is_told_to(inputs: Pa
 
 def test_titles_of_the_dump_alone_and_with_their_disambiguation(inputs: Path, tmp_path: Path) -> None:
     titles = {"articles": True, "disambiguation": "keep"}
-    queries, _ = build(recipe_of(inputs, sources=["titles"], titles=titles), tmp_path)
+    queries, _ = build_list(recipe_of(inputs, sources=["titles"], titles=titles), tmp_path)
     assert len(queries) == 40
     assert "Titanic (1997 film)" in queries.texts
     assert set(queries.counts) == {None}
     views = {"page_views": [str(inputs / "v*.gz")], "min_views": 5}
-    every, _ = build(recipe_of(inputs, sources=["titles"], titles=views, wikipedia={}), tmp_path / "views")
+    every, _ = build_list(recipe_of(inputs, sources=["titles"], titles=views, wikipedia={}), tmp_path / "views")
     assert every.texts == ("Redirected", "Titanic", "Dog", "Kennel")
 
 
@@ -201,7 +203,7 @@ def test_ready_counts_stand_in_for_a_dump(tmp_path: Path) -> None:
         "words": {"counts": str(tmp_path / "words.tsv"), "min_count": 100},
         "bigrams": {"counts": str(tmp_path / "pairs.csv"), "min_count": 50},
     }
-    queries, report = build(BuildQueriesRecipe.model_validate(knobs), tmp_path / "run")
+    queries, report = build_list(BuildQueriesRecipe.model_validate(knobs), tmp_path / "run")
     assert list(zip(queries.texts, queries.counts, strict=True)) == [
         ("the", 900),
         ("new", 100),
@@ -223,24 +225,92 @@ def test_ready_counts_stand_in_for_a_dump(tmp_path: Path) -> None:
         ({"words": {"counts": "nowhere.tsv"}}, "`words.counts` names `nowhere.tsv`, which is no file"),
         ({"words": {"counts": "counts.json"}}, "counts are in a .tsv, .txt"),
         ({"words": {"counts": "bad.tsv"}}, "cannot be read as counts"),
+        ({"words": {"counts": "minus.tsv"}}, "`the` has the count `-5`"),
+        ({"words": {"counts": "minus.tsv.gz"}}, "which unpacks to over 1,000 bytes"),
+        ({"words": {"counts": "words.tsv"}, "wikipedia": {"files": ["words.tsv"]}}, "`words.tsv` does not begin as a MediaWiki dump"),
+        ({"words": {"counts": "words.tsv"}, "wikipedia": {"files": ["nowhere"]}}, "`wikipedia.files` has `nowhere`"),
+        ({"wordnet": "nowhere"}, "^`wordnet` names `nowhere`"),
+        ({"files": ["nowhere.txt"]}, "^`files` names `nowhere.txt`"),
+        ({"words": {"counts": "words.tsv", "min_count": 9}}, "there is no query: no word occurs `words.min_count` times"),
     ],
 )
 def test_a_mistake_is_told_in_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], message: str) -> None:
     monkeypatch.chdir(tmp_path)
     Path("counts.json").write_text("[]")
     Path("bad.tsv").write_text("dog\t1\ncat\tmany\n")
+    Path("words.tsv").write_text("dog\t8\n")
+    Path("minus.tsv").write_text("the\t-5\n")
+    Path("minus.tsv.gz").write_bytes(gzip.compress(b"the\t5\n" * 300))
+    monkeypatch.setattr(ready_counts, "MAX_BYTES", 1_000)
     with pytest.raises(UserError, match=message):
-        build(BuildQueriesRecipe.model_validate(changes), tmp_path / "run")
+        build_list(BuildQueriesRecipe.model_validate(changes), tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"wordnet": "nope"}, "`wordnet` names `nope`"),
+        ({"files": ["nope.txt"]}, "`files` names `nope.txt`"),
+        ({"bigrams": {"counts": "nope.tsv"}}, "`bigrams.counts` names `nope.tsv`"),
+        ({"bigrams": {"counts": "{own}"}}, "cannot be read as counts"),
+        ({"titles": {"page_views": ["nope"]}}, "`titles.page_views` has `nope`"),
+        ({"titles": {"page_views": ["{own}"]}}, "is no file of page views"),
+        ({"words": {"min_count": 10**9}, "sources": ["words"]}, "no word occurs `words.min_count` times"),
+    ],
+)
+def test_a_mistake_anywhere_is_told_before_the_count_and_binds_no_directory(
+    inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], message: str
+) -> None:
+    if "sources" not in changes:
+        monkeypatch.setattr(build, "count_dump", lambda *_, **__: pytest.fail("it counted"))
+    changes = json.loads(json.dumps(changes).replace("{own}", str(inputs / "own.csv")))
+    recipe = recipe_of(inputs, **changes)
+    run = Run.open(tmp_path / "out", command="build-queries", recipe=recipe, inputs={}, quiet=True)
+    with run, pytest.raises(UserError, match=message):
+        build_queries(recipe, run)
+    monkeypatch.undo()
+    mended = recipe_of(inputs)
+    with Run.open(tmp_path / "out", command="build-queries", recipe=mended, inputs={}, quiet=True) as run:
+        assert build_queries(mended, run)["count"]
+
+
+def test_a_source_that_gives_nothing_is_told(inputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = recipe_of(inputs, titles={"page_views": [str(inputs / "views.gz")], "min_views": 1_000}, wordnet=None)
+    report = build_queries(recipe, Run.scratch(tmp_path, quiet=False))
+    assert "no title reaches `titles.min_views`" in " ".join(capsys.readouterr().err.split())
+    assert [(row["source"], row["offered"] > 0) for row in report["sources"]] == [
+        ("own", True),
+        ("words", True),
+        ("bigrams", True),
+        ("titles", False),
+    ]
+
+
+def test_so_many_titles_are_so_many_queries(inputs: Path, tmp_path: Path) -> None:
+    (tmp_path / "views").write_text("en Titanic_(1997_film) 9 0\nen Titanic 8 0\nen TITANIC 7 0\nen ! 6 0\nen Dog 5 0\nen Cat 4 0\n")
+    titles = {"page_views": [str(tmp_path / "views")], "min_views": 1, "top": 2}
+    queries, report = build_list(recipe_of(inputs, sources=["titles"], titles=titles), tmp_path / "run")
+    assert list(zip(queries.texts, queries.counts, strict=True)) == [("Titanic", 9), ("Dog", 5)]
+    assert report["page_views"] == {"files": 1, "lines": 6, "skipped_lines": 0}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"words": {"top": 10**20}}, {"bigrams": {"pmi_min": 1e9}}, {"bigrams": {"pmi_min": 1100}}, {"titles": {"min_views": 10**20}}],
+)
+def test_a_knob_beyond_all_reason_is_refused(inputs: Path, changes: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError, match="less than or equal to"):
+        recipe_of(inputs, **changes)
 
 
 def test_a_dump_that_changed_is_not_gone_on_with(inputs: Path, tmp_path: Path) -> None:
-    (dump := tmp_path / "dump.xml.bz2").write_bytes((inputs / "one.xml.bz2").read_bytes()[:-30])
+    (dump := tmp_path / "dump.xml.bz2").write_bytes((inputs / "multistream.xml.bz2").read_bytes()[:-30])
     recipe = recipe_of(tmp_path, dump.name, files=[], titles={}, wordnet=None)
     with pytest.raises(UserError, match="is cut short"):
-        build(recipe, tmp_path / "run")
+        build_list(recipe, tmp_path / "run")
     dump.write_bytes((inputs / "one.xml.bz2").read_bytes())
     with pytest.raises(UserError, match="have changed since"):
-        build(recipe, tmp_path / "run")
+        build_list(recipe, tmp_path / "run")
 
 
 def test_the_command_writes_a_list_that_build_dataset_reads(inputs: Path, tmp_path: Path) -> None:

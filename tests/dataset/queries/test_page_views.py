@@ -4,11 +4,12 @@ from collections import Counter
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from clipkit import UserError
 from clipkit.dataset.queries import page_views
-from clipkit.dataset.queries.page_views import count_views, without_disambiguation
+from clipkit.dataset.queries.page_views import Views, count_views, without_disambiguation
 from clipkit.dataset.queries.sorted_counts import sum_counts
 from clipkit.run import Run
 
@@ -39,13 +40,17 @@ en.wiktionary dog 1 desktop 1000 A1000
 PROJECTS = ("en", "en.m", "en.wikipedia")
 
 
-def views(tmp_path: Path, contents: dict[str, bytes], *, processes: int = 1) -> dict[str, int]:
+def counted(tmp_path: Path, contents: dict[str, bytes], *, processes: int = 1) -> Views:
     files = []
     for name, content in contents.items():
         (tmp_path / name).write_bytes(content)
         files.append(tmp_path / name)
     (out := tmp_path / "out").mkdir(exist_ok=True)
-    tables = count_views(files, out, projects=PROJECTS, processes=processes, run=Run.scratch(tmp_path / "run"))
+    return count_views(files, out, projects=PROJECTS, processes=processes, run=Run.scratch(tmp_path / "run"))
+
+
+def views(tmp_path: Path, contents: dict[str, bytes], *, processes: int = 1) -> dict[str, int]:
+    tables = counted(tmp_path, contents, processes=processes).tables
     found = pa.concat_tables(sum_counts(tables, "title", least=1)).to_pydict() if tables else {"title": [], "count": []}
     return dict(zip(found["title"], found["count"], strict=True))
 
@@ -87,8 +92,27 @@ def test_blocks_and_pieces_of_any_size_give_the_same(tmp_path: Path, monkeypatch
 
 
 def test_a_finished_file_is_not_read_again(tmp_path: Path) -> None:
-    first = views(tmp_path, {"a.gz": gzip.compress(HOURLY.encode())})
-    assert views(tmp_path, {"a.gz": b"no longer a gzip file"}) == first
+    first = views(tmp_path, {"a.gz": (content := gzip.compress(HOURLY.encode()))})
+    assert views(tmp_path, {"a.gz": b"x" * len(content)}) == first
+
+
+@pytest.mark.parametrize(
+    "later", [{"a": b"en Dog 1 0\n", "b": b"en Dog 2 0\n", "c": b"en Dog 4 0\n"}, {"b": b"en Dog 2 0\n", "c": b"en Dog 16 0\n"}]
+)
+def test_files_that_come_or_change_between_two_starts_are_refused(tmp_path: Path, later: dict[str, bytes]) -> None:
+    assert views(tmp_path, {"b": b"en Dog 2 0\n", "c": b"en Dog 4 0\n"}) == {"Dog": 6}
+    with pytest.raises(UserError, match="the files have changed since"):
+        views(tmp_path, later)
+
+
+def test_each_line_is_read_by_its_own_number_of_fields_and_what_is_none_is_counted(tmp_path: Path) -> None:
+    with_number, without = b"en.wikipedia Dog 42 desktop 100 A100\n", b"en.wikipedia Dog desktop 20 A20\n"
+    odd = b"en.wikipedia Dog\n\nen.wikipedia a b c d e f\nen The dog 3 0\n"
+    for number, lines in enumerate((with_number + without + odd, odd + without + with_number, without + odd + with_number)):
+        (folder := tmp_path / str(number)).mkdir()
+        found = counted(folder, {"a": lines})
+        assert pq.read_table(found.tables[0]).to_pylist() == [{"title": "Dog", "count": 120}]
+        assert (found.lines, found.skipped_lines) == (5, 3)
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ def test_sources_are_joined_in_order_and_the_first_spelling_stands(tmp_path: Pat
     queries = load_queries(QueryKnobs(files=names, wordnet=str(tmp_path)))
     assert queries.texts == ("Toy-Box", "New York", "cat", "null", "007", "two\nlines", "dog")
     assert queries.sources == ("a.txt", "a.txt", "b.parquet", "c.csv", "c.csv", "c.csv", "wordnet")
-    assert queries.left_out == {"duplicate": 4, "no_letters_or_digits": 1}
+    assert queries.left_out == {"blank": 2, "duplicate": 4, "no_letters_or_digits": 1}
     assert queries.table().to_pylist()[6] == {"number": 6, "query": "dog", "source": "wordnet", "count": None, "limit": None}
 
 
@@ -97,9 +97,12 @@ def test_a_query_longer_than_any_caption_is_left_out_and_counted() -> None:
         ("q.csv", b"word\ndog\n", "has no column `query`, only `word`"),
         ("q.csv", b"", "cannot be read as csv"),
         ("q.parquet", b"PAR1 no", "cannot be read as parquet"),
-        ("q.txt", b"caf\xe9\n", "cannot be read as UTF-8"),
+        ("q.txt", b"caf\xe9\n", "line 1 is no UTF-8 text \\(byte 0xe9\\): save it as UTF-8"),
+        ("q.csv", b"query\ndog\ncaf\xe9\n", "line 3 is no UTF-8 text"),
+        ("q.csv", b"query;limit\ndog;1\n", "only `query;limit`: part the columns with commas"),
+        ("q.txt", b"# only\n\n# comments\n", "q.txt`, which holds no query"),
         ("q.csv", b"query,limit\ndog,0\n", "has the limit 0"),
-        ("q.csv", b"query,limit\ndog,many\n", "cannot be read as csv"),
+        ("q.csv", b'query,limit\n"dog\ncat",5\ndog,many\n', "line 4 has the limit `many`: a whole number"),
     ],
 )
 def test_an_unfit_file_is_told_in_one_sentence(tmp_path: Path, name: str, content: bytes | None, message: str) -> None:
@@ -124,3 +127,13 @@ def test_for_metaclips_rule_a_query_is_its_spelling(tmp_path):
     knobs = QueryKnobs(files=(str(tmp_path / "queries.txt"),))
     assert load_queries(knobs).texts == ("Golden",)
     assert load_queries(knobs, mode="metaclip").texts == ("Golden", "golden", "?")
+
+
+def test_a_folder_without_a_list_is_told(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"names the folder `.*`, which holds no queries\.parquet"):
+        load_queries(QueryKnobs(files=(str(tmp_path),)))
+
+
+def test_every_row_is_accounted_for(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text('query\nDog\ndog\n""\n!!!\n\U0001f600\n')
+    assert load_queries(QueryKnobs(files=(str(tmp_path / "a.csv"),))).left_out == {"blank": 1, "duplicate": 1, "no_letters_or_digits": 2}
