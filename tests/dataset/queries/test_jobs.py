@@ -65,7 +65,8 @@ def test_a_process_that_dies_is_told(work: Any) -> None:
 
 
 def test_a_lock_that_a_killed_process_took_with_it_stops_nobody() -> None:
-    done, told, finished = multiprocessing.get_context("spawn").Value("q", 7), [], Future[None]()
+    done, finished = multiprocessing.get_context("spawn").Value("q", 7), Future[None]()
+    told: list[int] = []
     finished.set_result(None)
     for work in (done.get_lock().acquire, lambda: jobs._wait([finished], done, told.append)):
         (thread := threading.Thread(target=work, daemon=True)).start()
