@@ -29,7 +29,7 @@ class DataKnobs(Section):
     cache_bytes: int = Field(
         2_000_000_000,
         ge=0,
-        le=2**50,
+        le=2**60,
         json_schema_extra=FREE,
         description="where all pictures, decoded and resized, fit in this much memory, each is decoded once (bytes, per rank)",
     )
