@@ -25,6 +25,12 @@ def build_dataset(
     address: Annotated[
         str | None, typer.Option("--address", metavar="HOST:PORT", help="The Ray cluster; without it, one of this machine alone.")
     ] = None,
+    extend: Annotated[
+        Path | None,
+        typer.Option(
+            "--extend", metavar="RUN", help="A finished run of which this recipe has more sources: only what is new is downloaded."
+        ),
+    ] = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
@@ -37,11 +43,12 @@ def build_dataset(
     """
     given = [f"engine.{name}={json.dumps(value)}" for name, value in (("name", engine), ("address", address)) if value is not None]
     knobs = load_recipe(BuildRecipe, find("recipes/build-dataset", recipe), [*(set_ or ()), *given])
-    with Run.open(out, command="build-dataset", recipe=knobs, inputs={}, quiet=quiet) as run:
+    inputs = {} if extend is None else {"extend": str(extend)}
+    with Run.open(out, command="build-dataset", recipe=knobs, inputs=inputs, quiet=quiet) as run:
         if (report := run.report) is None:
             from clipkit.dataset import build
 
-            report = build.build_dataset(knobs, run)
+            report = build.build_dataset(knobs, run, extends=extend)
             run.finish(report)
     show(report, build_tables(report), as_json=as_json, where=out)
 

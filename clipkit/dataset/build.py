@@ -27,7 +27,7 @@ from clipkit.dataset.collect import Collection, counts_of, describe, merge_examp
 from clipkit.dataset.engine import Workforce, cores_here, start_engine
 from clipkit.dataset.gather import gather
 from clipkit.dataset.images import image_rules
-from clipkit.dataset.images.download import download, find_downloads
+from clipkit.dataset.images.download import download, earlier_downloads, find_downloads
 from clipkit.dataset.images.fetch import check_knobs
 from clipkit.dataset.images.stored_images import STORED_FIELDS, read_stored, store_images
 from clipkit.dataset.keyed_hashes import keyed_hash, query_salts
@@ -43,11 +43,15 @@ from clipkit.run import Run, replacing
 
 __all__ = ["build_dataset"]
 
+WORST_HOSTS = 20
 STORED_SCHEMA = pa.schema([*MATCHED_SCHEMA, *STORED_FIELDS])
 
 
-def build_dataset(recipe: BuildRecipe, run: Run) -> dict[str, Any]:
+def build_dataset(recipe: BuildRecipe, run: Run, *, extends: Path | None = None) -> dict[str, Any]:
     """Build `run.path/shards` by the recipe; returns the report. Raises UserError for a mistake in the recipe or its files.
+
+    `extends`: a finished run of build-dataset, whose sources this recipe has and others beside them. What it downloaded, or found to
+    be gone for good, is not fetched again; everything else is done as if it had never been, so that the result is the same.
 
     A pair is an image URL with one text beside it; of several places that show it one is named (`frames.distinct_pairs`). A batch of
     a contrastive loss must not hold one picture twice, so every image URL keeps one text: the one that contains most queries, among
@@ -57,6 +61,7 @@ def build_dataset(recipe: BuildRecipe, run: Run) -> dict[str, Any]:
     text_rules.check_names(recipe.text.rules)
     image_rules.check_names(recipe.images.rules)
     check_knobs(recipe.download)
+    earlier = earlier_downloads(extends, say=run.say)
     stages = Stages(run)
     queries = _load_queries(recipe, stages)
     workforce = start_engine(recipe.engine, run.path, say=run.say)
@@ -71,9 +76,9 @@ def build_dataset(recipe: BuildRecipe, run: Run) -> dict[str, Any]:
     chosen = stages.step(
         "05-balance", lambda out: _keep_balanced(_balance(recipe, queries, single, most_Q), queries, single, out, "balance")
     )
-    _forget_lost_images(recipe, chosen, run)
-    fetched = stages.step("06-download", lambda out: _download(recipe, chosen, out, run))
-    stored = stages.step("07-images", lambda out: _apply_image_rules(recipe, chosen, fetched, out, run))
+    _forget_lost_images(recipe, chosen, run, earlier)
+    fetched = stages.step("06-download", lambda out: _download(recipe, chosen, out, run, earlier))
+    stored = stages.step("07-images", lambda out: _apply_image_rules(recipe, chosen, fetched, out, run, earlier))
     final = stages.step("08-balance", lambda out: _balance_again(recipe, queries, stored, out, limits_Q=limits_Q, earlier=chosen))
     shards = _write_shards(recipe, stages, queries, final, stored, run=run)
     told = {"command": "build-dataset", "shards": str(shards.root), "pairs": shards.count}
@@ -87,7 +92,8 @@ def _report(stages: Stages, queries: QueryList, *, found: Path, chosen: Path, fe
     stages.write_examples(examples)
     return {
         "funnel": stages.funnel,
-        "outcomes": stages.facts(fetched)["outcomes"],
+        **{name: stages.facts(fetched)[name] for name in ("outcomes", "taken_over", "hosts", "num_hosts")},
+        "hosts_table": str(fetched / "hosts.parquet"),
         "queries": {**stages.facts(final)["balance"], "content_hash": queries.content_hash, "left_out": dict(queries.left_out)},
         "queries_before_download": stages.facts(chosen)["balance"],
         **{name: stages.facts(found).get(name, []) for name in ("broken_sources", "empty_sources", "source_files", "repaired_texts")},
@@ -207,8 +213,11 @@ def _keep_balanced(found: Balance, queries: QueryList, pairs: Path, out: Path, s
     return {"funnel": [selection.line()], "balance": kept.report(queries.texts)}
 
 
-def _download(recipe: BuildRecipe, chosen: Path, out: Path, run: Run) -> Mapping[str, Any]:
-    outcomes = download(_urls(chosen), out / "images", knobs=recipe.download, run=run).outcomes
+def _download(recipe: BuildRecipe, chosen: Path, out: Path, run: Run, earlier: Sequence[Path]) -> Mapping[str, Any]:
+    downloads = download(_urls(chosen), out / "images", knobs=recipe.download, run=run, earlier=earlier)
+    outcomes, by_host = downloads.outcomes, downloads.by_host()
+    with replacing(out / "hosts.parquet") as temporary:
+        pq.write_table(by_host, temporary)
     with Selection.into(out, "download", MATCHED_SCHEMA) as selection:
         start = 0
         for batch in read_pairs(chosen):
@@ -216,15 +225,25 @@ def _download(recipe: BuildRecipe, chosen: Path, out: Path, run: Run) -> Mapping
             selection.add(batch, pc.if_else(pc.equal(outcome, "ok"), pa.scalar(None, pa.string()), outcome))
             start += len(batch)
     counted = {entry["values"]: entry["counts"] for entry in pc.value_counts(outcomes["outcome"]).to_pylist()}
-    return {"funnel": [selection.line()], "outcomes": dict(sorted(counted.items()))}
+    taken_over = pc.sum(pc.equal(outcomes["round"], 0)).as_py() or 0
+    hosts = {"hosts": _worst_hosts(by_host), "num_hosts": pc.count_distinct(by_host["host"]).as_py()}
+    return {"funnel": [selection.line()], "outcomes": dict(sorted(counted.items())), "taken_over": taken_over, **hosts}
+
+
+def _worst_hosts(by_host: pa.Table) -> list[dict[str, Any]]:
+    """The hosts that lost most URLs, with the outcomes of all their URLs."""
+    lost = by_host.filter(pc.not_equal(by_host["outcome"], "ok")).group_by("host").aggregate([("urls", "sum")])
+    worst = lost.sort_by([("urls_sum", "descending"), ("host", "ascending")]).slice(0, WORST_HOSTS)["host"].to_pylist()
+    rows = by_host.filter(pc.is_in(by_host["host"], value_set=pa.array(worst, pa.string()))).to_pylist()
+    return [{"host": host, "outcomes": {row["outcome"]: row["urls"] for row in rows if row["host"] == host}} for host in worst]
 
 
 def _urls(chosen: Path) -> pa.Table:
     return pq.read_table(chosen / "pairs.parquet", columns=["key", "image_url"])
 
 
-def _apply_image_rules(recipe: BuildRecipe, chosen: Path, fetched: Path, out: Path, run: Run) -> Mapping[str, Any]:
-    downloads = find_downloads(_urls(chosen), fetched / "images", knobs=recipe.download)
+def _apply_image_rules(recipe: BuildRecipe, chosen: Path, fetched: Path, out: Path, run: Run, earlier: Sequence[Path]) -> Mapping[str, Any]:
+    downloads = find_downloads(_urls(chosen), fetched / "images", knobs=recipe.download, earlier=earlier)
     if downloads is None:
         raise UserError(
             f"downloads in `{fetched / 'images'}` went away while they were needed: run the same command again to fetch them anew"
@@ -240,7 +259,7 @@ def _apply_image_rules(recipe: BuildRecipe, chosen: Path, fetched: Path, out: Pa
     return {"funnel": [selection.line()]}
 
 
-def _forget_lost_images(recipe: BuildRecipe, chosen: Path, run: Run) -> None:
+def _forget_lost_images(recipe: BuildRecipe, chosen: Path, run: Run, earlier: Sequence[Path]) -> None:
     """Where shards are to be written, have made again what they need and what is gone: stored images, as after a finished run, from
     the downloads; and downloads from the web, which may answer otherwise today, so that all that came of them is made again too."""
     fetched, stored, final = (run.path / "stages" / name for name in ("06-download", "07-images", "08-balance"))
@@ -251,7 +270,7 @@ def _forget_lost_images(recipe: BuildRecipe, chosen: Path, run: Run) -> None:
             (folder / "stage.json").unlink(missing_ok=True)
         table.unlink()
     is_needed = (fetched / "stage.json").exists() and not (stored / "stage.json").exists()
-    if is_needed and find_downloads(_urls(chosen), fetched / "images", knobs=recipe.download) is None:
+    if is_needed and find_downloads(_urls(chosen), fetched / "images", knobs=recipe.download, earlier=earlier) is None:
         for folder in (final, fetched):
             (folder / "stage.json").unlink(missing_ok=True)
         shutil.rmtree(stored, ignore_errors=True)

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterable
 
-__all__ = ["OPT_OUTS", "agent_of", "opts_out"]
+__all__ = ["OPT_OUTS", "agent_of", "opts_out", "reserves_rights"]
 
 OPT_OUTS = frozenset(("noai", "noimageai", "noindex", "noimageindex", "noml", "none"))
 """Directives that keep images out of training data; `none` is short for `noindex, nofollow`."""
@@ -37,3 +37,8 @@ def opts_out(values: Iterable[str], agent: str) -> bool:
             elif word in OPT_OUTS and addressee in ("*", agent):
                 return True
     return False
+
+
+def reserves_rights(values: Iterable[str]) -> bool:
+    """Whether values of a `tdm-reservation` header or meta tag reserve the rights to text and data mining (TDM Reservation Protocol)."""
+    return any(value.strip() == "1" for value in values)

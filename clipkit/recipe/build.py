@@ -231,19 +231,38 @@ class DownloadKnobs(Section):
     """Polite rounds of img2dataset."""
 
     processes: int = Field(2, ge=1, le=512, json_schema_extra=FREE, description="download processes")
-    threads: int = Field(32, ge=1, le=1024, json_schema_extra=FREE, description="download threads per process")
+    connections: int = Field(64, ge=1, le=4096, json_schema_extra=FREE, description="most connections in use at once, per process")
+    host_connections: int = Field(
+        4, ge=0, le=4096, json_schema_extra=FREE, description="most connections to one host at once, over all processes; 0: no limit"
+    )
+    host_requests_per_second: float = Field(
+        10.0, ge=0, le=1e6, json_schema_extra=FREE, description="most requests per second to one host, over all processes; 0: no limit"
+    )
+    max_wait_seconds: float = Field(
+        60.0,
+        ge=0,
+        le=MOST_SECONDS,
+        json_schema_extra=FREE,
+        description="longest pause that a host may ask for (Retry-After, Crawl-delay); one that asks for more is left alone in this round",
+    )
     urls_per_part: int = Field(10_000, ge=1, le=10**9, description="URLs per part; a part is the unit of resume")
     timeout_seconds: float = Field(10.0, gt=0, le=MOST_SECONDS, description="most seconds for one image, connection to last byte")
     rounds: int = Field(3, ge=1, le=20, description="rounds in all; later rounds fetch only what failed for a passing reason")
-    pause_seconds: float = Field(5.0, ge=0, le=MOST_SECONDS, description="pause before the second round; doubles before each further one")
+    pause_seconds: float = Field(
+        5.0, ge=0, le=MOST_SECONDS, description="pause before the second round; doubles before each further one, give or take a quarter"
+    )
     max_image_bytes: int = Field(30_000_000, gt=0, le=2**40, description="an image longer than this is given up (bytes)")
     max_redirects: int = Field(5, ge=0, le=1_000, description="most redirects followed for one image")
     user_agent: str = Field(
         "clipkit/0.1 (image-text dataset research)", min_length=1, description="User-Agent header; add an address where you can be reached"
     )
     obey_opt_outs: bool = Field(
-        True, description="leave out images whose X-Robots-Tag says noai, noimageai, noindex (or none), noimageindex or noml"
+        True,
+        description="leave out images whose X-Robots-Tag says noai, noimageai, noindex (or none), noimageindex or noml, or whose "
+        "tdm-reservation is 1",
     )
+    obey_robots_txt: bool = Field(True, description="fetch nothing that the host's robots.txt disallows (RFC 9309)")
+    obey_ai_txt: bool = Field(True, description="fetch nothing that the host's ai.txt disallows, where there is one")
     allow_private_addresses: bool = Field(False, description="fetch from loopback, private and link-local addresses")
     connect_to: Mapping[str, str] = Field(
         {}, description='"HOST:PORT" = "ADDRESS:PORT": where to connect instead of asking DNS, as curl --connect-to; may be private'

@@ -126,6 +126,8 @@ def build_tables(report: Mapping[str, Any]) -> list[Table]:
     broken = [(name, reason) for name, reason in report["broken_sources"].items()]
     pairs = "1 pair" if report["pairs"] == 1 else f"{report['pairs']:,} pairs"
     notes = [*report.get("empty_sources", ()), f"downloaded URLs: {_counts(report['outcomes'])}"]
+    if taken_over := report.get("taken_over"):
+        notes.append(f"of these taken from the run that this one extends, not fetched again: {taken_over:,}")
     if repaired := report.get("repaired_texts"):
         notes.append(f"texts repaired before anything was dropped: {repaired:,}")
     notes.append(f"{pairs} in {report['shards']}; dropped pairs to look at: {report['dropped_examples']}")
@@ -133,10 +135,24 @@ def build_tables(report: Mapping[str, Any]) -> list[Table]:
     return [
         *(_balance_tables(before, report["queries"]) if before["matches"] else []),
         *([Table("broken sources", ("file", "reason"), broken)] if broken else []),
+        *_host_tables(report),
         Table("funnel", ("stage", "in", "out", "share", "dropped"), funnel, "\n".join(notes)),
     ]
 
 
+def _host_tables(report: Mapping[str, Any]) -> list[Table]:
+    """The hosts that lost most URLs; nothing where none was lost."""
+    hosts = report.get("hosts", [])
+    if not hosts:
+        return []
+    rows = [(host["host"], _counts(host["outcomes"])) for host in hosts[:WORST_HOSTS]]
+    return [
+        Table("hosts that lost most", ("host", "URLs"), rows, f"of {report['num_hosts']:,} hosts; all of them: {report['hosts_table']}")
+    ]
+
+
+WORST_HOSTS = 5
+"""Rows of the table of hosts; the report has more."""
 BALANCE_ROWS = {
     "queries": "count",
     "never matched": "never_matched",

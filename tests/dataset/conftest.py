@@ -30,6 +30,8 @@ class Web:
 
     def __init__(self) -> None:
         self.hits: Counter[str] = Counter()
+        self.rules: dict[str, tuple[Any, ...]] = {}
+        self.asked_rules: Counter[str] = Counter()
         self.stopping = threading.Event()
         self.seconds_per_answer = 0.0
         self._server = _Server(("127.0.0.1", 0), _Handler)
@@ -42,7 +44,16 @@ class Web:
 
     def knobs(self, **changes: Any) -> DownloadKnobs:
         here = {f"{HOST}:80": f"127.0.0.1:{self.port}"}
-        return DownloadKnobs(**{"connect_to": here, "timeout_seconds": 5.0, "pause_seconds": 0.05, "threads": 8, **changes})
+        return DownloadKnobs(
+            **{
+                "connect_to": here,
+                "timeout_seconds": 5.0,
+                "pause_seconds": 0.05,
+                "connections": 8,
+                "host_requests_per_second": 0,
+                **changes,
+            }
+        )
 
     def stop(self) -> None:
         self.stopping.set()
@@ -67,6 +78,9 @@ class _Handler(BaseHTTPRequestHandler):
     server: _Server
 
     def do_GET(self) -> None:
+        if self.path in ("/robots.txt", "/ai.txt"):
+            self.serve_rules(self.path[1:])
+            return
         self.server.web.hits[self.path] += 1
         time.sleep(self.server.web.seconds_per_answer)
         name = urlsplit(self.path).path.split("/")[1].replace("-", "_")
@@ -85,6 +99,12 @@ class _Handler(BaseHTTPRequestHandler):
 
     def query(self, name: str) -> list[str]:
         return parse_qs(urlsplit(self.path).query)[name]
+
+    def serve_rules(self, name: str) -> None:
+        """robots.txt and ai.txt, which are not among the hits: `web.rules` has (status, body, headers)."""
+        self.server.web.asked_rules[name] += 1
+        status, body, *headers = self.server.web.rules.get(name, (404, b""))
+        self.answer(body, *headers, status=status)
 
     def serve_ok(self) -> None:
         self.answer(body_of(self.path), ("Content-Type", "image/jpeg"))

@@ -24,7 +24,7 @@ from clipkit.dataset.build import build_dataset
 from clipkit.dataset.shards import Shards
 from clipkit.recipe import BuildRecipe
 from clipkit.report.tables import build_tables
-from clipkit.run import Run
+from clipkit.run import Run, write_json
 
 pytestmark = pytest.mark.filterwarnings(
     r"ignore:unclosed file <_io.BufferedReader name=\d+>:ResourceWarning"
@@ -103,6 +103,7 @@ def recipe_of(site: Path, port: int, **changes: Any) -> BuildRecipe:
             "allow_private_addresses": True,
             "pause_seconds": 0.01,
             "processes": 1,
+            "host_requests_per_second": 0,
             "urls_per_part": 40,
         },
         "images": {"placeholder_texts": 3},
@@ -181,7 +182,14 @@ def test_shards_verify_and_dropped_pairs_can_be_looked_at(built: tuple[Path, dic
 
 def test_the_report_becomes_tables(built: tuple[Path, dict[str, Any]]) -> None:
     _, report = built
-    largest, balance, funnel = build_tables(report)
+    largest, balance, hosts, funnel = build_tables(report)
+    outcomes = report["outcomes"]
+    assert outcomes.keys() == {"ok", "not_found"}
+    assert hosts.rows == [("site.example", f"ok {outcomes['ok']}, not_found {outcomes['not_found']}")]
+    assert pq.read_table(report["hosts_table"]).select(["host", "outcome", "urls"]).to_pylist() == [
+        {"host": "site.example", "outcome": outcome, "urls": outcomes[outcome]} for outcome in ("not_found", "ok")
+    ]
+    assert hosts.note == f"of 1 hosts; all of them: {report['hosts_table']}"
     assert ("image rules", 3) not in funnel.rows
     assert any("placeholder 3" in str(row[-1]) for row in funnel.rows)
     assert "not_found 1" in funnel.note.splitlines()[0]
@@ -325,6 +333,58 @@ def test_a_download_that_was_deleted_is_fetched_anew_and_a_url_that_is_gone_by_t
     assert report["outcomes"]["not_found"] == built[1]["outcomes"]["not_found"] + 1
     assert Shards.open(out).verify()["problems"] == []
     assert lost not in Shards.open(out).table(["image_url"])["image_url"].to_pylist()
+
+
+def test_more_sources_fetch_only_what_is_new_and_end_as_if_built_at_once(
+    built: tuple[Path, dict[str, Any]], site: Path, port: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    more = tmp_path / "more.csv"
+    rows = [f"http://site.example/more-{n}.jpg,A {COLOURS[n % 4]} star on the wall in house {n}" for n in range(30)]
+    rows += ["http://site.example/0-1.jpg,A green square on the table", "http://site.example/gone/1.jpg,A red circle that is gone for good"]
+    more.write_text("\n".join(["url,text", *rows]) + "\n")
+    sources = [
+        *({**source.model_dump(exclude_unset=True)} for source in recipe_of(site, port).sources),
+        {"kind": "table", "paths": [str(more)]},
+    ]
+    recipe = recipe_of(site, port, sources=sources)
+    at_once = build_dataset(recipe, Run.scratch(tmp_path / "at once"))
+
+    earlier, _ = built
+    write_json(earlier / "run.json", {"command": "build-dataset", "inputs": {}})
+    write_json(earlier / "report.json", {})
+    asked: list[str] = []
+    answer = PictureServer.do_GET
+
+    def remember(self: PictureServer) -> None:
+        asked.append(self.path)
+        answer(self)
+
+    monkeypatch.setattr(PictureServer, "do_GET", remember)
+    report = build_dataset(recipe, Run.scratch(tmp_path / "extended"), extends=earlier)
+    assert hashes(tmp_path / "extended") == hashes(tmp_path / "at once")
+    assert report["funnel"] == at_once["funnel"]
+    before = {row["image_url"] for row in read(earlier / "stages" / "05-balance")}
+    after = {row["image_url"] for row in read(tmp_path / "extended" / "stages" / "05-balance")}
+    assert {f"http://site.example{path}" for path in asked if not path.endswith(".txt")} == after - before
+    assert report["taken_over"] == len(after & before) > 50
+
+    # An extended run is extended in turn; nothing is asked for any more.
+    write_json(tmp_path / "extended" / "run.json", {"command": "build-dataset", "inputs": {"extend": str(earlier)}})
+    write_json(tmp_path / "extended" / "report.json", {})
+    asked.clear()
+    again = build_dataset(recipe, Run.scratch(tmp_path / "again"), extends=tmp_path / "extended")
+    assert hashes(tmp_path / "again") == hashes(tmp_path / "at once")
+    assert (asked, again["taken_over"]) == ([], len(after))
+
+
+def test_only_a_finished_build_can_be_extended(site: Path, port: int, tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text('{"command": "train"}')
+    with pytest.raises(UserError, match="is no finished run of `clipkit build-dataset`: give the directory"):
+        build_dataset(recipe_of(site, port), Run.scratch(tmp_path / "out"), extends=tmp_path)
+
+
+def read(stage: Path) -> list[dict[str, Any]]:
+    return list(pq.read_table(stage / "pairs.parquet").to_pylist())
 
 
 def test_images_that_are_stored_anew_in_another_form_are_found_at_their_new_places(

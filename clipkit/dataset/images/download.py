@@ -1,8 +1,8 @@
 """Polite rounds of img2dataset: every URL is fetched once, and again in a later round only where the reason may pass.
 
-The distinct URLs are put in the order of their hashes, so that neighbours are of different hosts, and cut into parts. A part is
-the unit of resume: a tar and a table of outcomes under `round-N/`, which are there whole or not at all. Killed at any moment and
-called again with the same list, `download` goes on with the parts that are missing.
+The distinct URLs are put in the order of their hashes, so that neighbours are of different hosts, and cut into parts: a tar and a table
+of outcomes under `round-N/`. Killed at any moment and called again with the same list, `download` goes on with the URLs of which
+nothing is known yet. What an earlier download has settled can be taken from there instead of fetched.
 """
 
 import contextlib
@@ -10,6 +10,7 @@ import errno
 import hashlib
 import json
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -21,36 +22,66 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from clipkit import UserError
 from clipkit.dataset.images.fetch import check_knobs, is_passing
-from clipkit.dataset.images.rounds import PART_SCHEMA, part_paths
+from clipkit.dataset.images.journal import PART_SCHEMA, count_unfinished, discard_journal, part_paths
 from clipkit.recipe import DownloadKnobs
 from clipkit.run import Run
 
-__all__ = ["Downloads", "download", "find_downloads"]
+__all__ = ["Downloads", "download", "earlier_downloads", "find_downloads"]
 
+STARTS_WITHOUT_PROGRESS = 3
+MOST_EXTENDED = 100
 _POLL_SECONDS = 0.25
+_QUIET_SECONDS = 2.0
 _OPEN_TARS = 64
-_PLACE_SCHEMA = PART_SCHEMA.append(pa.field("round", pa.int32())).append(pa.field("part", pa.int32()))
+_URLS_AT_ONCE = 100_000
+_NO_SPACE = b"No space left on device"
+_PLACE_SCHEMA = pa.schema([*PART_SCHEMA, ("round", pa.int32()), ("part", pa.int32()), ("folder", pa.int32())])
+# Scheme, then perhaps a user, then the host, in brackets where it is an IPv6 address.
+_HOST = r"^\s*[A-Za-z]+://(?:[^@/?#]*@)?(?P<host>\[[^\]/]*\]|[^/:?#]*)"
 
 
 @dataclass(frozen=True)
 class Downloads:
-    """What became of a list of URLs. `urls` is that list [key, image_url]; `places` has one row per distinct URL."""
+    """What became of a list of URLs. `urls` is that list [key, image_url]; `places` has one row per distinct URL.
 
-    root: Path
+    `folders`: where images lie, this download's own first, then those of earlier ones.
+    """
+
+    folders: tuple[Path, ...]
     urls: pa.Table
     places: pa.Table
 
     @property
     def outcomes(self) -> pa.Table:
-        """[key, outcome, round] in the order of `urls`: how each ended (see clipkit.dataset.images.fetch), and in which round."""
-        rows = self.places.take(pc.index_in(self.urls["image_url"], value_set=self.places["url"]))
-        return pa.table({"key": self.urls["key"], "outcome": rows["outcome"], "round": rows["round"]})
+        """[key, outcome, round] in the order of `urls`: how each ended (see clipkit.dataset.images.fetch), and in which round.
+
+        Round 0: taken from an earlier download.
+        """
+        rows = self.places.select(["outcome", "round", "folder"]).take(pc.index_in(self.urls["image_url"], value_set=self.places["url"]))
+        rounds = pc.if_else(pc.equal(rows["folder"], 0), rows["round"], pa.scalar(0, pa.int32()))
+        return pa.table({"key": self.urls["key"], "outcome": rows["outcome"], "round": rounds})
+
+    def by_host(self) -> pa.Table:
+        """[host, outcome, urls, bytes]: how many distinct URLs of each host ended how, and how long their images are together."""
+        hosts = pc.utf8_lower(pc.struct_field(pc.extract_regex(self.places["url"], pattern=_HOST), "host"))
+        table = pa.table({"host": pc.fill_null(hosts, ""), "outcome": self.places["outcome"], "size": self.places["size"]})
+        counted = table.group_by(["host", "outcome"]).aggregate([([], "count_all"), ("size", "sum")])
+        named = pa.table(
+            {
+                "host": counted["host"],
+                "outcome": counted["outcome"],
+                "urls": counted["count_all"],
+                "bytes": counted["size_sum"].fill_null(0),
+            }
+        )
+        return named.sort_by([("host", "ascending"), ("outcome", "ascending")])
 
     def images(self, keys: Sequence[str]) -> Iterator[tuple[str, bytes]]:
         """(key, bytes as the server sent them) for each key, in the order asked; one image is in memory at a time.
@@ -66,7 +97,7 @@ class Downloads:
             for key, place in zip(keys, _each_row(rows), strict=True):
                 if place["offset"] is None:
                     raise KeyError(f"`{key}` has no image: its outcome is {place['outcome']}")
-                path, _ = part_paths(_round_folder(self.root, place["round"]), place["part"])
+                path, _ = part_paths(_round_folder(self.folders[place["folder"]], place["round"]), place["part"])
                 if path not in tars:
                     if len(tars) == _OPEN_TARS:
                         stack.pop_all().close()
@@ -85,68 +116,153 @@ def _each_row(table: pa.Table) -> Iterator[dict[str, Any]]:
         yield from batch.to_pylist()
 
 
-def download(urls: pa.Table, out: Path, *, knobs: DownloadKnobs, run: Run) -> Downloads:
+def download(urls: pa.Table, out: Path, *, knobs: DownloadKnobs, run: Run, earlier: Sequence[Path] = ()) -> Downloads:
     """Fetch the images of [key, image_url] into `out`. Resumes what an earlier call left there.
 
+    `earlier`: folders that other downloads were made into. What they have settled, for good or ill, is not fetched again.
     Raises UserError for knobs that make no sense, and when img2dataset fails (with the end of its log).
     """
     check_knobs(knobs)
-    downloads = _settle(urls, out, knobs, lambda wanted, number: _fetch_round(wanted, out, number, knobs=knobs, run=run))
+    places_of = lambda wanted, number: _fetch_round(wanted, out, number, knobs=knobs, run=run)  # noqa: E731
+    downloads = _settle(urls, out, knobs, places_of, earlier)
     assert downloads is not None
     return downloads
 
 
-def find_downloads(urls: pa.Table, out: Path, *, knobs: DownloadKnobs) -> Downloads | None:
+def find_downloads(urls: pa.Table, out: Path, *, knobs: DownloadKnobs, earlier: Sequence[Path] = ()) -> Downloads | None:
     """What an earlier `download` of the same list left in `out`; None where a part of it is missing. Nothing is fetched."""
-    return _settle(urls, out, knobs, lambda wanted, number: _find_round(wanted, out, number, knobs=knobs))
+    return _settle(urls, out, knobs, lambda wanted, number: _find_round(wanted, out, number, knobs=knobs), earlier)
 
 
-def _settle(urls: pa.Table, out: Path, knobs: DownloadKnobs, places_of: Callable[[pa.Array, int], pa.Table | None]) -> Downloads | None:
+def earlier_downloads(extends: Path | None, *, say: Callable[[str], None]) -> list[Path]:
+    """The download folders of a finished run of build-dataset, and of the runs that it extends in turn; [] without one.
+
+    Raises UserError where it is no such run. Where its downloads were deleted, `say` tells that nothing can be taken from there.
+    """
+    folders: list[Path] = []
+    while extends is not None and len(folders) < MOST_EXTENDED:
+        known = _finished_build(extends)
+        folder = extends / "stages" / "06-download" / "images"
+        if not folder.is_dir():
+            say(f"the downloads of `{extends}` were deleted: what it has fetched is fetched anew")
+        folders.append(folder)
+        inputs = known.get("inputs") or {}
+        extends = Path(inputs["extend"]) if isinstance(inputs.get("extend"), str) else None
+    return folders
+
+
+def _finished_build(run: Path) -> dict[str, Any]:
+    with contextlib.suppress(OSError, ValueError, RecursionError):
+        known = json.loads((run / "run.json").read_text(encoding="utf-8"))
+        if isinstance(known, dict) and known.get("command") == "build-dataset" and (run / "report.json").exists():
+            return known
+    raise UserError(f"`--extend {run}` is no finished run of `clipkit build-dataset`: give the directory that was its `--out`")
+
+
+def _settle(
+    urls: pa.Table,
+    out: Path,
+    knobs: DownloadKnobs,
+    places_of: Callable[[pa.Array, int], pa.Table | None],
+    earlier: Sequence[Path],
+) -> Downloads | None:
     """Round after round, until no outcome is left that may pass; None where `places_of` a round are not known."""
     urls = pa.table({"key": urls["key"].cast(pa.string()), "image_url": urls["image_url"].cast(pa.string()).fill_null("")})
     wanted = _in_fetch_order(urls["image_url"])
     settled = [_PLACE_SCHEMA.empty_table()]
+    for number, folder in enumerate(earlier, start=1):
+        known = _settled_earlier(folder, wanted, number)
+        settled.append(known)
+        wanted = wanted.filter(pc.invert(pc.is_in(wanted, value_set=known["url"])))
     for number in range(1, knobs.rounds + 1):
         if not len(wanted):
             break
         places = places_of(wanted, number)
         if places is None:
             return None
-        outcomes = places["outcome"]
-        passing = pc.is_in(outcomes, value_set=pa.array([o for o in pc.unique(outcomes).to_pylist() if is_passing(o)], pa.string()))
+        passing = _may_pass(places["outcome"])
         settled.append(places if number == knobs.rounds else places.filter(pc.invert(passing)))
         wanted = places.filter(passing)["url"].combine_chunks()
-    return Downloads(out, urls, pa.concat_tables(settled).combine_chunks())
+    return Downloads((out, *earlier), urls, pa.concat_tables(settled).combine_chunks())
+
+
+def _may_pass(outcomes: pa.ChunkedArray) -> pa.ChunkedArray:
+    return pc.is_in(outcomes, value_set=pa.array([o for o in pc.unique(outcomes).to_pylist() if is_passing(o)], pa.string()))
+
+
+def _settled_earlier(folder: Path, wanted: pa.Array, number: int) -> pa.Table:
+    """The places that another download found for some of the URLs, each once; those of outcomes that may pass are not taken over."""
+    found = [_PLACE_SCHEMA.empty_table()]
+    for path in sorted(folder.glob("round-*/[0-9]*.parquet")):
+        tar = path.with_suffix(".tar")
+        table = _whole_part(tar, path)
+        if table is not None:
+            table = table.filter(pc.and_(pc.is_in(table["url"], value_set=wanted), pc.invert(_may_pass(table["outcome"]))))
+            found.append(_with_place(table, int(path.parent.name.removeprefix("round-")), int(path.stem), number))
+    together = pa.concat_tables(found)
+    rows = pa.array(np.arange(len(together)))
+    firsts = pa.table({"url": together["url"], "row": rows}).group_by("url").aggregate([("row", "min")])["row_min"]
+    return together.take(firsts.combine_chunks().sort())
 
 
 def _in_fetch_order(urls: pa.ChunkedArray) -> pa.Array:
     """The distinct URLs by hash: the same order wherever they came from, and no host's pages in a row."""
     distinct = pc.unique(urls)
-    digests = pa.array([hashlib.sha256(url.encode()).digest()[:16] for url in distinct.to_pylist()], pa.binary(16))
-    return distinct.take(pc.sort_indices(digests))
+    digests = np.empty((len(distinct), 2), ">u8")
+    for start in range(0, len(distinct), _URLS_AT_ONCE):
+        some = distinct.slice(start, _URLS_AT_ONCE).to_pylist()
+        joined = b"".join(hashlib.sha256(url.encode()).digest()[:16] for url in some)
+        digests[start : start + len(some)] = np.frombuffer(joined, ">u8").reshape(-1, 2)
+    return distinct.take(pa.array(np.lexsort((digests[:, 1], digests[:, 0]))))
 
 
 def _fetch_round(wanted: pa.Array, out: Path, number: int, *, knobs: DownloadKnobs, run: Run) -> pa.Table:
     """Finish all parts of one round; returns its places, in the order of `wanted`."""
     folder = _round_folder(out, number)
     parts = _parts_of(wanted, knobs)
-    tables = [_finished(folder, part, urls) for part, urls in enumerate(parts)]
-    missing = [part for part, table in enumerate(tables) if table is None]
+    missing = _missing(folder, parts)
     if missing:
         if number > 1:
-            pause = knobs.pause_seconds * 2 ** (number - 2)
-            run.say(f"{len(wanted):,} URLs failed for a reason that may pass: round {number} of {knobs.rounds} starts in {pause:g} s")
-            time.sleep(pause)
+            _pause(len(wanted), number, knobs, run)
         folder.mkdir(parents=True, exist_ok=True)
         with run.progress(f"downloading, round {number}", total=len(wanted), unit="URLs") as advance:
-            advance(sum(len(urls) for urls, table in zip(parts, tables, strict=True) if table is not None))
-            log = _run_img2dataset([parts[part] for part in missing], missing, folder, knobs=knobs, advance=advance)
-        tables = [_finished(folder, part, urls) for part, urls in enumerate(parts)]
-        if any(table is None for table in tables):
-            if "No space left on device" in log:
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
-            raise UserError(f"img2dataset left parts of round {number} unfinished: {log}; run the same command again to resume")
-    return pa.concat_tables([_with_place(table, number, part) for part, table in enumerate(tables)])
+            _finish_parts(parts, missing, folder, knobs=knobs, run=run, advance=advance)
+    tables = [_finished(folder, part, urls) for part, urls in enumerate(parts)]
+    return pa.concat_tables([_with_place(table, number, part, 0) for part, table in enumerate(tables)])
+
+
+def _pause(count: int, number: int, knobs: DownloadKnobs, run: Run) -> None:
+    """Between two rounds, each time twice as long; never the same twice, so that many who failed together do not come back together."""
+    seconds = knobs.pause_seconds * 2 ** (number - 2) * random.uniform(0.75, 1.25)
+    run.say(f"{count:,} URLs failed for a reason that may pass: round {number} of {knobs.rounds} starts in {seconds:.1f} s")
+    time.sleep(seconds)
+
+
+def _finish_parts(
+    parts: Sequence[pa.Array], missing: list[int], folder: Path, *, knobs: DownloadKnobs, run: Run, advance: Callable[..., None]
+) -> None:
+    """Run img2dataset until no part is missing. Where a process of it died, for want of memory perhaps, it is started again."""
+    advance(sum(map(len, parts)) - sum(len(parts[part]) for part in missing) + count_unfinished(folder))
+    without_progress = 0
+    while missing:
+        before = count_unfinished(folder) - sum(len(parts[part]) for part in missing)
+        told = _run_img2dataset([parts[part] for part in missing], missing, folder, knobs=knobs, advance=advance)
+        missing = _missing(folder, parts)
+        if missing and _NO_SPACE.decode() in told:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
+        progressed = count_unfinished(folder) - sum(len(parts[part]) for part in missing) > before
+        without_progress = 0 if progressed else without_progress + 1
+        if missing and without_progress == STARTS_WITHOUT_PROGRESS:
+            raise UserError(f"img2dataset left parts of {folder.name} unfinished: {told}; run the same command again to resume")
+        if missing:
+            run.say(f"img2dataset ended before its parts were finished, and is started again: {told}")
+
+
+def _missing(folder: Path, parts: Sequence[pa.Array]) -> list[int]:
+    missing = [part for part, urls in enumerate(parts) if _finished(folder, part, urls) is None]
+    for part in set(range(len(parts))) - set(missing):
+        discard_journal(folder, part)  # a kill came between the table and the end of the journal
+    return missing
 
 
 def _find_round(wanted: pa.Array, out: Path, number: int, *, knobs: DownloadKnobs) -> pa.Table | None:
@@ -156,7 +272,7 @@ def _find_round(wanted: pa.Array, out: Path, number: int, *, knobs: DownloadKnob
         table = _finished(_round_folder(out, number), part, urls)
         if table is None:
             return None
-        tables.append(_with_place(table, number, part))
+        tables.append(_with_place(table, number, part, 0))
     return pa.concat_tables(tables)
 
 
@@ -172,11 +288,14 @@ def _run_img2dataset(
     for stale in (*out.glob("working-*"), *folder.glob(".*.tmp")):  # left by a kill
         shutil.rmtree(stale, ignore_errors=True) if stale.is_dir() else stale.unlink(missing_ok=True)
     working = Path(tempfile.mkdtemp(prefix="working-", dir=out))
-    pq.write_table(pa.table({"url": pa.chunked_array(parts)}), working / "urls.parquet")
+    (working / "urls").mkdir()
+    for i, urls in enumerate(parts):  # a file for each part: img2dataset reads a file whole before it cuts it
+        pq.write_table(pa.table({"url": urls}), working / "urls" / f"{i:08d}.parquet")
     request = {"knobs": knobs.model_dump(mode="json"), "folder": str(folder.resolve()), "parts": list(numbers)}
     (working / "request.json").write_text(json.dumps(request))
     (working / "progress").touch()
     log = out / "img2dataset.log"
+    start = log.stat().st_size if log.exists() else 0
     command = [sys.executable, "-P", "-W", "ignore", "-c", "from clipkit.dataset.images.rounds import main; main()", "request.json"]
     with open(log, "ab") as said:
         # Its own session, so that Ctrl-C reaches it through us alone; its stdin tells it when we are gone.
@@ -184,51 +303,66 @@ def _run_img2dataset(
             command, cwd=working, stdin=subprocess.PIPE, stdout=said, stderr=subprocess.STDOUT, start_new_session=True
         )
         try:
-            _show_progress(process, working / "progress", advance)
+            _show_progress(process, working / "progress", log, start, advance)
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.communicate()
             shutil.rmtree(working, ignore_errors=True)
-    return _end_of_log(log, process.returncode)
+    return _end_of_log(log, start, process.returncode)
 
 
-def _show_progress(process: subprocess.Popen[bytes], progress: Path, advance: Callable[..., None]) -> None:
-    """Follow the file to which the fetching threads add `+` for an image and `-` for none, until the process ends."""
-    started, images = time.monotonic(), 0
-    with open(progress, "rb") as marks:
+def _show_progress(process: subprocess.Popen[bytes], progress: Path, log: Path, start: int, advance: Callable[..., None]) -> None:
+    """Follow the file to which the processes add `+` for an image and `-` for none, until they end or the disk is full.
+
+    img2dataset answers a full disk with minutes of retries.
+    """
+    started = heard = time.monotonic()
+    images = 0
+    with open(progress, "rb") as marks, open(log, "rb") as said:
+        said.seek(start)
         while True:
             ended = process.poll() is not None
             new = marks.read()
             images += new.count(b"+")
-            advance(len(new), note=f"{images:,} images, {images / (time.monotonic() - started + 1e-9):,.1f} images/s")
-            if ended:
+            now = time.monotonic()
+            heard = now if new else heard
+            quiet = f", waiting for hosts {now - heard:.0f} s" if now - heard > _QUIET_SECONDS else ""
+            advance(len(new), note=f"{images:,} images, {images / (now - started + 1e-9):,.1f} images/s{quiet}")
+            if ended or _NO_SPACE in said.read():
                 return
             time.sleep(_POLL_SECONDS)
 
 
-def _end_of_log(log: Path, code: int) -> str:
+def _end_of_log(log: Path, start: int, code: int) -> str:
     with open(log, "rb") as file:
-        file.seek(max(0, log.stat().st_size - 2_000))
-        lines = [line.strip() for line in file.read().decode("utf-8", "replace").splitlines() if line.strip()]
-    return f"exit code {code}, `{log}` ends with: {' | '.join(lines[-5:])}"
+        file.seek(max(start, log.stat().st_size - 4_000))
+        said = file.read()
+    lines = [line.strip() for line in said.decode("utf-8", "replace").splitlines() if line.strip()]
+    full = f"{_NO_SPACE.decode()} | " if _NO_SPACE in said else ""
+    return f"exit code {code}, `{log}` ends with: {full}{' | '.join(lines[-5:])}"
 
 
 def _finished(folder: Path, part: int, urls: pa.Array) -> pa.Table | None:
     """The table of a part, or None where tar or table are missing, cut off, or of other URLs."""
-    tar, path = part_paths(folder, part)
+    table = _whole_part(*part_paths(folder, part))
+    return table if table is not None and table["url"].combine_chunks().equals(urls) else None
+
+
+def _whole_part(tar: Path, path: Path) -> pa.Table | None:
     try:
         table = pq.read_table(path, partitioning=None).cast(PART_SCHEMA)
         end = pc.max(pc.add(table["offset"], table["size"])).as_py() or 0
-        return table if table["url"].combine_chunks().equals(urls) and tar.stat().st_size >= end else None
+        return table if tar.stat().st_size >= end else None
     except (OSError, ValueError, pa.ArrowException):
         return None
 
 
-def _with_place(table: pa.Table, number: int, part: int) -> pa.Table:
-    count = table.num_rows
-    rounds, parts = pa.repeat(pa.scalar(number, pa.int32()), count), pa.repeat(pa.scalar(part, pa.int32()), count)
-    return table.append_column("round", rounds).append_column("part", parts)
+def _with_place(table: pa.Table, number: int, part: int, folder: int) -> pa.Table:
+    places = {"round": number, "part": part, "folder": folder}
+    for name, value in places.items():
+        table = table.append_column(name, pa.repeat(pa.scalar(value, pa.int32()), table.num_rows))
+    return table
 
 
 def _round_folder(root: Path, number: int) -> Path:

@@ -1,37 +1,36 @@
-"""One image by its URL: a total deadline, a cap on bytes, redirects, opt-outs, and no way into private networks.
+"""One image by its URL: a total deadline, a cap on bytes, redirects, opt-outs, robots.txt, and no way into private networks.
 
 Every URL ends in exactly one named outcome, never in an exception:
 
-* `ok`; `opted_out` (X-Robots-Tag); `not_found` (404, 410); `forbidden` (401, 403); `http_error_NNN` (any other status);
+* `ok`; `opted_out` (X-Robots-Tag, tdm-reservation); `disallowed` (robots.txt, ai.txt);
+* `not_found` (404, 410); `forbidden` (401, 403); `http_error_NNN` (any other status); `not_image` (HTML or other text);
 * `timeout`; `connection` (refused, reset, cut off); `dns_failure` (the resolver could not say); `no_such_host`; `tls`;
-* `too_long`; `empty`; `redirects` (too many, or nowhere); `bad_response` (not HTTP); `bad_url`; `private_address`.
-
-Connections go straight to the hosts, never through a proxy: a proxy would hide which address is reached.
+* `too_long`; `empty`; `redirects` (too many, or nowhere); `bad_response` (not HTTP); `bad_url`; `private_address`;
+* `robots_unreachable` (robots.txt answers 5xx: RFC 9309 forbids to go on); `host_busy` (the host asks to be left alone for longer than
+  this round waits); `host_down` (it failed many times in a row, and is not asked again in this round).
 """
 
 import contextlib
-import http.client
 import re
-import socket
-import ssl
 import time
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from io import BufferedReader, RawIOBase
-from typing import Any, NamedTuple
-from urllib.parse import quote, urljoin, urlsplit
+from collections.abc import Mapping
+from datetime import UTC
+from email.utils import parsedate_to_datetime
+from typing import NamedTuple
 
 from clipkit import UserError
-from clipkit.dataset.addresses import is_public
-from clipkit.dataset.opt_outs import agent_of, opts_out
+from clipkit.dataset.images.connections import Connections, Origin, parse_url, redirected
+from clipkit.dataset.images.hosts import Hosts
+from clipkit.dataset.images.http1 import EndedError, Response, Wish
+from clipkit.dataset.images.robots import Robots, RobotsStore
+from clipkit.dataset.opt_outs import agent_of, opts_out, reserves_rights
 from clipkit.recipe import DownloadKnobs
 
-__all__ = ["Fetched", "Fetcher", "check_knobs", "is_passing"]
+__all__ = ["Fetched", "Fetcher", "check_knobs", "host_of", "is_passing"]
 
-MAX_URL_LENGTH = 8_192
-_PASSING = {"timeout", "connection", "dns_failure", "http_error_429"}
-_ADDRESSES_TRIED = 4
-_CHUNK = 1 << 16
+_PASSING = {"timeout", "connection", "dns_failure", "http_error_429", "robots_unreachable", "host_busy", "host_down"}
+_REDIRECTS = (301, 302, 303, 307, 308)
+_MAGIC = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"BM", b"RIFF")
 
 
 class Fetched(NamedTuple):
@@ -42,7 +41,7 @@ class Fetched(NamedTuple):
 
 
 def is_passing(outcome: str) -> bool:
-    """Whether the reason may pass, so that another round is worth it: timeouts, broken connections, 429 and 5xx."""
+    """Whether the reason may pass, so that another round is worth it: timeouts, broken connections, busy hosts, 429 and 5xx."""
     return outcome in _PASSING or outcome.startswith("http_error_5")
 
 
@@ -53,235 +52,112 @@ def check_knobs(knobs: DownloadKnobs) -> None:
     _connections(knobs.connect_to)
 
 
-class Fetcher:
-    """Fetches images by the rules of the knobs. Its `fetch` may be called from many threads."""
+def host_of(url: str) -> str:
+    """The host whose limits a URL is under; "" for what is no URL, which is never asked for."""
+    try:
+        return parse_url(url)[0].host
+    except EndedError:
+        return ""
 
-    def __init__(self, knobs: DownloadKnobs) -> None:
-        """Raises UserError as `check_knobs`."""
+
+class Fetcher:
+    """Fetches images by the rules of the knobs. Use from one event loop; `fetch` may run many times at once."""
+
+    def __init__(self, knobs: DownloadKnobs, hosts: Hosts | None = None, store: RobotsStore | None = None) -> None:
+        """`hosts` and `store` are what the processes of a round share; without them this fetcher is alone.
+
+        Raises UserError as `check_knobs`.
+        """
         check_knobs(knobs)
         self.knobs = knobs
         self.agent = agent_of(knobs.user_agent)
-        self.connections = _connections(knobs.connect_to)
-        self.tls = ssl.create_default_context()
-        # A resolver cannot be told to hurry: it is asked in a thread that is not waited for past the deadline.
-        self._resolvers = ThreadPoolExecutor(knobs.threads, thread_name_prefix="dns")
-        self._resolved: dict[tuple[str, int], list[tuple[int, Any]]] = {}
+        self.connections = Connections(_connections(knobs.connect_to), allow_private_addresses=knobs.allow_private_addresses)
+        self.hosts = hosts or Hosts(knobs)
+        self.robots = Robots(self._get_text, knobs, self.agent, store=store or RobotsStore(), hosts=self.hosts)
 
     def close(self) -> None:
-        """Let the resolvers' threads end, without waiting for those that still ask."""
-        self._resolvers.shutdown(wait=False, cancel_futures=True)
+        """Close connections and let the resolvers' threads end, without waiting for those that still ask."""
+        self.connections.close()
 
-    def fetch(self, url: str) -> Fetched:
-        """Fetch one image. Does not raise for anything that a URL, a server or a network does."""
-        deadline = time.monotonic() + self.knobs.timeout_seconds
+    async def fetch(self, url: str) -> Fetched:
+        """Fetch one image. Does not raise for anything that a URL, a server or a network does.
+
+        The caller has taken the turn of the URL's own host; other hosts, to which redirects lead, are waited for here. The deadline
+        is that of the image's own requests: reading robots.txt has another, and waiting for a turn has none.
+        """
+        left = self.knobs.timeout_seconds
+        own = host_of(url)
         try:
-            for _ in range(self.knobs.max_redirects + 1):
-                fetched, url = self._hop(url, deadline)
-                if fetched is not None:
-                    return fetched
+            for hop in range(self.knobs.max_redirects + 1):
+                origin, target = parse_url(url)
+                async with self.hosts.visiting(origin.host, is_own=origin.host == own, is_paid=hop == 0):
+                    await self.robots.check(origin, target)
+                    started = time.monotonic()
+                    response = await self._ask(origin, target, left)
+                    left = max(0.001, left - (time.monotonic() - started))
+                if response.status not in _REDIRECTS or self._is_opted_out(response):
+                    return self._fetched(response)
+                url = redirected(url, response.first("location"))
             return Fetched("redirects")
-        except _EndedError as ended:
+        except EndedError as ended:
             return Fetched(ended.outcome)
-        except Exception as error:
-            if outcome := _outcome_of(error):
-                return Fetched(outcome)
+
+    async def _ask(self, origin: Origin, target: str, seconds: float) -> Response:
+        """One request for an image; its host is judged by how it ended."""
+        headers = {"User-Agent": self.knobs.user_agent, "Accept": "image/*,*/*;q=0.5"}
+        wish = Wish(lambda response: response.status == 200 and not self._is_opted_out(response), self.knobs.max_image_bytes)
+        try:
+            response = await self.connections.get(origin, target, headers, wish, seconds=seconds)
+        except EndedError as ended:
+            self.hosts.failed(origin.host, silent=ended.outcome in ("timeout", "connection") and not ended.reached)
             raise
+        self.hosts.answered(origin.host, response.status, _retry_after(response))
+        return response
 
-    def _hop(self, url: str, deadline: float) -> tuple[Fetched | None, str]:
-        """One request: (what it ended in, "") or (None, where it is redirected to)."""
-        scheme, host, port, target = _parse_url(url)
-        connect = lambda: self._connect(scheme, host, port, deadline)  # noqa: E731
-        with contextlib.closing(_Connection(host, port, 443 if scheme == "https" else 80, connect)) as connection:
-            connection.request("GET", target, headers={"User-Agent": self.knobs.user_agent, "Accept": "image/*,*/*;q=0.5"})
-            with connection.getresponse() as response:
-                is_redirect = response.status in (301, 302, 303, 307, 308)
-                # A 404 that should not be indexed is a 404.
-                if (is_redirect or response.status == 200) and self._is_opted_out(response):
-                    return Fetched("opted_out"), ""
-                if is_redirect:
-                    return None, _redirected(url, response.headers.get("Location"))
-                return self._read(response), ""
+    async def _get_text(self, origin: Origin, target: str, most: int) -> Response:
+        """What robots.txt and ai.txt are read with: the first `most` bytes."""
+        await self.hosts.pace(origin.host)
+        headers = {"User-Agent": self.knobs.user_agent, "Accept": "text/plain,*/*;q=0.5"}
+        wish = Wish(lambda response: response.status < 300, most, cut=True)
+        return await self.connections.get(origin, target, headers, wish, seconds=self.knobs.timeout_seconds)
 
-    def _is_opted_out(self, response: http.client.HTTPResponse) -> bool:
-        return self.knobs.obey_opt_outs and opts_out(response.headers.get_all("X-Robots-Tag", []), self.agent)
+    def _is_opted_out(self, response: Response) -> bool:
+        # A 404 that should not be indexed is a 404.
+        if not self.knobs.obey_opt_outs or not (response.status in _REDIRECTS or response.status == 200):
+            return False
+        return opts_out(response.all("x-robots-tag"), self.agent) or reserves_rights(response.all("tdm-reservation"))
 
-    def _read(self, response: http.client.HTTPResponse) -> Fetched:
-        if response.status != 200:
+    def _fetched(self, response: Response) -> Fetched:
+        if self._is_opted_out(response):
+            return Fetched("opted_out")
+        if response.status != 200 or response.body is None:
             named = {401: "forbidden", 403: "forbidden", 404: "not_found", 410: "not_found"}
             return Fetched(named.get(response.status, f"http_error_{response.status}"))
-        expected, most = response.length, self.knobs.max_image_bytes
-        if expected is not None and expected > most:
-            return Fetched("too_long")
-        body = bytearray()
-        while chunk := response.read(_CHUNK):
-            body += chunk
-            if len(body) > most:
-                return Fetched("too_long")
-        if expected is not None and len(body) < expected:
-            return Fetched("connection")
-        return Fetched("ok", bytes(body)) if body else Fetched("empty")
-
-    def _connect(self, scheme: str, host: str, port: int, deadline: float) -> "_DeadlineSocket":
-        mapped = self.connections.get((host, port))
-        addresses = self._resolve(*(mapped or (host, port)), deadline)
-        # An address that the recipe itself names is the user's own choice.
-        if mapped is None and not self.knobs.allow_private_addresses:
-            addresses = [entry for entry in addresses if is_public(entry[1][0])]
-            if not addresses:
-                raise _EndedError("private_address")
-        plain = _connect_to_one(addresses[:_ADDRESSES_TRIED], deadline)
-        if scheme == "http":
-            return _DeadlineSocket(plain, deadline)
-        try:
-            plain.settimeout(_left(deadline))
-            return _DeadlineSocket(self.tls.wrap_socket(plain, server_hostname=host), deadline)
-        except BaseException:
-            plain.close()
-            raise
-
-    def _resolve(self, host: str, port: int, deadline: float) -> list[tuple[int, Any]]:
-        """Addresses as (family, address), each once, in the resolver's order. A name that was found is not asked for again."""
-        if known := self._resolved.get((host, port)):
-            return known
-        asked = self._resolvers.submit(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
-        try:
-            found = asked.result(_left(deadline))
-        except socket.gaierror as error:
-            raise _EndedError("dns_failure" if error.errno == socket.EAI_AGAIN else "no_such_host") from None
-        except UnicodeError:  # a label of more than 63 characters
-            raise _EndedError("bad_url") from None
-        finally:
-            asked.cancel()
-        return self._resolved.setdefault((host, port), list(dict.fromkeys((int(family), address) for family, _, _, _, address in found)))
+        if not response.body:
+            return Fetched("empty")
+        return Fetched("not_image") if _is_text(response) else Fetched("ok", response.body)
 
 
-class _EndedError(Exception):
-    def __init__(self, outcome: str) -> None:
-        super().__init__(outcome)
-        self.outcome = outcome
-
-
-def _outcome_of(error: Exception) -> str | None:
-    """The outcome that stands for an exception of the network; None for one that is our own bug."""
-    kinds: tuple[tuple[type[Exception] | tuple[type[Exception], ...], str], ...] = (
-        (TimeoutError, "timeout"),
-        ((ConnectionError, http.client.IncompleteRead, ssl.SSLEOFError, ssl.SSLZeroReturnError), "connection"),
-        (ssl.SSLError, "tls"),
-        (http.client.HTTPException, "bad_response"),
-        (OSError, "connection"),
-    )
-    return next((outcome for kind, outcome in kinds if isinstance(error, kind)), None)
-
-
-def _connect_to_one(addresses: Sequence[tuple[int, Any]], deadline: float) -> socket.socket:
-    """A connection to the first address that answers. An address that does not answer leaves half of the time to the others."""
-    failure: OSError = ConnectionError("no address")
-    for i, (family, address) in enumerate(addresses):
-        left = _left(deadline)
-        connection = socket.socket(family, socket.SOCK_STREAM)
-        try:
-            connection.settimeout(left if i == len(addresses) - 1 else left / 2)
-            connection.connect(address)
-            return connection
-        except OSError as error:
-            connection.close()
-            failure = error
-    raise failure
-
-
-def _left(deadline: float) -> float:
-    left = deadline - time.monotonic()
-    if left <= 0:
-        raise TimeoutError
-    return left
-
-
-class _Connection(http.client.HTTPConnection):
-    """HTTP/1.1 over a socket that `connect` of the caller opens: names and Host header stay the URL's."""
-
-    def __init__(self, host: str, port: int, default_port: int, opened: Callable[[], "_DeadlineSocket"]) -> None:
-        self.default_port = default_port
-        super().__init__(host, port)
-        self._opened = opened
-
-    def connect(self) -> None:
-        """Take the socket that was opened for it."""
-        self.sock = self._opened()
-
-
-class _DeadlineSocket:
-    """The part of a socket that http.client uses, with one deadline over all reads and writes instead of a timeout for each."""
-
-    def __init__(self, connection: socket.socket, deadline: float) -> None:
-        self._socket = connection
-        self._deadline = deadline
-        self._is_read = False
-
-    def sendall(self, data: bytes) -> None:
-        """Send all of `data` before the deadline; TimeoutError after it."""
-        self._socket.settimeout(_left(self._deadline))
-        self._socket.sendall(data)
-
-    def makefile(self, mode: str) -> BufferedReader:
-        """A reader of what comes in; closing it closes the socket."""
-        self._is_read = True
-        return BufferedReader(_DeadlineReader(self._socket, self._deadline), _CHUNK)
-
-    def close(self) -> None:
-        """Close the socket, unless a reader has it."""
-        # http.client closes the socket before it reads a body that ends with the connection: then the reader closes it.
-        if not self._is_read:
-            self._socket.close()
-
-
-class _DeadlineReader(RawIOBase):
-    """What a socket receives until the deadline."""
-
-    def __init__(self, connection: socket.socket, deadline: float) -> None:
-        self._socket = connection
-        self._deadline = deadline
-
-    def readable(self) -> bool:
-        """Always."""
+def _is_text(response: Response) -> bool:
+    """Whether a body is a page instead of an image. The bytes decide: servers call images text/plain, and pages image/jpeg."""
+    start = (response.body or b"")[:512]
+    if start.startswith(_MAGIC) or start[4:8] == b"ftyp":
+        return False
+    if re.match(rb"(\xef\xbb\xbf)?\s*<(!doctype|html|head|body|script|meta|\?xml|svg|!--)", start, re.IGNORECASE):
         return True
-
-    def readinto(self, buffer: Any) -> int:
-        """Receive some bytes, 0 at the end; TimeoutError after the deadline."""
-        self._socket.settimeout(_left(self._deadline))
-        return self._socket.recv_into(buffer)
-
-    def close(self) -> None:
-        """Close the socket too."""
-        self._socket.close()
-        super().close()
+    kind = (response.first("content-type") or "").strip().lower()
+    return kind.startswith(("text/html", "application/xhtml", "application/json"))
 
 
-def _parse_url(url: str) -> tuple[str, str, int, str]:
-    """(scheme, host, port, request target). User names in the URL are never sent."""
-    try:
-        parts = urlsplit(url.strip())
-        host = (parts.hostname or "").encode("idna" if not (parts.hostname or "").isascii() else "ascii").decode()
-        port = parts.port or {"http": 80, "https": 443}[parts.scheme]
-        target = quote(parts.path or "/", safe="%/:=&~+!$,;'@()*") + (
-            f"?{quote(parts.query, safe='%/:=&?~+!$,;@()*')}" if parts.query else ""
-        )
-    except (ValueError, KeyError):
-        raise _EndedError("bad_url") from None
-    if not host or len(url) > MAX_URL_LENGTH or not target.startswith("/") or re.search(r"[\s\x00-\x20\x7f/@\\]", host):
-        raise _EndedError("bad_url")
-    return parts.scheme, host, port, target
-
-
-def _redirected(url: str, location: str | None) -> str:
-    if not location:
-        raise _EndedError("redirects")
-    with contextlib.suppress(UnicodeError):
-        # http.client reads headers as Latin-1; a bare non-ASCII Location is UTF-8 in practice.
-        location = location.encode("latin-1").decode("utf-8")
-    try:
-        return urljoin(url, location)
-    except ValueError:
-        raise _EndedError("bad_url") from None
+def _retry_after(response: Response) -> float | None:
+    """Retry-After in seconds from now, given in seconds or as a date (RFC 9110, 10.2.3); None where there is none."""
+    value = (response.first("retry-after") or "").strip()
+    if value.isdecimal() and len(value) < 10:
+        return float(value)
+    with contextlib.suppress(ValueError, TypeError, OverflowError):
+        date = parsedate_to_datetime(value)
+        return max(0.0, date.replace(tzinfo=date.tzinfo or UTC).timestamp() - time.time())
+    return None
 
 
 def _connections(connect_to: Mapping[str, str]) -> dict[tuple[str, int], tuple[str, int]]:

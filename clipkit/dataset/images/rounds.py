@@ -1,49 +1,41 @@
-"""One round of img2dataset, in a process of its own, with `clipkit.dataset.images.fetch` in place of img2dataset's own request.
+"""One round of img2dataset, in a process of its own, with a polite downloader in the place of img2dataset's.
 
 `clipkit.dataset.images.download` starts it as a subprocess, because img2dataset takes the signal handlers of its process and may end it.
-img2dataset cuts the list into parts, spreads them over processes and threads and writes the tars. Three of its pieces are
-replaced: the request (its own asks again after a 404 or an opt-out, has no total deadline and no cap on bytes), the logger
-process (a second start-up, for a table nobody reads), and the finish of a part, which here is checked and renamed into place.
-Nothing is left running when the process that asked for the round dies.
+img2dataset reads the lists and spreads the parts over processes. What it does with one part is replaced by `PoliteDownloader`: its own
+asks again after a 404 or an opt-out, knows no hosts, has no total deadline and no cap on bytes, and starts a part anew after a kill.
+Its logger process is left out too (a second start-up, for a table nobody reads). Nothing is left running when the process that asked
+for the round dies.
 """
 
+import asyncio
 import contextlib
-import functools
 import importlib
 import json
+import logging
 import multiprocessing
 import os
+import resource
 import signal
 import sys
-import tarfile
 import threading
 import time
 import traceback
 import types
-from collections.abc import Callable, Iterator
-from io import BytesIO
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from clipkit.dataset.images.fetch import Fetcher
+from clipkit.dataset.images.fetch import Fetched, Fetcher, host_of
+from clipkit.dataset.images.hosts import HostBook, HostQueues, Hosts
+from clipkit.dataset.images.journal import PartJournal
+from clipkit.dataset.images.robots import RobotsStore
 from clipkit.dataset.workers import watch_parent
 from clipkit.recipe import DownloadKnobs
-from clipkit.run import replacing
 
-__all__ = ["PART_SCHEMA", "PoliteDownloader", "main", "part_paths"]
-
-PART_SCHEMA = pa.schema(
-    [("url", pa.string()), ("outcome", pa.string()), ("offset", pa.int64()), ("size", pa.int64()), ("sha256", pa.string())]
-)
-"""The table of a finished part: where in its tar each image lies (null where there is none)."""
-
-
-def part_paths(folder: Path, part: int) -> tuple[Path, Path]:
-    """The tar and the table of a part; the table is written last, and so says that the part is finished."""
-    return folder / f"{part:05d}.tar", folder / f"{part:05d}.parquet"
+__all__ = ["PoliteDownloader", "main"]
 
 
 def main() -> None:
@@ -51,123 +43,116 @@ def main() -> None:
     request = Path(sys.argv[1]).resolve()
     threading.Thread(target=_die_with_the_parent, daemon=True).start()
     threading.Thread(target=_die_with_a_worker, daemon=True).start()
+    # A kept connection is an open file, and 1,024 of them, the usual limit, are few.
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     img2dataset = _light_img2dataset("main")
-    img2dataset.__dict__.update(LoggerProcess=_NoLogger, Downloader=functools.partial(PoliteDownloader, request=request))
-    knobs, _, parts = _read_request(request)
+    img2dataset.__dict__.update(LoggerProcess=_NoLogger, Downloader=partial(PoliteDownloader, request=request))
+    knobs, folder, parts = _read_request(request)
+    with contextlib.closing(RobotsStore(_store_path(folder))) as store:
+        store.begin_round()
+    HostBook(request.with_name("hosts")).close()  # made once, before the processes map it
     img2dataset.download(
-        url_list="urls.parquet",
+        url_list=_name_without_patterns(Path("urls")),
         input_format="parquet",
         url_col="url",
         output_folder="parts",
-        output_format="webdataset",
         processes_count=min(knobs.processes, len(parts)),
-        thread_count=knobs.threads,
         number_sample_per_shard=knobs.urls_per_part,
-        resize_mode="no",
-        disable_all_reencoding=True,
-        extract_exif=False,
-        compute_hash="sha256",
+        max_shard_retry=0,
     )
 
 
 class PoliteDownloader:
-    """What img2dataset calls for each of its shards, here called parts. Travels to worker processes by pickle.
+    """What img2dataset calls for each of its shards, here called parts. Travels to worker processes by pickle."""
 
-    It stands where `img2dataset.downloader.Downloader` would, takes its arguments, and makes one in the worker, so that what
-    travels is plain values and the worker can import img2dataset its own way.
-    """
-
-    def __init__(self, *, request: Path, **passed_on: Any) -> None:
-        """`request`: the JSON file of the round."""
+    def __init__(self, *, request: Path, **_: Any) -> None:
+        """`request`: the JSON file of the round. What img2dataset would tell its own downloader is of no use here."""
         self.request = request
-        self.passed_on = {name: value for name, value in passed_on.items() if name not in ("resizer", "sample_writer_class")}
 
     def __call__(self, row: tuple[int, str]) -> tuple[bool, tuple[int, str]]:
         """Download one part and finish it. Returns (whether that worked, row), as img2dataset wants it."""
         watch_parent()
-        downloader = _light_img2dataset("downloader")
-        writer_class = _ending_at_errors(_light_img2dataset("writer").WebDatasetSampleWriter)
-        resizer = _light_img2dataset("resizer").Resizer(256, "no", False, disable_all_reencoding=True)
         knobs, folder, parts = _read_request(self.request)
         shard, urls_file = row
         try:
             with pa.ipc.open_file(urls_file) as file:
-                urls = file.read_all()["url"]
-            with _fetching(knobs, self.request.with_name("progress")) as fetch:
-                downloader.download_image_with_retry = fetch
-                downloader.Downloader(sample_writer_class=writer_class, resizer=resizer, **self.passed_on).download_shard(row)
-            written = Path(self.passed_on["output_folder"]) / f"{shard:05d}.tar"
-            _finish_part(written, urls.to_pylist(), *part_paths(folder, parts[shard]))
+                urls = file.read_all()["url"].to_pylist()
+            progress = os.open(self.request.with_name("progress"), os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+            book = HostBook(self.request.with_name("hosts"))
+            with (
+                contextlib.closing(RobotsStore(_store_path(folder))) as store,
+                contextlib.closing(book),
+                PartJournal(folder, parts[shard], urls) as journal,
+            ):
+                asyncio.run(_fetch_part(urls, journal, knobs, Hosts(knobs, book, store.close_host), store, partial(os.write, progress)))
+                journal.finish()
+            os.close(progress)
+            os.unlink(urls_file)
         except Exception:
             traceback.print_exc()
             return False, row
         return True, row
 
 
+async def _fetch_part(
+    urls: list[str], journal: PartJournal, knobs: DownloadKnobs, hosts: Hosts, store: RobotsStore, mark: Callable[[bytes], int]
+) -> None:
+    """Fetch what is missing of a part. `mark` is given a `+` for each image and a `-` for each URL that ended otherwise."""
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # what servers do to sockets is in the outcomes
+    for host, until in store.closed_hosts():
+        hosts.close_until(host, until)
+    fetcher = Fetcher(knobs, hosts, store)
+    queues = HostQueues(hosts, [(position, host_of(urls[position])) for position in journal.missing()])
+    room = asyncio.Semaphore(knobs.connections)
+
+    def ended(position: int, fetched: Fetched) -> None:
+        journal.add(position, fetched)
+        mark(b"-" if fetched.image is None else b"+")
+
+    async def one(position: int, host: str) -> None:
+        try:
+            try:
+                fetched = await fetcher.fetch(urls[position])
+            except Exception:  # A bug of ours must not cost the other URLs of the part.
+                traceback.print_exc()
+                fetched = Fetched("unexpected")
+            ended(position, fetched)
+        finally:
+            queues.done(host)
+            room.release()
+
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            while True:
+                await room.acquire()
+                if (found := await queues.next()) is None:
+                    break
+                position, host, refusal = found
+                if refusal is None:
+                    tasks.create_task(one(position, host))
+                else:
+                    ended(position, Fetched(refusal))
+                    room.release()
+    finally:
+        fetcher.close()
+
+
+def _name_without_patterns(folder: Path) -> str:
+    """img2dataset looks into a folder with a glob pattern, and a user's folder may be called `run [1]`: its open descriptor is not."""
+    if set("[]*?{}") & set(str(folder.resolve())) and Path("/proc/self/fd").is_dir():
+        return f"/proc/self/fd/{os.open(folder, os.O_RDONLY)}"
+    return str(folder)
+
+
+def _store_path(folder: Path) -> Path:
+    return folder.parent / "hosts.sqlite"
+
+
 def _read_request(path: Path) -> tuple[DownloadKnobs, Path, list[int]]:
     """The knobs, the folder of finished parts, and the numbers of the parts that img2dataset calls 0, 1, 2, ..."""
     request = json.loads(path.read_text())
     return DownloadKnobs.model_validate(request["knobs"]), Path(request["folder"]), request["parts"]
-
-
-def _ending_at_errors(writer: Any) -> Any:
-    """A writer that ends its process where it cannot write. img2dataset's own loop would wait for ever: its threads hold on to a
-    queue that nobody empties any more, so that a full disk looked like a slow download."""
-
-    class Writer(writer):  # type: ignore[misc]
-        def write(self, *given: Any, **named: Any) -> None:
-            """As img2dataset's; an error ends the process."""
-            try:
-                super().write(*given, **named)
-            except BaseException:
-                traceback.print_exc()
-                sys.stderr.flush()
-                os._exit(1)
-
-    return Writer
-
-
-@contextlib.contextmanager
-def _fetching(knobs: DownloadKnobs, progress: Path) -> Iterator[Callable[..., tuple[int, BytesIO | None, str | None]]]:
-    """What stands in for img2dataset's `download_image_with_retry`. Adds a `+` or `-` to the file `progress` for each URL."""
-    fetcher = Fetcher(knobs)
-    marks = os.open(progress, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-
-    def fetch(row: tuple[int, str], **_: Any) -> tuple[int, BytesIO | None, str | None]:
-        position, url = row
-        try:
-            outcome, image = fetcher.fetch(url)
-        except Exception:  # A bug of ours must not cost the other URLs of the part.
-            traceback.print_exc()
-            outcome, image = "unexpected", None
-        os.write(marks, b"-" if image is None else b"+")
-        return (position, None, outcome) if image is None else (position, BytesIO(image), None)
-
-    try:
-        yield fetch
-    finally:
-        fetcher.close()
-        os.close(marks)
-
-
-def _finish_part(written: Path, urls: list[str], tar: Path, table: Path) -> None:
-    """Check what img2dataset has written for `urls`, find each image in its tar, move the tar to `tar`, write `table`."""
-    rows = {row["url"]: row for row in pq.read_table(written.with_suffix(".parquet")).to_pylist()}
-    if rows.keys() != set(urls):
-        raise RuntimeError(f"{written.name} has {len(rows)} outcomes for {len(urls)} URLs")
-    with tarfile.open(written) as file:
-        places = {member.name: (member.offset_data, member.size) for member in file if member.name.endswith(".jpg")}
-    finished = []
-    for url in urls:
-        row = rows[url]
-        offset, size = places[f"{row['key']}.jpg"] if row["status"] == "success" else (None, None)
-        outcome = "ok" if row["status"] == "success" else row["error_message"]
-        finished.append({"url": url, "outcome": outcome, "offset": offset, "size": size, "sha256": row["sha256"]})
-    with open(written, "rb") as done:
-        os.fsync(done.fileno())
-    os.replace(written, tar)
-    with replacing(table) as temporary:
-        pq.write_table(pa.Table.from_pylist(finished, schema=PART_SCHEMA), temporary)
 
 
 def _light_img2dataset(module: str) -> Any:

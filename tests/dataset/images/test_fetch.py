@@ -1,3 +1,4 @@
+import asyncio
 import contextlib
 import shutil
 import socket
@@ -20,8 +21,27 @@ from clipkit.dataset.images.fetch import Fetched, Fetcher, check_knobs, is_passi
 from clipkit.recipe import DownloadKnobs
 
 
+def fetch_all(knobs: DownloadKnobs, *urls: str, tls: Path | None = None) -> list[Fetched]:
+    """What becomes of the URLs, one after another, with one fetcher."""
+
+    async def run() -> list[Fetched]:
+        fetcher = Fetcher(knobs)
+        if tls is not None:
+            fetcher.connections.tls.load_verify_locations(tls)
+        try:
+            return [await fetcher.fetch(url) for url in urls]
+        finally:
+            fetcher.close()
+
+    return asyncio.run(run())
+
+
+def fetch_url(knobs: DownloadKnobs, url: str) -> Fetched:
+    return fetch_all(knobs, url)[0]
+
+
 def fetch(web: Any, path: str, **changes: Any) -> Fetched:
-    return Fetcher(web.knobs(**changes)).fetch(web.url(path))
+    return fetch_url(web.knobs(**changes), web.url(path))
 
 
 def test_an_image_arrives_with_every_byte(web: Any) -> None:
@@ -30,7 +50,6 @@ def test_an_image_arrives_with_every_byte(web: Any) -> None:
     assert fetched.image == b"\xff\xd8\xff\xe0" + b"/ok/1" * 40
     assert fetch(web, "/until-close/1").image == b"\xff\xd8\xff\xe0" + b"/until-close/1" * 40
     assert fetch(web, "/chunked").image == b"hello world"
-    assert fetch(web, "/html").outcome == "ok"  # Whether it is an image is for the image rules to say.
 
 
 @pytest.mark.parametrize(
@@ -46,6 +65,7 @@ def test_an_image_arrives_with_every_byte(web: Any) -> None:
         ("/418", "http_error_418"),
         ("/204", "http_error_204"),
         ("/empty", "empty"),
+        ("/html", "not_image"),
         ("/nowhere", "redirects"),
         ("/loop", "redirects"),
         ("/cut", "connection"),
@@ -61,7 +81,7 @@ def test_an_image_arrives_with_every_byte(web: Any) -> None:
     ],
 )
 def test_every_misfortune_has_its_own_name(web: Any, path: str, outcome: str) -> None:
-    assert fetch(web, path) == Fetched(outcome)
+    assert fetch(web, path).outcome == outcome
     assert web.hits[path] == (6 if path == "/loop" else 1)
 
 
@@ -83,10 +103,10 @@ def test_an_address_that_does_not_answer_and_a_resolver_that_hangs_end_at_the_de
             waiting.setblocking(False)
             waiting.connect_ex(full.getsockname())
         knobs = web.knobs(connect_to={"images.example:80": f"127.0.0.1:{full.getsockname()[1]}"}, timeout_seconds=0.5)
-        assert Fetcher(knobs).fetch(web.url("/ok")).outcome == "timeout"
+        assert fetch_url(knobs, web.url("/ok")).outcome == "timeout"
     answered = threading.Event()
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: web.stopping.wait(20) or answered.set())
-    assert Fetcher(web.knobs(timeout_seconds=0.5)).fetch("http://slow.example/").outcome == "timeout"
+    assert fetch_url(web.knobs(timeout_seconds=0.5), "http://slow.example/").outcome == "timeout"
     assert not answered.is_set()
 
 
@@ -116,15 +136,15 @@ def test_redirects_are_followed_as_often_as_the_knob_says(web: Any) -> None:
 
 def test_private_addresses_are_refused_however_they_are_reached(web: Any) -> None:
     private = f"http://127.0.0.1:{web.port}/ok/1"
-    fetcher = Fetcher(web.knobs())
-    assert fetcher.fetch(private).outcome == "private_address"
-    assert fetcher.fetch(f"http://localhost:{web.port}/ok/1").outcome == "private_address"
-    assert fetcher.fetch(f"http://2130706433:{web.port}/ok/1").outcome == "private_address"
-    assert fetcher.fetch(f"http://[::ffff:127.0.0.1]:{web.port}/ok/1").outcome == "private_address"
-    assert fetcher.fetch("http://169.254.169.254/latest/meta-data/").outcome == "private_address"
-    assert fetcher.fetch(web.url(f"/redirect?to={private}")).outcome == "private_address"
+    knobs = web.knobs()
+    assert fetch_url(knobs, private).outcome == "private_address"
+    assert fetch_url(knobs, f"http://localhost:{web.port}/ok/1").outcome == "private_address"
+    assert fetch_url(knobs, f"http://2130706433:{web.port}/ok/1").outcome == "private_address"
+    assert fetch_url(knobs, f"http://[::ffff:127.0.0.1]:{web.port}/ok/1").outcome == "private_address"
+    assert fetch_url(knobs, "http://169.254.169.254/latest/meta-data/").outcome == "private_address"
+    assert fetch_url(knobs, web.url(f"/redirect?to={private}")).outcome == "private_address"
     assert web.hits["/ok/1"] == 0
-    assert Fetcher(web.knobs(allow_private_addresses=True)).fetch(web.url(f"/redirect?to={private}")).outcome == "ok"
+    assert fetch_url(web.knobs(allow_private_addresses=True), web.url(f"/redirect?to={private}")).outcome == "ok"
 
 
 def test_a_name_that_resolves_to_a_private_address_is_refused_at_each_answer(web: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,17 +153,17 @@ def test_a_name_that_resolves_to_a_private_address_is_refused_at_each_answer(web
         (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("10.0.0.1", 80)),
     ]
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: answers)
-    assert Fetcher(web.knobs()).fetch("http://rebinding.example/ok/1").outcome == "private_address"
-    assert Fetcher(web.knobs(allow_private_addresses=True)).fetch("http://rebinding.example/ok/1").outcome == "ok"
+    assert fetch_url(web.knobs(), "http://rebinding.example/ok/1").outcome == "private_address"
+    assert fetch_url(web.knobs(allow_private_addresses=True), "http://rebinding.example/ok/1").outcome == "ok"
 
 
 def test_of_a_names_addresses_only_the_public_ones_are_tried(web: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     places = [("127.0.0.2", 1), ("127.0.0.1", web.port)]
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: [(socket.AF_INET, socket.SOCK_STREAM, 6, "", place) for place in places])
-    monkeypatch.setattr("clipkit.dataset.images.fetch.is_public", lambda address: address == "127.0.0.2")
-    assert Fetcher(web.knobs()).fetch("http://mixed.example/ok/1").outcome == "connection"
+    monkeypatch.setattr("clipkit.dataset.images.connections.is_public", lambda address: address == "127.0.0.2")
+    assert fetch_url(web.knobs(), "http://mixed.example/ok/1").outcome == "connection"
     assert not web.hits
-    assert Fetcher(web.knobs(allow_private_addresses=True)).fetch("http://mixed.example/ok/1").outcome == "ok"
+    assert fetch_url(web.knobs(allow_private_addresses=True), "http://mixed.example/ok/1").outcome == "ok"
 
 
 @pytest.mark.parametrize(
@@ -183,7 +203,7 @@ def test_a_mapped_host_keeps_its_name_in_the_request(web: Any) -> None:
     assert "Host: images.example\n" in headers
     assert "User-Agent: clipkit-test/9 (mail@example.org)\n" in headers
     knobs = web.knobs(connect_to={"IMAGES.example:8080": f"localhost:{web.port}"})
-    echoed = Fetcher(knobs).fetch("http://user:secret@images.EXAMPLE:8080/echo").image
+    echoed = fetch_url(knobs, "http://user:secret@images.EXAMPLE:8080/echo").image
     assert echoed is not None
     assert "Host: images.example:8080\n" in echoed.decode()
     assert "secret" not in echoed.decode()
@@ -192,7 +212,7 @@ def test_a_mapped_host_keeps_its_name_in_the_request(web: Any) -> None:
 def test_a_host_that_nobody_serves_is_named(web: Any) -> None:
     assert fetch(web, "/ok/1", connect_to={"images.example:80": "127.0.0.1:1"}).outcome == "connection"
     # Without a network the resolver itself cannot say whether the name exists.
-    assert Fetcher(web.knobs(connect_to={})).fetch("http://nothing.invalid/").outcome in ("no_such_host", "dns_failure")
+    assert fetch_url(web.knobs(connect_to={}), "http://nothing.invalid/").outcome in ("no_such_host", "dns_failure")
 
 
 @pytest.mark.parametrize(
@@ -217,12 +237,12 @@ def test_a_host_that_nobody_serves_is_named(web: Any) -> None:
     ],
 )
 def test_what_is_no_url_is_a_bad_url(web: Any, url: str) -> None:
-    assert Fetcher(web.knobs()).fetch(url).outcome in ("bad_url", "no_such_host", "dns_failure")
+    assert fetch_url(web.knobs(), url).outcome in ("bad_url", "no_such_host", "dns_failure")
     assert not web.hits
 
 
 def test_urls_as_people_write_them_are_fetched(web: Any) -> None:
-    fetcher = Fetcher(web.knobs())
+    knobs = web.knobs()
     for path, asked in [
         ("/ok/a b.jpg", "/ok/a%20b.jpg"),
         ("/ok/né.jpg?q=é", "/ok/n%C3%A9.jpg?q=%C3%A9"),
@@ -231,17 +251,17 @@ def test_urls_as_people_write_them_are_fetched(web: Any) -> None:
         ("/redirect?to=" + quote("/ok/é"), "/ok/%C3%A9"),
         ("/redirect-in-utf8", "/ok/%E7%8C%AB"),
     ]:
-        assert fetcher.fetch("  " + web.url(path) + " ").outcome == "ok"
+        assert fetch_url(knobs, "  " + web.url(path) + " ").outcome == "ok"
         assert web.hits[asked] == 1
 
 
 def test_any_url_at_all_ends_in_an_outcome(web: Any) -> None:
-    fetcher = Fetcher(web.knobs(timeout_seconds=0.3))
+    knobs = web.knobs(timeout_seconds=0.3)
 
     @settings(max_examples=150, deadline=None, database=None)
     @given(st.text(max_size=30), st.sampled_from(["", "http://", "https://", "http://127.0.0.1/", "http://images.example/ok/", "//"]))
     def any_url(text: str, start: str) -> None:
-        assert fetcher.fetch(start + text).outcome
+        assert fetch_url(knobs, start + text).outcome
 
     any_url()
 
@@ -303,18 +323,18 @@ def tls_port(certificate: Path) -> Iterator[int]:
 
 def test_certificates_are_checked_against_the_name_in_the_url(certificate: Path, tls_port: int) -> None:
     names = ("images.example", "another.example")
-    fetcher = Fetcher(DownloadKnobs(connect_to={f"{name}:443": f"127.0.0.1:{tls_port}" for name in names}, timeout_seconds=5))
-    assert fetcher.fetch("https://images.example/") == Fetched("tls")
-    fetcher.tls.load_verify_locations(certificate)
-    assert fetcher.fetch("https://images.example/") == Fetched("ok", b"secret")
-    assert fetcher.fetch("https://another.example/") == Fetched("tls")
+    knobs = DownloadKnobs(connect_to={f"{name}:443": f"127.0.0.1:{tls_port}" for name in names}, timeout_seconds=5)
+    assert fetch_url(knobs, "https://images.example/") == Fetched("tls")
+    # Known as a certificate of the host, it is good for that name alone.
+    found = fetch_all(knobs, "https://images.example/", "https://another.example/", tls=certificate)
+    assert found == [Fetched("ok", b"secret"), Fetched("tls")]
 
 
 def test_a_server_without_tls_or_one_that_stalls_in_the_handshake_is_named(web: Any) -> None:
-    assert Fetcher(web.knobs(connect_to={"a.example:443": f"127.0.0.1:{web.port}"})).fetch("https://a.example/").outcome == "tls"
+    assert fetch_url(web.knobs(connect_to={"a.example:443": f"127.0.0.1:{web.port}"}), "https://a.example/").outcome == "tls"
     with socket.create_server(("127.0.0.1", 0)) as silent:
         knobs = web.knobs(connect_to={"a.example:443": f"127.0.0.1:{silent.getsockname()[1]}"}, timeout_seconds=0.5)
-        assert Fetcher(knobs).fetch("https://a.example/").outcome == "timeout"
+        assert fetch_url(knobs, "https://a.example/").outcome == "timeout"
 
 
 # ------------------------------------------------------------------------ knobs
@@ -337,9 +357,12 @@ def test_knobs_that_make_no_request_are_refused(knobs: DownloadKnobs, message: s
 
 def test_what_may_pass_is_worth_another_round() -> None:
     passing = ["timeout", "connection", "dns_failure", "http_error_429", "http_error_500", "http_error_503"]
+    passing += ["robots_unreachable", "host_busy", "host_down"]
     lasting = [
         "ok",
         "opted_out",
+        "disallowed",
+        "not_image",
         "not_found",
         "forbidden",
         "http_error_418",
@@ -363,11 +386,8 @@ def test_a_redirect_that_opts_out_is_obeyed_and_not_followed(web: Any, status: i
 
 
 def test_a_fetcher_that_is_closed_leaves_no_thread_behind() -> None:
-    fetcher = Fetcher(DownloadKnobs(allow_private_addresses=True))
-    fetcher.fetch("http://localhost:1/a.jpg")
-    mine = set(fetcher._resolvers._threads)
-    assert mine
-    fetcher.close()
-    for thread in mine:
+    before = set(threading.enumerate())
+    assert fetch_url(DownloadKnobs(allow_private_addresses=True), "http://localhost:1/a.jpg").outcome == "connection"
+    for thread in set(threading.enumerate()) - before:
         thread.join(5)
         assert not thread.is_alive()

@@ -1,0 +1,298 @@
+"""Politeness: how often, by how many connections and after which pauses a host is asked, over all processes of a round.
+
+What the processes know of a host stands in a small file that all of them map: the time from which the next request conforms to the
+rate (the generic cell rate algorithm), the connections in use, failures in a row, and until when the host asked to be left alone. A
+lock of the kernel guards each entry, so that a process that dies holds none. `HostQueues` hands out the URLs of a part so that no
+connection waits for one host while another would answer.
+"""
+
+import asyncio
+import contextlib
+import fcntl
+import hashlib
+import heapq
+import math
+import mmap
+import os
+import random
+import struct
+import time
+from collections import Counter, deque
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from dataclasses import astuple, dataclass
+from pathlib import Path
+
+from clipkit.dataset.images.http1 import EndedError
+from clipkit.recipe import DownloadKnobs
+
+__all__ = ["HostBook", "HostQueues", "HostState", "Hosts"]
+
+FAILURES_IN_A_ROW = 5
+"""After so many requests to which a host said nothing at all it is left alone for the rest of the round."""
+PAUSES_IN_A_ROW = 3
+"""After so many pauses without a good answer in between, too."""
+ERRORS_IN_A_ROW = 3
+"""So many 5xx in a row, without Retry-After, are answered with a pause."""
+FIRST_PAUSE_SECONDS = 1.0
+
+_OPEN, _BUSY, _DOWN = 0, 1, 2
+_REFUSED = {_BUSY: "host_busy", _DOWN: "host_down"}
+_SECONDS_BETWEEN_LOOKS = 0.02
+_ENTRY = struct.Struct("<Qddiiiii4x")
+_BUCKETS = 1 << 15
+_ENTRIES_PER_BUCKET = 8
+_BUCKET_BYTES = _ENTRIES_PER_BUCKET * _ENTRY.size
+
+
+@dataclass(slots=True)
+class HostState:
+    """What is known of one host. Times are seconds since 1970, as processes share them."""
+
+    conforms_from: float = 0.0
+    closed_until: float = 0.0
+    active: int = 0
+    failures: int = 0
+    errors: int = 0
+    pauses: int = 0
+    refused: int = _OPEN
+
+    def is_idle(self, now: float) -> bool:
+        """Whether the entry may be given to another host; what it knew of failures in a row is lost then."""
+        return self.active == 0 and self.conforms_from <= now and self.closed_until <= now and self.refused == _OPEN
+
+
+class HostBook:
+    """The states of all hosts, in a file that processes of one machine share, or in memory alone.
+
+    A hash table of fixed size: an entry that nobody needs any more is given to the next host of its bucket.
+    """
+
+    def __init__(self, path: Path | None = None) -> None:
+        """Open the file, which is made where it is missing; None: memory of this process."""
+        self._file = None if path is None else os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        if self._file is None:
+            self._map = mmap.mmap(-1, _BUCKETS * _BUCKET_BYTES)
+        else:
+            os.truncate(self._file, _BUCKETS * _BUCKET_BYTES)
+            self._map = mmap.mmap(self._file, _BUCKETS * _BUCKET_BYTES)
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._map.close()
+        if self._file is not None:
+            os.close(self._file)
+
+    @contextlib.contextmanager
+    def state(self, host: str) -> Iterator[HostState | None]:
+        """The state of a host, to look at and to change: nobody else does so meanwhile. None while its bucket is full."""
+        name = int.from_bytes(hashlib.blake2b(host.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little") | 1
+        start = name // 2 % _BUCKETS * _BUCKET_BYTES
+        if self._file is not None:
+            fcntl.lockf(self._file, fcntl.LOCK_EX, _BUCKET_BYTES, start)
+        try:
+            place = self._place(name, start)
+            if place is None:
+                yield None
+                return
+            known, *fields = _ENTRY.unpack_from(self._map, place)
+            state = HostState(*fields) if known == name else HostState()
+            yield state
+            _ENTRY.pack_into(self._map, place, name, *astuple(state))
+        finally:
+            if self._file is not None:
+                fcntl.lockf(self._file, fcntl.LOCK_UN, _BUCKET_BYTES, start)
+
+    def _place(self, name: int, start: int) -> int | None:
+        free, now = None, time.time()
+        for place in range(start, start + _BUCKET_BYTES, _ENTRY.size):
+            known, *fields = _ENTRY.unpack_from(self._map, place)
+            if known == name:
+                return place
+            if free is None and (known == 0 or HostState(*fields).is_idle(now)):
+                free = place
+        return free
+
+
+class Hosts:
+    """Turns at hosts, by the knobs. A turn is a connection and one request that conforms to the rate."""
+
+    def __init__(self, knobs: DownloadKnobs, book: HostBook | None = None, on_closed: Callable[[str, float], None] | None = None) -> None:
+        """`on_closed(host, until)` hears of a host that asked to be left alone, for those who come after this round."""
+        self.knobs = knobs
+        self._book = book or HostBook()
+        self._on_closed = on_closed
+        self._interval = 1.0 / knobs.host_requests_per_second if knobs.host_requests_per_second else 0.0
+        self._slow: dict[str, float] = {}
+
+    def slow_down(self, host: str, seconds: float) -> None:
+        """Obey a crawl delay: one connection, and so many seconds between two requests, at most what a pause may take."""
+        self._slow[host] = min(seconds, self.knobs.max_wait_seconds)
+
+    def take(self, host: str) -> float:
+        """Ask for a turn: 0.0, it is taken; else seconds after which to ask again. Raises EndedError for a host that is left alone."""
+        most = 1 if host in self._slow else self.knobs.host_connections
+        now = time.time()
+        with self._book.state(host) as state:
+            if state is None:
+                return _SECONDS_BETWEEN_LOOKS
+            if state.refused:
+                raise EndedError(_REFUSED[state.refused])
+            if state.closed_until > now:
+                return state.closed_until - now
+            if most and state.active >= most:
+                return _SECONDS_BETWEEN_LOOKS
+            wait = self._conform(host, state, now, books_ahead=False)
+            state.active += wait == 0.0
+            return wait
+
+    def leave(self, host: str) -> None:
+        """Give a turn back."""
+        with self._book.state(host) as state:
+            if state is not None:
+                state.active = max(0, state.active - 1)
+
+    @contextlib.asynccontextmanager
+    async def visiting(self, host: str, *, is_own: bool, is_paid: bool) -> AsyncIterator[None]:
+        """A further request while a turn is held: at that host (`is_own`) it is only paced, unless it was paid with the turn; another
+        host's turn is waited for, as long as one image may take. Raises EndedError where that is too long."""
+        if is_own:
+            if not is_paid:
+                await self.pace(host)
+            yield
+            return
+        deadline = time.monotonic() + self.knobs.timeout_seconds
+        while wait := self.take(host):
+            if time.monotonic() + wait > deadline:
+                raise EndedError("host_busy", reached=True)
+            await asyncio.sleep(wait)
+        try:
+            yield
+        finally:
+            self.leave(host)
+
+    async def pace(self, host: str) -> None:
+        """Book one more request at a host, and wait until it conforms to the rate."""
+        with self._book.state(host) as state:
+            wait = 0.0 if state is None else self._conform(host, state, time.time(), books_ahead=True)
+        if wait:
+            await asyncio.sleep(min(wait, self.knobs.max_wait_seconds))
+
+    def failed(self, host: str, *, silent: bool) -> None:
+        """A request ended without a response; `silent`: nobody answered at all, at an address that is known."""
+        with self._book.state(host) as state:
+            if state is not None:
+                state.failures = state.failures + 1 if silent else 0
+                if state.failures >= FAILURES_IN_A_ROW:
+                    state.refused = _DOWN
+
+    def answered(self, host: str, status: int, retry_after: float | None) -> None:
+        """A response came. 429 and 503 with Retry-After close the host for a while, and so do several 5xx in a row."""
+        with self._book.state(host) as state:
+            if state is None:
+                return
+            state.failures = 0
+            state.errors = state.errors + 1 if status >= 500 else 0
+            if status == 429 or (status == 503 and retry_after is not None) or state.errors >= ERRORS_IN_A_ROW:
+                self._close(host, state, retry_after)
+            elif status < 400:
+                state.pauses = 0
+
+    def close_until(self, host: str, until: float) -> None:
+        """What is known from an earlier round: the host asked to be left alone until then."""
+        with self._book.state(host) as state:
+            if state is not None:
+                state.closed_until = max(state.closed_until, until)
+                if until - time.time() > self.knobs.max_wait_seconds:
+                    state.refused = _BUSY
+
+    def _close(self, host: str, state: HostState, retry_after: float | None) -> None:
+        now = time.time()
+        state.pauses += state.closed_until <= now  # several connections may be told the same at once
+        state.errors = 0
+        seconds = FIRST_PAUSE_SECONDS * 2 ** (state.pauses - 1) * random.uniform(0.5, 1.5) if retry_after is None else retry_after
+        state.closed_until = max(state.closed_until, now + seconds)
+        if seconds > self.knobs.max_wait_seconds or state.pauses > PAUSES_IN_A_ROW:
+            state.refused = _BUSY
+        if self._on_closed is not None:
+            self._on_closed(host, state.closed_until)
+
+    def _conform(self, host: str, state: HostState, now: float, *, books_ahead: bool) -> float:
+        """Seconds until one more request conforms to the rate; it is booked where that is none, or with `books_ahead` in any case."""
+        interval = self._slow.get(host, self._interval)
+        if not interval:
+            return 0.0
+        # As many requests as there are connections may come at once.
+        burst = 1 if host in self._slow else max(1, self.knobs.host_connections)
+        due = max(state.conforms_from, now)
+        wait = max(0.0, due - now - (burst - 1) * interval)
+        if wait == 0.0 or books_ahead:
+            state.conforms_from = due + interval
+        return wait
+
+
+class HostQueues:
+    """The URLs of a part by host. A host's URLs keep their order, hosts take turns, and who must wait is passed over."""
+
+    def __init__(self, hosts: Hosts, waiting: Sequence[tuple[int, str]]) -> None:
+        """`waiting`: (position, host) of each URL; host "" has no limits."""
+        self._hosts = hosts
+        self._positions: dict[str, deque[int]] = {}
+        for position, host in waiting:
+            self._positions.setdefault(host, deque()).append(position)
+        self._ready = [(0.0, number, host) for number, host in enumerate(self._positions)]
+        self._number = len(self._ready)
+        self._held: Counter[str] = Counter()
+        self._parked: set[str] = set()
+        self._changed = asyncio.Event()
+
+    async def next(self) -> tuple[int, str, str | None] | None:
+        """(position, host, None), whose turn is taken and must be given back with `done`; or (position, host, outcome) for a URL of a
+        host that is left alone. None: nothing is left, though turns may still be held."""
+        while self._positions:
+            seconds = self._ready[0][0] - time.monotonic() if self._ready else math.inf
+            if seconds > 0:
+                self._changed.clear()
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._changed.wait(), None if seconds == math.inf else seconds)
+                continue
+            _, _, host = heapq.heappop(self._ready)
+            if (found := self._try(host)) is not None:
+                return found
+        return None
+
+    def done(self, host: str) -> None:
+        """Give back the turn of a URL."""
+        if host:
+            self._hosts.leave(host)
+        self._held[host] -= 1
+        if host in self._parked:
+            self._parked.discard(host)
+            self._come_back(host, 0.0)
+        self._changed.set()
+
+    def _try(self, host: str) -> tuple[int, str, str | None] | None:
+        try:
+            wait = self._hosts.take(host) if host else 0.0
+        except EndedError as ended:
+            return self._pop(host), host, ended.outcome
+        if wait == 0.0:
+            self._held[host] += 1
+            return self._pop(host), host, None
+        if wait == _SECONDS_BETWEEN_LOOKS and self._held[host]:
+            self._parked.add(host)  # until `done` of one of its own
+        else:
+            self._come_back(host, wait)
+        return None
+
+    def _pop(self, host: str) -> int:
+        positions = self._positions[host]
+        position = positions.popleft()
+        if positions:
+            self._come_back(host, 0.0)
+        else:
+            del self._positions[host]
+        return position
+
+    def _come_back(self, host: str, seconds: float) -> None:
+        self._number += 1
+        heapq.heappush(self._ready, (time.monotonic() + seconds, self._number, host))
