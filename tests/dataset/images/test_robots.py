@@ -1,0 +1,188 @@
+"""robots.txt and ai.txt against a real server: what RFC 9309 says of each way in which a file can be there or not."""
+
+import asyncio
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from clipkit.dataset.images import robots as module
+from clipkit.dataset.images.connections import Origin
+from clipkit.dataset.images.fetch import Fetched, Fetcher
+from clipkit.dataset.images.hosts import Hosts
+from clipkit.dataset.images.robots import RobotsStore
+from tests.dataset.images.test_fetch import fetch, fetch_all
+
+FOR_ALL = b"User-agent: *\nDisallow: /ok/secret\nAllow: /ok/secret/but-this\n"
+
+
+def test_what_robots_txt_disallows_is_not_asked_for(web: Any) -> None:
+    web.rules["robots.txt"] = (200, FOR_ALL)
+    assert fetch(web, "/ok/secret/1") == Fetched("disallowed")
+    assert not web.hits
+    assert fetch(web, "/ok/secret/but-this").outcome == "ok"  # the longest rule counts
+    assert fetch(web, "/ok/1").outcome == "ok"
+    assert fetch(web, "/ok/secret/1", obey_robots_txt=False).outcome == "ok"
+
+
+def test_the_group_of_our_own_agent_goes_before_that_of_all(web: Any) -> None:
+    web.rules["robots.txt"] = (200, b"User-agent: *\nDisallow: /\n\nUser-agent: clipkit\nDisallow: /ok/2\n")
+    assert fetch(web, "/ok/1").outcome == "ok"
+    assert fetch(web, "/ok/2").outcome == "disallowed"
+    assert fetch(web, "/ok/1", user_agent="otherbot/1.0 (me@example.org)").outcome == "disallowed"
+
+
+def test_ai_txt_keeps_kinds_of_files_out(web: Any) -> None:
+    web.rules["ai.txt"] = (200, b"# Prevent datasets from using these\nUser-Agent: *\nDisallow: *.jpg\nDisallow: *.png\n")
+    assert fetch(web, "/ok/1.jpg").outcome == "disallowed"
+    assert fetch(web, "/ok/1.gif").outcome == "ok"
+    assert fetch(web, "/ok/1.jpg", obey_ai_txt=False).outcome == "ok"
+    web.rules["ai.txt"] = (200, b"<html>Disallow: *.jpg: this page does not exist")  # what a server says for every file
+    assert fetch(web, "/ok/1.jpg").outcome == "ok"
+    web.rules["ai.txt"] = (500, b"")
+    assert fetch(web, "/ok/1.jpg").outcome == "ok"
+
+
+@pytest.mark.parametrize(
+    ("rules", "outcome"),
+    [
+        ((404, b""), "ok"),
+        ((403, b""), "ok"),
+        ((401, FOR_ALL), "ok"),
+        ((500, b""), "robots_unreachable"),
+        ((503, b""), "robots_unreachable"),
+        ((429, b""), "robots_unreachable"),
+        ((301, b"", ("Location", "/robots?tag=x")), "ok"),  # "a picture": no rule
+        ((301, b"", ("Location", "/loop")), "ok"),  # leads nowhere: as good as no file
+        ((301, b""), "ok"),
+        ((200, b"\xff\xfe\x00garbage\x00" * 100), "ok"),
+        ((200, b"\xef\xbb\xbf" + FOR_ALL), "disallowed"),
+        ((200, b"\xff\n" + FOR_ALL), "disallowed"),
+    ],
+)
+def test_each_way_to_have_or_not_to_have_the_file(web: Any, rules: tuple[Any, ...], outcome: str) -> None:
+    web.rules["robots.txt"] = rules
+    assert fetch(web, "/ok/secret/1").outcome == outcome
+    assert web.hits["/ok/secret/1"] == (outcome == "ok")
+
+
+def test_a_long_file_is_read_to_its_cap_and_no_further(web: Any) -> None:
+    padding = b"# " + b"x" * 98 + b"\n"
+    web.rules["robots.txt"] = (200, FOR_ALL + padding * 60_000 + b"User-agent: *\nDisallow: /ok/late\n")
+    assert fetch(web, "/ok/secret/1").outcome == "disallowed"
+    assert fetch(web, "/ok/late").outcome == "ok"
+
+
+def test_a_host_that_cannot_be_reached_ends_its_images_as_that_and_is_asked_once(web: Any) -> None:
+    knobs = web.knobs(connect_to={"images.example:80": "127.0.0.1:1"})
+    assert fetch_all(knobs, web.url("/ok/1"), web.url("/ok/2")) == [Fetched("connection")] * 2
+
+
+def test_a_redirect_to_another_host_is_under_that_hosts_rules(web: Any) -> None:
+    web.rules["robots.txt"] = (200, b"User-agent: *\nDisallow: /ok/\n")
+    assert fetch(web, "/redirect?to=/ok/1").outcome == "disallowed"
+    assert web.hits["/ok/1"] == 0
+
+
+def test_each_file_is_fetched_once_for_all_images_of_an_origin(web: Any) -> None:
+    async def run() -> list[Fetched]:
+        fetcher = Fetcher(web.knobs())
+        try:
+            return await asyncio.gather(*(fetcher.fetch(web.url(f"/ok/{i}")) for i in range(30)))
+        finally:
+            fetcher.close()
+
+    assert {fetched.outcome for fetched in asyncio.run(run())} == {"ok"}
+    assert web.asked_rules == {"robots.txt": 1, "ai.txt": 1}
+
+
+def test_fetchers_of_several_processes_share_what_one_has_fetched(web: Any, tmp_path: Path) -> None:
+    """Threads with a loop, a fetcher and an opened store of their own stand for processes: they share the file alone."""
+    web.rules["robots.txt"] = (200, FOR_ALL)
+    found: list[str] = []
+
+    def process() -> None:
+        async def run() -> None:
+            store = RobotsStore(tmp_path / "hosts.sqlite")
+            fetcher = Fetcher(web.knobs(), Hosts(web.knobs()), store)
+            found.extend([(await fetcher.fetch(web.url(f"/ok/{name}"))).outcome for name in ("1", "secret/2")])
+            fetcher.close()
+            store.close()
+
+        asyncio.run(run())
+
+    threads = [threading.Thread(target=process) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert sorted(found) == ["disallowed"] * 4 + ["ok"] * 4
+    assert web.asked_rules == {"robots.txt": 1, "ai.txt": 1}
+
+
+def test_the_store_keeps_for_a_day_and_forgets_failures_with_the_round(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = RobotsStore(tmp_path / "hosts.sqlite")
+    for name, found in (("good", module._Text("a: b", None)), ("none", module._Text("", None)), ("bad", module._Text("", "timeout"))):
+        assert store.claim(name)
+        assert not store.claim(name)
+        assert store.get(name) is None  # being fetched
+        store.put(name, found)
+        assert store.get(name) == found
+    assert store.claim("died")
+    store.close()
+    store = RobotsStore(tmp_path / "hosts.sqlite")
+    store.begin_round()
+    assert store.claim("died")
+    assert store.claim("bad")
+    assert store.get("good") == module._Text("a: b", None)
+    assert store.get("none") == module._Text("", None)
+    now = time.time()
+    monkeypatch.setattr(module.time, "time", lambda: now + 25 * 3600)
+    assert store.get("good") is None
+    assert store.claim("good")
+    store.close()
+
+
+def test_closed_hosts_are_remembered_until_their_time(tmp_path: Path) -> None:
+    store = RobotsStore(tmp_path / "hosts.sqlite")
+    soon, later = time.time() + 50, time.time() + 100
+    store.close_host("a", later)
+    store.close_host("a", soon)
+    store.close_host("b", time.time() - 1)
+    assert list(store.closed_hosts()) == [("a", later)]
+    store.close()
+
+
+def test_a_crawl_delay_slows_the_host_down(web: Any) -> None:
+    web.rules["robots.txt"] = (200, b"User-agent: *\nCrawl-delay: 3.5\n")
+
+    async def run() -> float:
+        fetcher = Fetcher(web.knobs())
+        await fetcher.fetch(web.url("/ok/1"))
+        fetcher.close()
+        return fetcher.hosts._slow["images.example"]
+
+    assert asyncio.run(run()) == 3.5
+
+
+def test_rules_of_many_origins_do_not_fill_the_memory(monkeypatch: pytest.MonkeyPatch, web: Any) -> None:
+    monkeypatch.setattr(module, "_CACHED_ORIGINS", 10)
+    monkeypatch.setattr(module, "_CACHED_BYTES", 1_000)
+
+    async def run() -> tuple[int, int]:
+        fetcher = Fetcher(web.knobs())
+
+        async def get_text(*_: Any) -> Any:
+            return module.Response(200, [], FOR_ALL)
+
+        fetcher.robots._get_text = get_text
+        for i in range(100):
+            await fetcher.robots.check(Origin("http", f"host{i}.example", 80), "/ok/1")
+        fetcher.close()
+        return len(fetcher.robots._known), fetcher.robots._length
+
+    count, length = asyncio.run(run())
+    assert count <= 11
+    assert length <= 1_000 + 2 * len(FOR_ALL)
