@@ -3,10 +3,12 @@
 import re
 from collections.abc import Iterable
 
-__all__ = ["OPT_OUTS", "agent_of", "opts_out", "reserves_rights"]
+__all__ = ["OPT_OUTS", "OPT_OUT_HEADERS", "agent_of", "directives_of", "meta_opts_out", "opts_out", "reserves_rights"]
 
 OPT_OUTS = frozenset(("noai", "noimageai", "noindex", "noimageindex", "noml", "none"))
 """Directives that keep images out of training data; `none` is short for `noindex, nofollow`."""
+
+OPT_OUT_HEADERS = ("x-robots-tag", "tdm-reservation")
 
 _ANY = re.compile("|".join(sorted(OPT_OUTS)))
 # A directive with a value is neither an agent nor, by its value, an opt-out: `max-image-preview: none`.
@@ -37,6 +39,21 @@ def opts_out(values: Iterable[str], agent: str) -> bool:
             elif word in OPT_OUTS and addressee in ("*", agent):
                 return True
     return False
+
+
+def directives_of(header: str, values: Iterable[str]) -> list[str]:
+    """What the values of a header (name in lower case) say in the words of X-Robots-Tag; nothing for other headers."""
+    if header == "x-robots-tag":
+        return list(values)
+    return ["noai"] if header == "tdm-reservation" and reserves_rights(values) else []
+
+
+def meta_opts_out(name: str, content: str, agent: str) -> bool:
+    """Whether a page's `<meta name= content=>` keeps its images out: robots, the agent's own name, or tdm-reservation."""
+    name = name.strip().lower()
+    if name == "tdm-reservation":
+        return reserves_rights([content])
+    return name in ("robots", agent) and opts_out([content], agent)
 
 
 def reserves_rights(values: Iterable[str]) -> bool:

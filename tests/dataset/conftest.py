@@ -185,6 +185,9 @@ class _Handler(BaseHTTPRequestHandler):
         status = int((parse_qs(urlsplit(self.path).query).get("status") or ["200"])[0])
         self.answer(b"a picture", *(("X-Robots-Tag", tag) for tag in self.query("tag")), status=status)
 
+    def serve_reserved(self) -> None:
+        self.answer(body_of(self.path), ("TDM-Reservation", self.path[-1]))
+
     def serve_cut(self) -> None:
         self.answer(b"half", length=1000)
 

@@ -24,7 +24,7 @@ __all__ = ["Connections", "Origin", "parse_url", "redirected"]
 MAX_URL_LENGTH = 8_192
 
 IDLE_SECONDS = 15.0
-MAX_IDLE = 256
+MAX_IDLE = 512
 _ADDRESSES_TRIED = 4
 _RESOLVERS = 32
 
@@ -47,8 +47,15 @@ class Origin(NamedTuple):
         return f"{self.scheme}://{self.authority}"
 
 
+# Nine URLs in ten: nothing to quote, to fold or to refuse.
+_PLAIN_URL = re.compile(r"(https?)://([a-z0-9][a-z0-9.-]*)(/[A-Za-z0-9_.~/%+-]*)", re.ASCII)
+
+
 def parse_url(url: str) -> tuple[Origin, str]:
     """Where to ask, and for what. User names in the URL are never sent. Raises EndedError("bad_url")."""
+    if (plain := _PLAIN_URL.fullmatch(url)) and len(url) <= MAX_URL_LENGTH:
+        scheme, host, target = plain.groups()
+        return Origin(scheme, host, 80 if scheme == "http" else 443), target
     try:
         parts = urlsplit(url.strip())
         host = (parts.hostname or "").encode("idna" if not (parts.hostname or "").isascii() else "ascii").decode()

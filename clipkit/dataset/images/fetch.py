@@ -86,10 +86,11 @@ class Fetcher:
         is that of the image's own requests: reading robots.txt has another, and waiting for a turn has none.
         """
         left = self.knobs.timeout_seconds
-        own = host_of(url)
+        own = None
         try:
             for hop in range(self.knobs.max_redirects + 1):
                 origin, target = parse_url(url)
+                own = own or origin.host
                 async with self.hosts.visiting(origin.host, is_own=origin.host == own, is_paid=hop == 0):
                     await self.robots.check(origin, target)
                     started = time.monotonic()

@@ -11,7 +11,6 @@ import contextlib
 import fcntl
 import hashlib
 import heapq
-import math
 import mmap
 import os
 import random
@@ -19,7 +18,7 @@ import struct
 import time
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from clipkit.dataset.images.http1 import EndedError
@@ -37,7 +36,8 @@ FIRST_PAUSE_SECONDS = 1.0
 
 _OPEN, _BUSY, _DOWN = 0, 1, 2
 _REFUSED = {_BUSY: "host_busy", _DOWN: "host_down"}
-_SECONDS_BETWEEN_LOOKS = 0.02
+SECONDS_BETWEEN_LOOKS = 0.02
+_A_MOMENT = 1e-5
 _ENTRY = struct.Struct("<Qddiiiii4x")
 _BUCKETS = 1 << 15
 _ENTRIES_PER_BUCKET = 8
@@ -55,6 +55,10 @@ class HostState:
     errors: int = 0
     pauses: int = 0
     refused: int = _OPEN
+
+    def fields(self) -> tuple[float, float, int, int, int, int, int]:
+        """In the order in which they were given."""
+        return self.conforms_from, self.closed_until, self.active, self.failures, self.errors, self.pauses, self.refused
 
     def is_idle(self, now: float) -> bool:
         """Whether the entry may be given to another host; what it knew of failures in a row is lost then."""
@@ -97,7 +101,7 @@ class HostBook:
             known, *fields = _ENTRY.unpack_from(self._map, place)
             state = HostState(*fields) if known == name else HostState()
             yield state
-            _ENTRY.pack_into(self._map, place, name, *astuple(state))
+            _ENTRY.pack_into(self._map, place, name, *state.fields())
         finally:
             if self._file is not None:
                 fcntl.lockf(self._file, fcntl.LOCK_UN, _BUCKET_BYTES, start)
@@ -134,13 +138,13 @@ class Hosts:
         now = time.time()
         with self._book.state(host) as state:
             if state is None:
-                return _SECONDS_BETWEEN_LOOKS
+                return SECONDS_BETWEEN_LOOKS
             if state.refused:
                 raise EndedError(_REFUSED[state.refused])
             if state.closed_until > now:
                 return state.closed_until - now
             if most and state.active >= most:
-                return _SECONDS_BETWEEN_LOOKS
+                return SECONDS_BETWEEN_LOOKS
             wait = self._conform(host, state, now, books_ahead=False)
             state.active += wait == 0.0
             return wait
@@ -224,14 +228,20 @@ class Hosts:
         # As many requests as there are connections may come at once.
         burst = 1 if host in self._slow else max(1, self.knobs.host_connections)
         due = max(state.conforms_from, now)
-        wait = max(0.0, due - now - (burst - 1) * interval)
+        wait = due - now - (burst - 1) * interval
+        if wait < _A_MOMENT:
+            wait = 0.0
         if wait == 0.0 or books_ahead:
             state.conforms_from = due + interval
         return wait
 
 
 class HostQueues:
-    """The URLs of a part by host. A host's URLs keep their order, hosts take turns, and who must wait is passed over."""
+    """The URLs of a part by host, each host's in their order.
+
+    Of the hosts that may be asked the one with most URLs in the part goes first: it is done last. And as long as it may be asked again
+    at once it keeps its connections busy. Who must wait is passed over.
+    """
 
     def __init__(self, hosts: Hosts, waiting: Sequence[tuple[int, str]]) -> None:
         """`waiting`: (position, host) of each URL; host "" has no limits."""
@@ -239,60 +249,60 @@ class HostQueues:
         self._positions: dict[str, deque[int]] = {}
         for position, host in waiting:
             self._positions.setdefault(host, deque()).append(position)
-        self._ready = [(0.0, number, host) for number, host in enumerate(self._positions)]
-        self._number = len(self._ready)
-        self._held: Counter[str] = Counter()
-        self._parked: set[str] = set()
+        self._names = sorted(self._positions, key=lambda host: -len(self._positions[host]))
+        self._ready = list(range(len(self._names)))  # a heap of ranks, which are indices of names
+        self._later: list[tuple[float, int]] = []  # a heap of (when, rank)
+        self._held: Counter[int] = Counter()
+        self._parked: set[int] = set()
+        self._ranks = {host: rank for rank, host in enumerate(self._names)}
         self._changed = asyncio.Event()
 
     async def next(self) -> tuple[int, str, str | None] | None:
         """(position, host, None), whose turn is taken and must be given back with `done`; or (position, host, outcome) for a URL of a
         host that is left alone. None: nothing is left, though turns may still be held."""
         while self._positions:
-            seconds = self._ready[0][0] - time.monotonic() if self._ready else math.inf
-            if seconds > 0:
+            now = time.monotonic()
+            while self._later and self._later[0][0] <= now:
+                heapq.heappush(self._ready, heapq.heappop(self._later)[1])
+            if not self._ready:
                 self._changed.clear()
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._changed.wait(), None if seconds == math.inf else seconds)
-                continue
-            _, _, host = heapq.heappop(self._ready)
-            if (found := self._try(host)) is not None:
+                    await asyncio.wait_for(self._changed.wait(), self._later[0][0] - now if self._later else None)
+            elif (found := self._try(heapq.heappop(self._ready))) is not None:
                 return found
         return None
 
     def done(self, host: str) -> None:
         """Give back the turn of a URL."""
+        rank = self._ranks[host]
         if host:
             self._hosts.leave(host)
-        self._held[host] -= 1
-        if host in self._parked:
-            self._parked.discard(host)
-            self._come_back(host, 0.0)
+        self._held[rank] -= 1
+        if rank in self._parked:
+            self._parked.discard(rank)
+            heapq.heappush(self._ready, rank)
         self._changed.set()
 
-    def _try(self, host: str) -> tuple[int, str, str | None] | None:
+    def _try(self, rank: int) -> tuple[int, str, str | None] | None:
+        host = self._names[rank]
         try:
             wait = self._hosts.take(host) if host else 0.0
         except EndedError as ended:
-            return self._pop(host), host, ended.outcome
+            return self._pop(rank), host, ended.outcome
         if wait == 0.0:
-            self._held[host] += 1
-            return self._pop(host), host, None
-        if wait == _SECONDS_BETWEEN_LOOKS and self._held[host]:
-            self._parked.add(host)  # until `done` of one of its own
+            self._held[rank] += 1
+            return self._pop(rank), host, None
+        if wait == SECONDS_BETWEEN_LOOKS and self._held[rank]:
+            self._parked.add(rank)  # until `done` of one of its own
         else:
-            self._come_back(host, wait)
+            heapq.heappush(self._later, (time.monotonic() + wait, rank))
         return None
 
-    def _pop(self, host: str) -> int:
-        positions = self._positions[host]
+    def _pop(self, rank: int) -> int:
+        positions = self._positions[self._names[rank]]
         position = positions.popleft()
         if positions:
-            self._come_back(host, 0.0)
+            heapq.heappush(self._ready, rank)
         else:
-            del self._positions[host]
+            del self._positions[self._names[rank]]
         return position
-
-    def _come_back(self, host: str, seconds: float) -> None:
-        self._number += 1
-        heapq.heappush(self._ready, (time.monotonic() + seconds, self._number, host))

@@ -78,12 +78,9 @@ class PartJournal:
             known: tuple[str, int | None, int | None, str | None] = (fetched.outcome, None, None, None)
         else:
             size = len(fetched.image)
-            header = tarfile.TarInfo(f"{position:08d}")
-            header.size = size
-            block = header.tobuf(tarfile.USTAR_FORMAT)
-            _write(self._tar, block + fetched.image + bytes(-size % tarfile.BLOCKSIZE))
-            known = (fetched.outcome, self._end + len(block), size, hashlib.sha256(fetched.image).hexdigest())
-            self._end += len(block) + size + -size % tarfile.BLOCKSIZE
+            _write(self._tar, _header(position, size) + fetched.image + bytes(-size % tarfile.BLOCKSIZE))
+            known = (fetched.outcome, self._end + tarfile.BLOCKSIZE, size, hashlib.sha256(fetched.image).hexdigest())
+            self._end += tarfile.BLOCKSIZE + size + -size % tarfile.BLOCKSIZE
         _write(self._journal, json.dumps([position, *known]).encode() + b"\n")
         self._known[position] = known
 
@@ -143,6 +140,18 @@ def discard_journal(folder: Path, part: int) -> None:
 
 def _working_paths(folder: Path, part: int) -> tuple[Path, Path]:
     return folder / f"{part:05d}.tar.part", folder / f"{part:05d}.journal"
+
+
+def _header(position: int, size: int) -> bytes:
+    """The ustar header of a plain file named by its position: what `tarfile` writes, which takes twenty times as long."""
+    block = _HEADER[:124] + b"%011o\0" % size + _HEADER[136:]
+    block = b"%08d" % position + block[8:]
+    return block[:148] + b"%06o\0 " % (sum(block) & 0o777777) + block[156:]
+
+
+_BLANK = tarfile.TarInfo("0" * 8).tobuf(tarfile.USTAR_FORMAT)
+_HEADER = _BLANK[:148] + b" " * 8 + _BLANK[156:]
+"""Its checksum field is spaces, as it is while the sum is taken."""
 
 
 def _parsed(line: bytes) -> Any:

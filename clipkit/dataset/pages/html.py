@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from selectolax.lexbor import LexborHTMLParser, LexborNode
 
-from clipkit.dataset.opt_outs import opts_out
+from clipkit.dataset.opt_outs import meta_opts_out, opts_out
 from clipkit.dataset.pages.charset import decode_page
 from clipkit.dataset.pages.complexity import is_too_complex
 from clipkit.dataset.pages.urls import absolute_url
@@ -85,7 +85,7 @@ def read_page(page: bytes, *, url: str, content_type: str, robots: str, knobs: P
     for tag in tree.css("img, meta[name], base[href], figcaption"):
         found[tag.tag or ""].append(tag)
     tags = found["img"]
-    if knobs.obey_opt_outs and opts_out([*robots.split("\n"), *_robots_metas(found["meta"], agent)], agent):
+    if knobs.obey_opt_outs and (opts_out(robots.split("\n"), agent) or _metas_opt_out(found["meta"], agent)):
         return left_out_page("page_opted_out", len(tags))
     around = _Around(_base(found["base"], url), has_captions=bool(found["figcaption"]))
     images: list[PageImage] = []
@@ -165,10 +165,8 @@ class _Around:
     candidates_left: int = MAX_PAGE_CANDIDATES
 
 
-def _robots_metas(metas: Iterable[LexborNode], agent: str) -> Iterator[str]:
-    for tag in metas:
-        if (tag.attributes.get("name") or "").strip().lower() in ("robots", agent):
-            yield tag.attributes.get("content") or ""
+def _metas_opt_out(metas: Iterable[LexborNode], agent: str) -> bool:
+    return any(meta_opts_out(tag.attributes.get("name") or "", tag.attributes.get("content") or "", agent) for tag in metas)
 
 
 def _base(bases: Sequence[LexborNode], url: str) -> str:

@@ -10,6 +10,8 @@ from typing import BinaryIO, NamedTuple, cast
 from fastwarc.stream_io import BrotliReader
 from fastwarc.warc import ArchiveIterator, WarcRecord, WarcRecordType
 
+from clipkit.dataset.opt_outs import OPT_OUT_HEADERS, directives_of
+
 __all__ = ["BrokenFileError", "OutOfReachError", "Record", "WebPage", "is_html_type", "read_records", "read_warc"]
 
 _HTML_TYPES = ("text/html", "application/xhtml+xml")
@@ -152,7 +154,7 @@ def _web_page(record: Record, max_page_bytes: int) -> WebPage:
     head, body = _split_http(record.content)
     headers = _headers(head)
     content_type = headers.get("content-type", "").rpartition("\n")[2]
-    robots = headers.get("x-robots-tag", "")
+    robots = "\n".join(line for name in OPT_OUT_HEADERS for line in directives_of(name, headers.get(name, "").split("\n")))
     left_out = None
     if not re.match(rb"HTTP/[\d.]+ 2\d\d\b", head):
         left_out = "http_error"

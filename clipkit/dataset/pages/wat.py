@@ -13,7 +13,7 @@ from typing import BinaryIO
 import msgspec
 from fastwarc.warc import WarcRecordType
 
-from clipkit.dataset.opt_outs import opts_out
+from clipkit.dataset.opt_outs import directives_of, meta_opts_out, opts_out
 from clipkit.dataset.pages.html import MAX_IMAGES, Page, PageImage, distinct_texts, left_out_page, license_of
 from clipkit.dataset.pages.urls import absolute_url
 from clipkit.dataset.pages.warc import Record, is_html_type, read_records
@@ -140,7 +140,7 @@ def _read_metadata(record: Record, *, resolved: bool, knobs: PageKnobs, agent: s
         return left_out_page("page_too_long", len(images))
     if not resolved:
         _resolve(page)
-    if knobs.obey_opt_outs and opts_out([*headers.robots, *_robots_metas(page.head, agent)], agent):
+    if knobs.obey_opt_outs and (opts_out(headers.robots, agent) or _metas_opt_out(page.head, agent)):
         return left_out_page("page_opted_out", len(images))
     return _page_of(page, images, record.url, knobs)
 
@@ -153,7 +153,10 @@ def _decoded(content: bytes) -> _Metadata:
 
 
 class _Headers:
-    """The headers that count: the last Content-Type, every X-Robots-Tag. A value is a list where a header is repeated, since 2024."""
+    """The headers that count: the last Content-Type, every X-Robots-Tag and tdm-reservation.
+
+    A value is a list where a header is repeated, since 2024.
+    """
 
     def __init__(self, headers: Mapping[str, str | list[str]]) -> None:
         self.content_type = ""
@@ -162,8 +165,8 @@ class _Headers:
             lowered = name.lower()
             if lowered == "content-type":
                 self.content_type = value if isinstance(value, str) else value[-1] if value else ""
-            elif lowered == "x-robots-tag":
-                self.robots += [value] if isinstance(value, str) else value
+            else:
+                self.robots += directives_of(lowered, [value] if isinstance(value, str) else value)
 
 
 def _resolve(page: _Html) -> None:
@@ -174,8 +177,8 @@ def _resolve(page: _Html) -> None:
         link.url, link.alt, link.title = resolve_references(link.url), resolve_references(link.alt), resolve_references(link.title)
 
 
-def _robots_metas(head: _Head, agent: str) -> list[str]:
-    return [meta.content for meta in head.metas if meta.name.strip().lower() in ("robots", agent)]
+def _metas_opt_out(head: _Head, agent: str) -> bool:
+    return any(meta_opts_out(meta.name, meta.content, agent) for meta in head.metas)
 
 
 def _page_of(page: _Html, found: list[_Link], url: str, knobs: PageKnobs) -> Page:

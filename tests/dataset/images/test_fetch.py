@@ -279,6 +279,12 @@ def test_an_image_that_opts_out_is_left_out_unless_the_knob_says_otherwise(web: 
     assert fetch(web, "/robots?tag=noindex&status=404") == Fetched("not_found")
 
 
+def test_an_image_whose_rights_are_reserved_is_left_out(web: Any) -> None:
+    assert fetch(web, "/reserved/1") == Fetched("opted_out")
+    assert fetch(web, "/reserved/0").outcome == "ok"
+    assert fetch(web, "/reserved/1", obey_opt_outs=False).outcome == "ok"
+
+
 # -------------------------------------------------------------------------- TLS
 
 

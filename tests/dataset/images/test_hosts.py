@@ -75,7 +75,7 @@ def test_no_second_has_more_requests_than_the_rate_and_one_burst(pauses: list[fl
             asked.append(clock.now)
     for i, first in enumerate(asked):
         for j in range(i, len(asked)):
-            assert j - i + 1 <= rate * (asked[j] - first) + burst + 1e-6
+            assert j - i + 1 <= rate * (asked[j] - first) + burst + 1e-3
 
 
 def test_requests_that_are_booked_ahead_wait_for_one_another(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clipkit.dataset.images.fetch import Fetched
-from clipkit.dataset.images.journal import PART_SCHEMA, PartJournal, count_unfinished, discard_journal, part_paths
+from clipkit.dataset.images.journal import PART_SCHEMA, PartJournal, _header, count_unfinished, discard_journal, part_paths
 
 URLS = [f"http://a.example/{i}" for i in range(12)]
 
@@ -55,6 +55,13 @@ def test_a_part_is_a_table_and_a_tar_that_others_can_read(tmp_path: Path) -> Non
     with tarfile.open(tar) as file:
         read = {member.name: file.extractfile(member).read() for member in file}  # type: ignore[union-attr]
     assert read == {f"{i:08d}": image for i, (_, _, image) in enumerate(EXPECTED) if image is not None}
+
+
+@pytest.mark.parametrize(("position", "size"), [(0, 1), (7, 511), (123_456, 40_000), (99_999_999, 2**33 - 1)])
+def test_headers_are_those_of_tarfile(position: int, size: int) -> None:
+    entry = tarfile.TarInfo(f"{position:08d}")
+    entry.size = size
+    assert _header(position, size) == entry.tobuf(tarfile.USTAR_FORMAT)
 
 
 def test_what_was_added_before_a_kill_is_not_missing_any_more(tmp_path: Path) -> None:

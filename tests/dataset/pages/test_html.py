@@ -134,6 +134,12 @@ def test_a_page_that_opts_out_is_left_out_whole(directive: str) -> None:
     assert read(f"<meta name=robots content='{directive}'><img src=a alt=x>", obey_opt_outs=False).left_out is None
 
 
+def test_a_page_that_reserves_its_rights_is_left_out_whole() -> None:
+    assert read("<meta name=tdm-reservation content=1><img src=a alt=x>").left_out == "page_opted_out"
+    assert read("<meta name=tdm-reservation content=0><img src=a alt=x>").left_out is None
+    assert read("<meta name=tdm-reservation content=1><img src=a alt=x>", obey_opt_outs=False).left_out is None
+
+
 @pytest.mark.parametrize(
     ("page", "content_type"),
     [
