@@ -23,6 +23,7 @@ from torch import Tensor
 
 from clipkit import UserError
 from clipkit.dataset.shards import Pair, Shard, Shards
+from clipkit.dataset.shards.thumbnails import caption
 from clipkit.evaluation.embeddings import Embeddings, Pictures, embed
 from clipkit.evaluation.metrics import top_k
 from clipkit.evaluation.splits import Split
@@ -32,7 +33,7 @@ from clipkit.model.detector import Detector, Verify, load_detector
 from clipkit.model.encoder import Encoded, Encoder
 from clipkit.overlap.effect import LEVEL, Effect, measure_effect, summarise
 from clipkit.overlap.neighbours import KEY_TYPE, NearestSearch, Neighbours
-from clipkit.overlap.pairs import caption, choose_pairs, find_training_pairs, picture_uri
+from clipkit.overlap.pairs import choose_pairs, find_training_pairs, picture_uri
 from clipkit.overlap.review import Review, apply_review, load_review, review_path
 from clipkit.recipe import OverlapRecipe
 from clipkit.report.page import OverlapPage, ShownPair, TaskSection, write_overlap_page

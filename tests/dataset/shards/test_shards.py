@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from clipkit import UserError
 from clipkit.dataset.shards import TABLE_SCHEMA, Pair, Shards, pair_key, write_shards
-from clipkit.report.tables import verify_tables
+from clipkit.report.shard_tables import verify_tables
 
 JPEG = b"\xff\xd8\xff\xe0"
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -148,7 +148,7 @@ def test_a_rewrite_removes_tars_that_are_no_longer_part(tmp_path: Path) -> None:
     (tmp_path / ".00002.tar.4711.tmp").write_bytes(b"left by a kill")
     (tmp_path / "notes.txt").write_text("mine")
     write(tmp_path, make_pairs(3))
-    assert sorted(tree(tmp_path)) == ["00000.parquet", "00000.tar", "notes.txt", "shards.json"]
+    assert sorted(tree(tmp_path)) == ["00000.parquet", "00000.tar", "00000_stats.json", "notes.txt", "shards.json", "sizes.json"]
 
 
 def test_a_failure_in_the_middle_leaves_no_manifest(tmp_path: Path) -> None:
@@ -170,7 +170,7 @@ def test_no_pairs_at_all_are_shards_without_tars(tmp_path: Path) -> None:
     assert Shards.open(tmp_path) == shards
     assert shards.count == 0
     assert shards.table().num_rows == 0
-    assert shards.verify() == {"count": 0, "shards": 0, "problems": []}
+    assert shards.verify() == {"count": 0, "shards": 0, "bytes": 0, "problems": [], "notes": []}
 
 
 def test_a_build_run_is_opened_by_its_own_folder_and_travels_to_other_processes(tmp_path: Path) -> None:
@@ -256,10 +256,10 @@ def test_verify_names_each_broken_tar_and_pair(tmp_path: Path) -> None:
 def test_what_verify_found_is_shown_as_tables(tmp_path: Path) -> None:
     shards = write(tmp_path, make_pairs(5))
     (summary,) = verify_tables(shards.verify())
-    assert summary.rows == [(2, 5, 0)]
+    assert summary.rows == [(2, 5, 0.03072, 0)]
     (tmp_path / "00001.tar").unlink()
     summary, problems = verify_tables(shards.verify())
-    assert summary.rows == [(2, 5, 1)]
+    assert summary.rows == [(2, 5, 0.03072, 1)]
     assert problems.rows == [("00001.tar", None, "the tar is missing")]
 
 
@@ -271,11 +271,18 @@ def test_verify_compares_the_parquet_with_the_pairs(tmp_path: Path) -> None:
     (tmp_path / "00001.parquet").write_bytes(b"PAR1")
     pq.write_table(pq.read_table(tmp_path / "00002.parquet").slice(1), tmp_path / "00002.parquet")
     problems = [(p["shard"], p["key"]) for p in shards.verify()["problems"]]
-    assert problems == [("00000.tar", pairs[0].key), ("00001.tar", None), ("00002.tar", None)]
+    assert problems == [
+        ("00000.tar", None),  # its parquet has another hash,
+        ("00000.tar", pairs[0].key),  # and this row is not the pair's
+        ("00001.tar", None),
+        ("00001.tar", None),  # it can be read as no table either
+        ("00002.tar", None),
+        ("00002.tar", None),
+    ]
     with pytest.raises(UserError, match=r"`\S+00001\.parquet` is no table of pairs \([^/]+\): build them again"):
         shards.table()
     (tmp_path / "00001.parquet").unlink()
-    [_, missing, _] = shards.verify()["problems"]
+    [missing] = [p for p in shards.verify()["problems"] if p["shard"] == "00001.tar"]
     assert missing["problem"] == f"`{tmp_path}/00001.parquet` is missing: build them again into a new `--out`, or restore it"
 
 
