@@ -3,7 +3,7 @@
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 from clipkit import UserError
 from clipkit.run import replacing
 
-__all__ = ["MANIFEST", "QUERIES", "SIZES", "Shard", "check_manifest", "load_manifest", "read_manifest", "write_manifest"]
+__all__ = ["MANIFEST", "QUERIES", "SIZES", "Shard", "check_manifest", "load_manifest", "read_manifest", "sizes_of", "write_manifest"]
 
 MANIFEST = "shards.json"
 QUERIES = "queries.parquet"
@@ -58,6 +58,11 @@ def write_manifest(path: Path, shards: tuple[Shard, ...], told: Mapping[str, Any
     manifest |= {"shards": [asdict(shard) for shard in shards], **told}
     with replacing(path) as temporary:
         temporary.write_bytes(_as_bytes({**manifest, "content_sha256": _content_hash(manifest)}))
+
+
+def sizes_of(shards: Sequence[Shard]) -> bytes:
+    """What `sizes.json` holds."""
+    return _as_bytes({shard.name: shard.count for shard in shards})
 
 
 def read_manifest(path: Path) -> tuple[Shard, ...]:

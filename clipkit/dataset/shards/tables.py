@@ -35,7 +35,9 @@ def read_table(path: Path, schema: pa.Schema = TABLE_SCHEMA) -> pa.Table:
     """The columns of `schema` from one parquet. Raises UserError where it is missing or another kind of table."""
     try:
         table = pq.read_table(path, columns=schema.names, partitioning=None)
-        return table.select(schema.names).cast(schema)
+        table = table.select(schema.names).cast(schema)
+        table.validate(full=True)  # bytes that are no UTF-8 would surface far from here
+        return table
     except FileNotFoundError:
         raise UserError(f"`{path}` is missing: build them again into a new `--out`, or restore it") from None
     except (OSError, KeyError, pa.ArrowException) as error:

@@ -181,6 +181,8 @@ def _refuse_compressed(header: bytes) -> None:
 
 def parse_header(header: bytes) -> tuple[str, str, int]:
     """Key, suffix and size of the file that a header announces. Raises BrokenTarError for all that is no plain file of a pair."""
+    if len(header) != BLOCK:
+        raise BrokenTarError(None, "a header is cut off")
     name = header[:100].rstrip(b"\0").decode("ascii", "replace")
     # The checksum is the sum of the header's bytes with its own eight bytes read as spaces. Adler-32's lower half is the
     # sum of the bytes modulo 65521: the same check, twenty times as fast as `sum(header)`.

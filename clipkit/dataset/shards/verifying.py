@@ -2,7 +2,6 @@
 
 import hashlib
 import itertools
-import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from clipkit import UserError
-from clipkit.dataset.shards.manifest import MANIFEST, QUERIES, SIZES, Shard, check_manifest, load_manifest
+from clipkit.dataset.shards.manifest import MANIFEST, QUERIES, SIZES, Shard, check_manifest, load_manifest, sizes_of
 from clipkit.dataset.shards.tables import picked, read_table
 from clipkit.dataset.shards.tars import BrokenTarError, file_sha256, open_file, pair_of, pair_parts
 from clipkit.dataset.workers import Workers
@@ -149,12 +148,12 @@ def _folder_problems(root: Path, shards: Sequence[Shard]) -> Iterator[tuple[str,
     if isinstance(queries, Mapping):
         yield from ((QUERIES, problem) for problem in _query_problems(root / QUERIES, queries.get("sha256")))
     try:
-        if json.loads((root / SIZES).read_bytes()) != {shard.name: shard.count for shard in shards}:
+        if file_sha256(root / SIZES) != hashlib.sha256(sizes_of(shards)).hexdigest():
             yield SIZES, "its counts are not the manifest's"
     except FileNotFoundError:
         if any(shard.stats_sha256 for shard in shards):  # older manifests came without it
             yield SIZES, f"`{SIZES}` is missing"
-    except (OSError, ValueError, RecursionError):
+    except (OSError, UserError):
         yield SIZES, f"`{SIZES}` cannot be read"
 
 

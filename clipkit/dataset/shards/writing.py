@@ -15,7 +15,7 @@ from clipkit import UserError
 from clipkit.dataset.queries import QueryList
 from clipkit.dataset.shards.counts import describe_shard
 from clipkit.dataset.shards.folder import Shards
-from clipkit.dataset.shards.manifest import MANIFEST, QUERIES, SIZES, Shard, write_manifest
+from clipkit.dataset.shards.manifest import MANIFEST, QUERIES, SIZES, Shard, sizes_of, write_manifest
 from clipkit.dataset.shards.tables import TABLE_SCHEMA
 from clipkit.dataset.shards.tars import Pair, TarWriter, file_sha256, image_suffix
 from clipkit.run import replacing, write_json
@@ -110,7 +110,8 @@ def finish_shards(root: Path, shards: Sequence[Shard], *, told: Mapping[str, Any
     listed = {}
     if queries is not None:
         listed = {"queries": {**queries.write(root / QUERIES), "sha256": file_sha256(root / QUERIES)}}
-    write_json(root / SIZES, {shard.name: shard.count for shard in shards})
+    with replacing(root / SIZES) as temporary:
+        temporary.write_bytes(sizes_of(shards))
     write_manifest(root / MANIFEST, tuple(shards), {**listed, **told})
     return Shards(root, tuple(shards))
 
