@@ -57,8 +57,9 @@ class Condition:
                 for part in parts:
                     self._check(part.at, f"`{node.sign}` joins conditions, and this is a value", holds=self._kind(part) == "truth")
             case OneOf(left=left, values=values):
+                kind = self._kind(left)
                 for literal in values:
-                    self._check_alike(left, literal, literal.at)
+                    self._check_alike(kind, self._kind(literal), literal.at)
             case Compared():
                 self._check_comparison(node)
         return "truth"
@@ -88,11 +89,10 @@ class Condition:
             self._check(node.at, "a list holds whole numbers", holds=is_whole)
         elif node.right is not None:
             self._check(node.at, "a list is not compared: write `queries contains 12` or `length(queries) > 1`", holds=left != "list")
-            self._check_alike(node.left, node.right, node.at)
+            self._check_alike(left, right, node.at)
 
-    def _check_alike(self, left: Node, right: Node, at: int) -> None:
-        kinds = self._kind(left), self._kind(right)
-        self._check(at, f"a {kinds[0]} is compared with a {kinds[1]}", holds=kinds[0] == kinds[1])
+    def _check_alike(self, left: str, right: str | None, at: int) -> None:
+        self._check(at, f"a {left} is compared with a {right}", holds=left == right)
 
     def _check(self, at: int, problem: str, *, holds: bool) -> None:
         if not holds:

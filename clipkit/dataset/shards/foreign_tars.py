@@ -10,7 +10,7 @@ from io import BufferedReader
 from typing import NamedTuple
 
 from clipkit import UserError
-from clipkit.dataset.shards.tars import BLOCK, MAX_IMAGE_BYTES, MAX_TEXT_BYTES, BrokenTarError
+from clipkit.dataset.shards.tars import BLOCK, MAX_IMAGE_BYTES, MAX_TEXT_BYTES, BrokenTarError, refuse_compressed
 
 __all__ = ["ForeignPair", "foreign_pairs"]
 
@@ -64,6 +64,7 @@ def _pair(key: str, files: dict[str, bytes], others: int) -> ForeignPair:
 
 def _members(file: BufferedReader) -> Iterator[tuple[str, str, bytes]]:
     while (header := file.read(BLOCK)).strip(b"\0"):
+        refuse_compressed(header)
         if len(header) < BLOCK:
             raise BrokenTarError(None, "a header is cut off")
         name, kind, size = _parse_header(header)
@@ -95,8 +96,6 @@ def _content(file: BufferedReader, name: str, size: int, most: int) -> bytes:
 
 
 def _parse_header(header: bytes) -> tuple[str, bytes, int]:
-    if header[:2] == b"\x1f\x8b" or header[:4] == b"\x28\xb5\x2f\xfd" or header[:6] == b"\xfd7zXZ\0" or header[:3] == b"BZh":
-        raise UserError("it is compressed: unpack it first, shards are plain tars")
     name = header[:100].split(b"\0")[0].decode("utf-8", "replace")
     try:
         told, size = int(header[148:156].strip(b"\0 "), 8), int(header[124:136].strip(b"\0 ") or b"0", 8)

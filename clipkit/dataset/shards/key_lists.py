@@ -108,7 +108,7 @@ def _read(path: Path, option: str, columns: Collection[str]) -> tuple[pa.Table, 
         ) from None
     if "key" not in table.column_names:
         raise UserError(
-            f"`{option} {path}` has no column `key`, only {', '.join(table.column_names[:10])}: it is the pairs' keys that count"
+            f"`{option} {path}` has no column `key`, only {', '.join(schema.names[:10])}: it is the pairs' keys that count"
         )
     return table, schema
 

@@ -32,6 +32,7 @@ __all__ = [
     "pair_parts",
     "parse_header",
     "parts_of",
+    "refuse_compressed",
 ]
 
 BLOCK = 512
@@ -161,7 +162,7 @@ def _members(file: BufferedReader) -> Iterator[tuple[str, str, bytes]]:
     is_first = True
     while (header := file.read(BLOCK)).strip(b"\0"):
         if is_first:
-            _refuse_compressed(header)
+            refuse_compressed(header)
         is_first = False
         key, suffix, size = parse_header(header)
         padded = size + -size % BLOCK
@@ -173,10 +174,11 @@ def _members(file: BufferedReader) -> Iterator[tuple[str, str, bytes]]:
         raise BrokenTarError(None, "the archive has no proper end")
 
 
-def _refuse_compressed(header: bytes) -> None:
+def refuse_compressed(header: bytes) -> None:
+    """Raises BrokenTarError where a file begins as an archive that was compressed."""
     for magic, name in _COMPRESSED.items():
         if header.startswith(magic):
-            raise BrokenTarError(None, f"it is compressed ({name}): shards are plain tars")
+            raise BrokenTarError(None, f"it is compressed ({name}): shards are plain tars, unpack it first")
 
 
 def parse_header(header: bytes) -> tuple[str, str, int]:
