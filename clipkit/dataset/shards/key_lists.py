@@ -107,9 +107,7 @@ def _read(path: Path, option: str, columns: Collection[str]) -> tuple[pa.Table, 
             f"`{option} {path}` cannot be read as {path.suffix[1:]} ({reason}): give a .parquet, .csv or .txt of keys"
         ) from None
     if "key" not in table.column_names:
-        raise UserError(
-            f"`{option} {path}` has no column `key`, only {', '.join(schema.names[:10])}: it is the pairs' keys that count"
-        )
+        raise UserError(f"`{option} {path}` has no column `key`, only {', '.join(schema.names[:10])}: it is the pairs' keys that count")
     return table, schema
 
 

@@ -183,15 +183,15 @@ def refuse_compressed(header: bytes) -> None:
 
 def parse_header(header: bytes) -> tuple[str, str, int]:
     """Key, suffix and size of the file that a header announces. Raises BrokenTarError for all that is no plain file of a pair."""
-    if len(header) != BLOCK:
-        raise BrokenTarError(None, "a header is cut off")
     name = header[:100].rstrip(b"\0").decode("ascii", "replace")
+    match = _MEMBER_NAME.fullmatch(name)
+    if len(header) != BLOCK:
+        raise BrokenTarError(match and match[1], f"the file `{name}` is cut off")
     # The checksum is the sum of the header's bytes with its own eight bytes read as spaces. Adler-32's lower half is the
     # sum of the bytes modulo 65521: the same check, twenty times as fast as `sum(header)`.
     total = _octal(header[148:156]) - 8 * 32 + sum(header[148:156])
     if zlib.adler32(header) & 0xFFFF != (1 + total) % 65521:
         raise BrokenTarError(None, f"the header of `{name}` has a wrong checksum")
-    match = _MEMBER_NAME.fullmatch(name)
     if match is None or header[345] != 0:
         raise BrokenTarError(None, f"`{name}` is not a name of the form KEY.jpg, KEY.png, KEY.webp, KEY.txt or KEY.json")
     key, suffix = match[1], match[2]

@@ -4,6 +4,8 @@ import io
 import json
 import os
 import pickle
+import subprocess
+import sys
 import tarfile
 import warnings
 from pathlib import Path
@@ -105,6 +107,43 @@ def test_webdataset_reads_the_tars_as_open_clip_does(tmp_path: Path) -> None:
     pipeline = wds.DataPipeline(wds.SimpleShardList(urls), wds.tarfile_to_samples(), wds.rename(image="jpg;png;jpeg;webp", text="txt"))
     found = [(s["__key__"], s["image"], s["text"].decode(), json.loads(s["json"])["queries"]) for s in pipeline]
     assert found == [(p.key, p.image, p.text, p.metadata["queries"]) for p in pairs]
+
+
+WEBDATASET = """
+import json, sys, warnings
+warnings.simplefilter("ignore")
+import torch.utils.data, webdataset
+webdataset.utils.enforce_security = sys.argv[1] == "secured"
+found = webdataset.WebDataset(sys.argv[3:], shardshuffle=False).rename(image="jpg;png;webp").to_tuple("__key__", "image", "txt", "json")
+loader = torch.utils.data.DataLoader(found, batch_size=None, num_workers=int(sys.argv[2]))
+print(json.dumps(sorted([key, image.hex(), text.decode(), json.loads(told)] for key, image, text, told in loader)))
+"""
+
+
+@pytest.mark.parametrize(("security", "workers"), [("open", "0"), ("secured", "0"), ("secured", "2")])
+def test_webdataset_reads_every_pair_secured_and_with_workers_too(tmp_path: Path, security: str, workers: str) -> None:
+    pairs = make_pairs(9)
+    shards = write(tmp_path, pairs)
+    urls = [str(tmp_path / shard.name) for shard in shards.shards]
+    answer = subprocess.run([sys.executable, "-c", WEBDATASET, security, workers, *urls], capture_output=True, check=True, timeout=120)
+    expected = sorted([pair.key, pair.image.hex(), pair.text, pair.metadata] for pair in read_all(shards))
+    assert json.loads(answer.stdout) == expected
+    assert len(expected) == 9
+
+
+def test_the_files_beside_the_tars_say_what_img2dataset_and_open_clip_look_for(tmp_path: Path) -> None:
+    pairs = make_pairs(9)
+    write(tmp_path, pairs)
+    stats = [json.loads((tmp_path / f"{number:05d}_stats.json").read_text()) for number in range(3)]
+    # The fields of img2dataset's own writer, read by its logger, and by datacomp's resharder (`successes`).
+    fields = {"count", "successes", "failed_to_download", "failed_to_resize", "duration", "start_time", "end_time", "status_dict"}
+    assert all(fields <= told.keys() for told in stats)
+    assert [told["successes"] for told in stats] == [told["status_dict"]["success"] for told in stats] == [4, 4, 1]
+    assert stats[0]["bytes"] == (tmp_path / "00000.tar").stat().st_size
+    assert stats[0]["image_bytes"] == sum(len(pair.image) for pair in pairs[:4])
+    assert stats[0]["formats"] == {"jpg": 3, "png": 1}
+    assert stats[0]["quantiles"]["width"] == {"least": 3, "5%": 3, "25%": 3, "median": 4, "75%": 5, "95%": 6, "most": 6}
+    assert json.loads((tmp_path / "sizes.json").read_text()) == {"00000.tar": 4, "00001.tar": 4, "00002.tar": 1}
 
 
 @settings(max_examples=60, deadline=None)
