@@ -104,6 +104,13 @@ def test_the_selection_is_that_of_a_naive_loop(make_shards: Make, read_all: Any,
     assert line["in"] == line["out"] + sum(line["dropped"].values())
 
 
+def test_what_is_unknown_is_not_selected(make_shards: Make, read_all: Any, tmp_path: Path) -> None:
+    source = make_shards(range(10))  # pairs of odd numbers have no page
+    written, report = resharded(source, tmp_path / "out", where="page_url != 'https://page.example/4'")
+    assert [pair.metadata["page_url"] for pair in read_all(written)] == [f"https://page.example/{i}" for i in (0, 2, 6, 8)]
+    assert report["funnel"][-1]["dropped"] == {"where": 6}
+
+
 def test_the_lineage_names_the_source_and_what_was_asked(make_shards: Make, tmp_path: Path) -> None:
     source = make_shards(range(20))
     first, _ = resharded(source, tmp_path / "first", where="width >= 18", seed=5)

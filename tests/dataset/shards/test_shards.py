@@ -10,6 +10,7 @@ import tarfile
 import warnings
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
@@ -323,6 +324,17 @@ def test_verify_compares_the_parquet_with_the_pairs(tmp_path: Path) -> None:
     (tmp_path / "00001.parquet").unlink()
     [missing] = [p for p in shards.verify()["problems"] if p["shard"] == "00001.tar"]
     assert missing["problem"] == f"`{tmp_path}/00001.parquet` is missing: build them again into a new `--out`, or restore it"
+
+
+def test_a_parquet_with_bytes_that_are_no_text_is_no_table_of_pairs(tmp_path: Path) -> None:
+    shards = write(tmp_path, make_pairs(4))
+    table = pq.read_table(tmp_path / "00000.parquet")
+    wrong = pa.array([b"\xff\xfe"] * 4, pa.binary())
+    texts = pa.Array.from_buffers(pa.string(), 4, wrong.buffers())
+    pq.write_table(table.set_column(2, "text", texts), tmp_path / "00000.parquet")
+    with pytest.raises(UserError, match=r"00000\.parquet` is no table of pairs"):
+        shards.table()
+    assert len(shards.verify()["problems"]) == 2
 
 
 def test_a_key_that_occurs_twice_is_a_problem(tmp_path: Path) -> None:
