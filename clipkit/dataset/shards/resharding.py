@@ -83,7 +83,7 @@ def selection_of(shards: Shards, *, keep: str | None, drop: str | None, where: s
 def reshard(recipe: ReshardRecipe, shards: Shards, run: Run) -> dict[str, Any]:
     """Write the pairs that the recipe selects to `run.path/shards`; returns the report. Raises UserError.
 
-    In memory are 8 bytes a pair, the lists of keys, and one shard's metadata; images are streamed.
+    In memory are 16 bytes a pair (with a seed the keys too), the lists of keys, and one shard's metadata; images are streamed.
     """
     selection = selection_of(shards, keep=recipe.keep, drop=recipe.drop, where=recipe.where)
     positions, keys, dropped = _select(shards, selection, run, with_keys=recipe.seed is not None)
