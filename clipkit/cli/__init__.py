@@ -16,7 +16,7 @@ import typer
 from typer.core import TyperGroup
 
 from clipkit import UserError, __version__, printable
-from clipkit.cli import dataset, demo, evaluation, model, overlap, queries, recipes, training
+from clipkit.cli import dataset, demo, evaluation, model, overlap, queries, recipes, score, shards, training
 
 __all__ = ["app", "main"]
 
@@ -91,7 +91,8 @@ app.command("demo")(demo.demo)
 app.add_typer(recipes.app, name="recipes")
 app.add_typer(evaluation.suites_app, name="suites")
 app.add_typer(model.app, name="models")
-app.add_typer(dataset.shards_app, name="shards")
+app.add_typer(shards.app, name="shards")
+app.command("score", no_args_is_help=True)(score.score)
 
 
 @contextlib.contextmanager

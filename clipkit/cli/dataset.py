@@ -1,18 +1,15 @@
-"""`clipkit build-dataset` and `clipkit shards`."""
+"""`clipkit build-dataset`."""
 
 import json
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from clipkit.cli.options import JsonOption, OutOption, QuietOption, RecipeArgument, SetOption, show
 from clipkit.recipe import BuildRecipe, load_recipe
-from clipkit.report.tables import build_tables, verify_tables
+from clipkit.report.tables import build_tables
 from clipkit.resources import find
 from clipkit.run import Run
-
-shards_app = typer.Typer(no_args_is_help=True, help="Look at shards.")
 
 
 def build_dataset(
@@ -51,17 +48,3 @@ def build_dataset(
             report = build.build_dataset(knobs, run, extends=extend)
             run.finish(report)
     show(report, build_tables(report), as_json=as_json, where=out)
-
-
-@shards_app.command("verify", no_args_is_help=True)
-def verify(
-    shards: Annotated[Path, typer.Argument(metavar="SHARDS", help="A folder with `shards.json`, or a build-dataset run.")],
-    as_json: JsonOption = False,
-) -> None:
-    """Check every tar against the manifest: size, sha256, and that each pair is whole. Exit code 1 where one is not."""
-    from clipkit.dataset.shards import Shards
-
-    report = Shards.open(shards, check_sizes=False).verify()
-    show(report, verify_tables(report), as_json=as_json)
-    if report["problems"]:
-        raise typer.Exit(1)

@@ -1,9 +1,11 @@
 """The options that commands share, and what every command does around its engine."""
 
+import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,7 +13,9 @@ import typer
 from rich.text import Text
 
 from clipkit import UserError, printable
+from clipkit.recipe import Section
 from clipkit.report.tables import Table, console
+from clipkit.run import Run
 
 if TYPE_CHECKING:
     from clipkit.evaluation.suite import Suite
@@ -66,6 +70,26 @@ def identity(model: str, suite: "Suite", data: Path) -> dict[str, str]:
         with path.open("rb") as file:
             inputs["weights"] = hashlib.file_digest(file, "sha256").hexdigest()
     return inputs
+
+
+@contextlib.contextmanager
+def scratch_run(*, quiet: bool) -> Iterator[Run]:
+    """A run that leaves nothing, for commands that only look: its progress on stderr."""
+    with tempfile.TemporaryDirectory() as folder:
+        run = Run.scratch(Path(folder), quiet=quiet)
+        try:
+            yield run
+        finally:
+            run.close()
+
+
+@contextlib.contextmanager
+def made_run(
+    out: Path, *, command: str, recipe: Section, inputs: Mapping[str, str], quiet: bool
+) -> Iterator[tuple[Run, dict[str, Any] | None]]:
+    """A run in `out`, and its report where it is finished already."""
+    with Run.open(out, command=command, recipe=recipe, inputs=inputs, quiet=quiet) as run:
+        yield run, run.report
 
 
 def show(report: Mapping[str, Any], tables: list[Table], *, as_json: bool, where: Path | None = None) -> None:

@@ -5,8 +5,8 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from types import TracebackType
 from typing import Any, Self
@@ -57,6 +57,15 @@ class Workers:
         except BrokenProcessPool:
             self._start_again()
             return [self._alone(function, value) for value in values]
+
+    def each(self, function: Callable[[Any], Any], values: Sequence[Any]) -> Iterator[tuple[int, Any]]:
+        """(index, `function` of the value) of each value, as soon as it is there. Raises UserError where a process was killed."""
+        futures = {self._pool.submit(function, value): index for index, value in enumerate(values)}
+        try:
+            for future in as_completed(futures):
+                yield futures[future], future.result()
+        except BrokenProcessPool:
+            raise UserError(f"a worker process was killed (of {self.processes}): free memory or lower the number of processes") from None
 
     def _alone(self, function: Callable[[Any], Any], value: Any) -> Any:
         try:

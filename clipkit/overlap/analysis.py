@@ -7,6 +7,7 @@ a detector that can verifies them.
 
 import hashlib
 import itertools
+import json
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -23,6 +24,7 @@ from torch import Tensor
 
 from clipkit import UserError
 from clipkit.dataset.shards import Pair, Shard, Shards
+from clipkit.dataset.shards.thumbnails import caption
 from clipkit.evaluation.embeddings import Embeddings, Pictures, embed
 from clipkit.evaluation.metrics import top_k
 from clipkit.evaluation.splits import Split
@@ -31,8 +33,9 @@ from clipkit.evaluation.zero_shot import Predictions, predict
 from clipkit.model.detector import Detector, Verify, load_detector
 from clipkit.model.encoder import Encoded, Encoder
 from clipkit.overlap.effect import LEVEL, Effect, measure_effect, summarise
+from clipkit.overlap.matches import MATCH_SCHEMA, matches
 from clipkit.overlap.neighbours import KEY_TYPE, NearestSearch, Neighbours
-from clipkit.overlap.pairs import caption, choose_pairs, find_training_pairs, picture_uri
+from clipkit.overlap.pairs import choose_pairs, find_training_pairs, picture_uri
 from clipkit.overlap.review import Review, apply_review, load_review, review_path
 from clipkit.recipe import OverlapRecipe
 from clipkit.report.page import OverlapPage, ShownPair, TaskSection, write_overlap_page
@@ -90,6 +93,7 @@ class Finding:
     is_overlap_N: NDArray[np.bool_]
     effect: Effect
     verdicts: dict[int, str]
+    candidates: Neighbours
 
 
 class ShardPictures:
@@ -140,8 +144,9 @@ def report_overlap(
 ) -> dict[str, Any]:
     """The report of `clipkit overlap-report`. A task that fails is named in `failed`, the others go on.
 
-    Leaves `overlap.parquet` (a row per test picture) and `overlap.html` in the run. Raises UserError for what concerns all tasks:
-    an image-only model, a detector that cannot be loaded, a threshold or a review of a task that the suite does not have.
+    Leaves `overlap.parquet` (a row per test picture), `overlap-pairs.parquet` (a row per pair that counts) and `overlap.html` in the run.
+    Raises UserError for what concerns all tasks: an image-only model, a detector that cannot be loaded, a threshold or a review of a
+    task that the suite does not have.
     """
     review = load_review(review_path(run.path, recipe.review))
     _check(recipe, encoder, suite, review)
@@ -158,12 +163,13 @@ def report_overlap(
         except UserError as error:
             failed[task.name] = _told(run, task, error)
             continue
-        nearest = _nearest(_neighbours(detector, described, training, describe, block_size=recipe.block_size, run=run))
+        candidates = _neighbours(detector, described, training, describe, block_size=recipe.block_size, run=run)
         try:
-            findings.append(_finding(recipe, test, nearest, review))
+            findings.append(_finding(recipe, test, candidates, review))
         except UserError as error:
             failed[task.name] = _told(run, task, error)
-    _write_table(run.path / "overlap.parquet", findings, shards)
+    _write_table(run.path / "overlap.parquet", TABLE_SCHEMA, [_rows(finding, shards) for finding in findings], shards)
+    _write_table(run.path / "overlap-pairs.parquet", MATCH_SCHEMA, [_matches(finding, shards) for finding in findings], shards)
     report = _report(recipe, encoder, detector, suite, findings, run=run)
     report |= {"failed": failed, "training_pictures": shards.count, "review": review.fingerprint}
     sections = _sections(recipe, findings, shards)
@@ -260,13 +266,14 @@ def _nearest(candidates: Neighbours) -> Nearest:
 # ------------------------------------------------------------------- findings
 
 
-def _finding(recipe: OverlapRecipe, test: TestSet, nearest: Nearest, review: Review) -> Finding:
+def _finding(recipe: OverlapRecipe, test: TestSet, candidates: Neighbours, review: Review) -> Finding:
+    nearest = _nearest(candidates)
     name = test.task.name
     decided = review.of(name)
     threshold = decided.threshold if decided.threshold is not None else recipe.thresholds.get(name, recipe.threshold)
     is_overlap_N = apply_review(nearest.similarity_N, threshold=threshold, review=decided, task=name)
     effect = measure_effect(test.is_correct_N, is_overlap_N, confidence=recipe.confidence)
-    return Finding(test, nearest, threshold, is_overlap_N, effect, dict(decided.verdicts))
+    return Finding(test, nearest, threshold, is_overlap_N, effect, dict(decided.verdicts), candidates)
 
 
 def _report(
@@ -299,9 +306,23 @@ def _task_row(finding: Finding, *, num_tasks: int) -> dict[str, Any]:
     }
 
 
-def _write_table(path: Path, findings: Sequence[Finding], shards: Shards) -> None:
+def _write_table(path: Path, schema: pa.Schema, tables: Sequence[pa.Table], shards: Shards) -> None:
+    """With the training shards' fingerprint, so that nobody drops by it from others."""
+    metadata = {b"clipkit": json.dumps({"shards": shards.fingerprint}).encode()}
     with replacing(path) as temporary:
-        pq.write_table(pa.concat_tables([TABLE_SCHEMA.empty_table(), *(_rows(finding, shards) for finding in findings)]), temporary)
+        pq.write_table(pa.concat_tables([schema.empty_table(), *tables]).replace_schema_metadata(metadata), temporary)
+
+
+def _matches(finding: Finding, shards: Shards) -> pa.Table:
+    names = [shard.name for shard in shards.shards]
+    return matches(
+        finding.test.task.name,
+        finding.candidates,
+        finding.is_overlap_N,
+        threshold=finding.threshold,
+        shard_N=names,
+        rows_per_shard=ROWS_PER_SHARD,
+    )
 
 
 def _rows(finding: Finding, shards: Shards) -> pa.Table:

@@ -1,21 +1,13 @@
 """Which pairs of a task a person should look at, and their pictures."""
 
-import base64
-import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
-from clipkit.dataset.shards import Pair, Shards
+from clipkit.dataset.shards import Pair, Shards, thumbnails
 from clipkit.model.preprocess import FORMATS
-
-PICTURE_SIDE = 200
-"""Longer side of a picture on the page (pixels)."""
-
-MAX_CAPTION = 300
 
 
 @dataclass(frozen=True)
@@ -61,21 +53,5 @@ def find_training_pairs(shards: Shards, wanted: Mapping[int, Sequence[int]]) -> 
 
 
 def picture_uri(data: bytes) -> str:
-    """A picture as a small `data:` URI, made anew from its pixels so that nothing of the file but the picture reaches the page."""
-    with Image.open(io.BytesIO(data), formats=FORMATS) as opened:
-        opened.draft("RGB", (PICTURE_SIDE, PICTURE_SIDE))  # JPEG only: decodes at a fraction of the size
-        drawn = opened.convert("RGBA")
-    drawn.thumbnail((PICTURE_SIDE, PICTURE_SIDE))
-    paper = Image.new("RGB", drawn.size, "white")
-    paper.paste(drawn, mask=drawn.getchannel("A"))
-    out = io.BytesIO()
-    # Tiny pictures stay exact: JPEG's blocks would be seen when the page enlarges them.
-    kind = "png" if max(paper.size) <= 64 else "jpeg"
-    paper.save(out, kind, **({"quality": 85} if kind == "jpeg" else {"optimize": True}))
-    return f"data:image/{kind};base64,{base64.b64encode(out.getvalue()).decode()}"
-
-
-def caption(text: str) -> str:
-    """A caption on one line, cut to MAX_CAPTION characters, without characters that do not print."""
-    line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
-    return line if len(line) <= MAX_CAPTION else line[: MAX_CAPTION - 1] + "…"
+    """A picture of a test set or a shard as a small `data:` URI."""
+    return thumbnails.picture_uri(data, formats=FORMATS)

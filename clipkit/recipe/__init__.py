@@ -23,6 +23,7 @@ from clipkit.recipe.evaluate import EvalRecipe, OverlapRecipe, ProbeKnobs
 from clipkit.recipe.queries import BigramKnobs, BuildQueriesRecipe, TitleKnobs, WikipediaKnobs, WordKnobs
 from clipkit.recipe.read import dump, flatten, free_knobs, knobs, load_recipe
 from clipkit.recipe.section import Section
+from clipkit.recipe.shards import ImportRecipe, MergeRecipe, ReshardRecipe
 from clipkit.recipe.train import DataKnobs, ModelKnobs, OptimiserKnobs, TrainRecipe
 
 __all__ = [
@@ -36,13 +37,16 @@ __all__ = [
     "EngineKnobs",
     "EvalRecipe",
     "ImageKnobs",
+    "ImportRecipe",
     "MatchKnobs",
+    "MergeRecipe",
     "ModelKnobs",
     "OptimiserKnobs",
     "OverlapRecipe",
     "PageKnobs",
     "ProbeKnobs",
     "QueryKnobs",
+    "ReshardRecipe",
     "Section",
     "ShardKnobs",
     "Source",

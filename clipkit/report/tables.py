@@ -190,13 +190,6 @@ def _most_first(counts: Mapping[str, int]) -> list[tuple[str, int]]:
     return sorted(counts.items(), key=lambda count: (-count[1], count[0]))
 
 
-def verify_tables(report: Mapping[str, Any]) -> list[Table]:
-    """What `shards verify` found."""
-    problems = report["problems"]
-    summary = Table("shards", ("shards", "pairs", "problems"), [(report["shards"], report["count"], len(problems))])
-    return [summary, Table.from_dicts("problems", problems)] if problems else [summary]
-
-
 def train_tables(report: Mapping[str, Any]) -> list[Table]:
     """Summary of a training run; the verdict stands below."""
     rows: list[tuple[str, Cell]] = [

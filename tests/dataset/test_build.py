@@ -291,7 +291,8 @@ def test_both_balances_pick_the_pairs_with_the_smallest_hashes_of_the_recipes_se
 def test_the_numbers_of_queries_are_told_beside_the_shards(built: tuple[Path, dict[str, Any]]) -> None:
     out, report = built
     told = json.loads((out / "shards/shards.json").read_text())["queries"]
-    assert told == {"file": "queries.parquet", "count": 7, "content_hash": report["queries"]["content_hash"]}
+    sha256 = hashlib.sha256((out / "shards/queries.parquet").read_bytes()).hexdigest()
+    assert told == {"file": "queries.parquet", "count": 7, "content_hash": report["queries"]["content_hash"], "sha256": sha256}
     table = pq.read_table(out / "shards" / told["file"]).to_pylist()
     assert table[0] == {"number": 0, "query": "red", "source": "queries.txt", "count": None, "limit": None}
     pair = next(Shards.open(out).read(Shards.open(out).shards[0]))

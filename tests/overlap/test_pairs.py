@@ -2,7 +2,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clipkit.overlap.pairs import caption, choose_pairs
+from clipkit.dataset.shards.thumbnails import caption
+from clipkit.overlap.pairs import choose_pairs
 
 
 @given(st.lists(st.floats(0, 1, width=32), max_size=80), st.integers(1, 40))

@@ -4,10 +4,13 @@ import io
 import json
 import os
 import pickle
+import subprocess
+import sys
 import tarfile
 import warnings
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
@@ -15,7 +18,7 @@ from hypothesis import strategies as st
 
 from clipkit import UserError
 from clipkit.dataset.shards import TABLE_SCHEMA, Pair, Shards, pair_key, write_shards
-from clipkit.report.tables import verify_tables
+from clipkit.report.shard_tables import verify_tables
 
 JPEG = b"\xff\xd8\xff\xe0"
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -107,6 +110,43 @@ def test_webdataset_reads_the_tars_as_open_clip_does(tmp_path: Path) -> None:
     assert found == [(p.key, p.image, p.text, p.metadata["queries"]) for p in pairs]
 
 
+WEBDATASET = """
+import json, sys, warnings
+warnings.simplefilter("ignore")
+import torch.utils.data, webdataset
+webdataset.utils.enforce_security = sys.argv[1] == "secured"
+found = webdataset.WebDataset(sys.argv[3:], shardshuffle=False).rename(image="jpg;png;webp").to_tuple("__key__", "image", "txt", "json")
+loader = torch.utils.data.DataLoader(found, batch_size=None, num_workers=int(sys.argv[2]))
+print(json.dumps(sorted([key, image.hex(), text.decode(), json.loads(told)] for key, image, text, told in loader)))
+"""
+
+
+@pytest.mark.parametrize(("security", "workers"), [("open", "0"), ("secured", "0"), ("secured", "2")])
+def test_webdataset_reads_every_pair_secured_and_with_workers_too(tmp_path: Path, security: str, workers: str) -> None:
+    pairs = make_pairs(9)
+    shards = write(tmp_path, pairs)
+    urls = [str(tmp_path / shard.name) for shard in shards.shards]
+    answer = subprocess.run([sys.executable, "-c", WEBDATASET, security, workers, *urls], capture_output=True, check=True, timeout=120)
+    expected = sorted([pair.key, pair.image.hex(), pair.text, pair.metadata] for pair in read_all(shards))
+    assert json.loads(answer.stdout) == expected
+    assert len(expected) == 9
+
+
+def test_the_files_beside_the_tars_say_what_img2dataset_and_open_clip_look_for(tmp_path: Path) -> None:
+    pairs = make_pairs(9)
+    write(tmp_path, pairs)
+    stats = [json.loads((tmp_path / f"{number:05d}_stats.json").read_text()) for number in range(3)]
+    # The fields of img2dataset's own writer, read by its logger, and by datacomp's resharder (`successes`).
+    fields = {"count", "successes", "failed_to_download", "failed_to_resize", "duration", "start_time", "end_time", "status_dict"}
+    assert all(fields <= told.keys() for told in stats)
+    assert [told["successes"] for told in stats] == [told["status_dict"]["success"] for told in stats] == [4, 4, 1]
+    assert stats[0]["bytes"] == (tmp_path / "00000.tar").stat().st_size
+    assert stats[0]["image_bytes"] == sum(len(pair.image) for pair in pairs[:4])
+    assert stats[0]["formats"] == {"jpg": 3, "png": 1}
+    assert stats[0]["quantiles"]["width"] == {"least": 3, "5%": 3, "25%": 3, "median": 4, "75%": 5, "95%": 6, "most": 6}
+    assert json.loads((tmp_path / "sizes.json").read_text()) == {"00000.tar": 4, "00001.tar": 4, "00002.tar": 1}
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     sizes=st.lists(st.integers(0, 1600), min_size=1, max_size=6),
@@ -148,7 +188,7 @@ def test_a_rewrite_removes_tars_that_are_no_longer_part(tmp_path: Path) -> None:
     (tmp_path / ".00002.tar.4711.tmp").write_bytes(b"left by a kill")
     (tmp_path / "notes.txt").write_text("mine")
     write(tmp_path, make_pairs(3))
-    assert sorted(tree(tmp_path)) == ["00000.parquet", "00000.tar", "notes.txt", "shards.json"]
+    assert sorted(tree(tmp_path)) == ["00000.parquet", "00000.tar", "00000_stats.json", "notes.txt", "shards.json", "sizes.json"]
 
 
 def test_a_failure_in_the_middle_leaves_no_manifest(tmp_path: Path) -> None:
@@ -170,7 +210,7 @@ def test_no_pairs_at_all_are_shards_without_tars(tmp_path: Path) -> None:
     assert Shards.open(tmp_path) == shards
     assert shards.count == 0
     assert shards.table().num_rows == 0
-    assert shards.verify() == {"count": 0, "shards": 0, "problems": []}
+    assert shards.verify() == {"count": 0, "shards": 0, "bytes": 0, "problems": [], "notes": []}
 
 
 def test_a_build_run_is_opened_by_its_own_folder_and_travels_to_other_processes(tmp_path: Path) -> None:
@@ -256,10 +296,10 @@ def test_verify_names_each_broken_tar_and_pair(tmp_path: Path) -> None:
 def test_what_verify_found_is_shown_as_tables(tmp_path: Path) -> None:
     shards = write(tmp_path, make_pairs(5))
     (summary,) = verify_tables(shards.verify())
-    assert summary.rows == [(2, 5, 0)]
+    assert summary.rows == [(2, 5, 0.03072, 0)]
     (tmp_path / "00001.tar").unlink()
     summary, problems = verify_tables(shards.verify())
-    assert summary.rows == [(2, 5, 1)]
+    assert summary.rows == [(2, 5, 0.03072, 1)]
     assert problems.rows == [("00001.tar", None, "the tar is missing")]
 
 
@@ -271,12 +311,30 @@ def test_verify_compares_the_parquet_with_the_pairs(tmp_path: Path) -> None:
     (tmp_path / "00001.parquet").write_bytes(b"PAR1")
     pq.write_table(pq.read_table(tmp_path / "00002.parquet").slice(1), tmp_path / "00002.parquet")
     problems = [(p["shard"], p["key"]) for p in shards.verify()["problems"]]
-    assert problems == [("00000.tar", pairs[0].key), ("00001.tar", None), ("00002.tar", None)]
+    assert problems == [
+        ("00000.tar", None),  # its parquet has another hash,
+        ("00000.tar", pairs[0].key),  # and this row is not the pair's
+        ("00001.tar", None),
+        ("00001.tar", None),  # it can be read as no table either
+        ("00002.tar", None),
+        ("00002.tar", None),
+    ]
     with pytest.raises(UserError, match=r"`\S+00001\.parquet` is no table of pairs \([^/]+\): build them again"):
         shards.table()
     (tmp_path / "00001.parquet").unlink()
-    [_, missing, _] = shards.verify()["problems"]
+    [missing] = [p for p in shards.verify()["problems"] if p["shard"] == "00001.tar"]
     assert missing["problem"] == f"`{tmp_path}/00001.parquet` is missing: build them again into a new `--out`, or restore it"
+
+
+def test_a_parquet_with_bytes_that_are_no_text_is_no_table_of_pairs(tmp_path: Path) -> None:
+    shards = write(tmp_path, make_pairs(4))
+    table = pq.read_table(tmp_path / "00000.parquet")
+    wrong = pa.array([b"\xff\xfe"] * 4, pa.binary())
+    texts = pa.Array.from_buffers(pa.string(), 4, wrong.buffers())
+    pq.write_table(table.set_column(2, "text", texts), tmp_path / "00000.parquet")
+    with pytest.raises(UserError, match=r"00000\.parquet` is no table of pairs"):
+        shards.table()
+    assert len(shards.verify()["problems"]) == 2
 
 
 def test_a_key_that_occurs_twice_is_a_problem(tmp_path: Path) -> None:

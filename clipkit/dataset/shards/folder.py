@@ -1,0 +1,114 @@
+"""An opened folder of shards: what its manifest says, its pairs, its tables, and whether all of it is whole."""
+
+import hashlib
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Self
+
+import pyarrow as pa
+
+from clipkit import UserError
+from clipkit.dataset.shards.manifest import MANIFEST, Shard, load_manifest, read_manifest
+from clipkit.dataset.shards.tables import picked, read_table
+from clipkit.dataset.shards.tars import BrokenTarError, Pair, open_file, pair_of, pair_parts
+from clipkit.dataset.shards.verifying import size_problem, verify
+
+__all__ = ["Shards", "damaged", "pair_key"]
+
+_NOT_LOCAL = re.compile(r"(?i)pipe:|[a-z][a-z0-9+.-]+:/")
+
+
+def pair_key(image_url: str, text: str) -> str:
+    """The key of a pair: 32 hex characters that depend on image URL and text alone, never on a position."""
+    url = image_url.encode("utf-8", "surrogatepass")
+    # The length in front keeps ("ab", "c") and ("a", "bc") apart whatever the strings hold.
+    return hashlib.sha256(len(url).to_bytes(8, "big") + url + text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+
+
+@dataclass(frozen=True)
+class Shards:
+    """An opened folder of shards. Can be pickled, so that worker processes read from it."""
+
+    root: Path
+    shards: tuple[Shard, ...]
+
+    @classmethod
+    def open(cls, path: Path, *, check_sizes: bool = True) -> Self:
+        """Open a folder with `shards.json`, or a run that left one in its `shards/`.
+
+        Raises UserError when there is no manifest, when it cannot be understood, and, unless `check_sizes` is False,
+        when a tar is missing or has another size than the manifest says.
+        """
+        if _NOT_LOCAL.match(str(path)):
+            raise UserError(f"`{path}` is no folder of this machine: shards are read from local folders, copy them to one")
+        path = Path(path)
+        root = next((folder for folder in (path, path / "shards") if (folder / MANIFEST).is_file()), None)
+        if root is None:
+            raise UserError(f"no `{MANIFEST}` in `{path}`: {_advice(path)}")
+        shards = cls(root, read_manifest(root / MANIFEST))
+        if check_sizes:
+            for shard in shards.shards:
+                if problem := size_problem(root, shard):
+                    raise UserError(
+                        f"`{root / shard.name}` {problem}: build them again into a new `--out` (`clipkit shards verify` lists all damage)"
+                    )
+        return shards
+
+    @property
+    def count(self) -> int:
+        """Number of pairs."""
+        return sum(shard.count for shard in self.shards)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash over the tars' hashes: equal for equal pairs in equal order and cut, on any machine."""
+        return hashlib.sha256("".join(f"{shard.sha256}\n" for shard in self.shards).encode()).hexdigest()
+
+    def told(self) -> dict[str, Any]:
+        """The whole manifest: beside the tars the recipe, the funnel, the query list, and where the shards came from."""
+        return load_manifest(self.root / MANIFEST)
+
+    def read(self, shard: Shard) -> Iterator[Pair]:
+        """Stream one tar in its order. Raises UserError naming the shard and the key where the tar is damaged or not ours."""
+        path = self.root / shard.name
+        try:
+            with open_file(path) as file:
+                for key, parts in pair_parts(file):
+                    yield pair_of(key, parts)
+        except FileNotFoundError:
+            raise UserError(f"`{path}` is missing: build them again into a new `--out`, or restore it") from None
+        except BrokenTarError as broken:
+            raise damaged(path, broken) from None
+
+    def table(self, columns: Sequence[str] | None = None) -> pa.Table:
+        """The metadata of all pairs (`TABLE_SCHEMA`), in the order of the tars; `columns` picks some of it."""
+        tables = (self.table_of(shard, columns) for shard in self.shards)
+        return pa.concat_tables([picked(columns).empty_table(), *tables])
+
+    def table_of(self, shard: Shard, columns: Sequence[str] | None = None) -> pa.Table:
+        """The metadata of one shard's pairs."""
+        return read_table(self.root / shard.table_name, picked(columns))
+
+    def verify(self, *, processes: int = 1, advance: Callable[[float], None] | None = None) -> dict[str, Any]:
+        """Re-hash every file, re-hash every image, compare every pair with its metadata and its row in the parquet.
+
+        `processes` of this machine share the tars; `advance` is told of megabytes. Returns {"count", "shards", "bytes", "problems":
+        [{"shard", "key", "problem"}], "notes": [...]}; `key` is None where a whole file is meant.
+        """
+        return verify(self.root, self.shards, processes=processes, advance=advance)
+
+
+def damaged(path: Path, broken: BrokenTarError) -> UserError:
+    """Damage in a tar as a sentence."""
+    key, problem = broken.args
+    where = f" at pair `{key}`" if key else ""
+    return UserError(f"`{path}` is damaged{where}: {problem}; build them again into a new `--out`, or restore it")
+
+
+def _advice(path: Path) -> str:
+    if path.is_dir() and any(path.glob("*.tar")):
+        return "these tars are not clipkit's, `clipkit shards import` makes shards of what img2dataset wrote"
+    return "give a finished build-dataset run, or the folder that holds its shards"
