@@ -13,9 +13,9 @@ __all__ = ["FORMATS", "check_whole", "opened", "orientation_of", "over_white", "
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "AVIF")
 """What browsers show. Nothing else is given to a decoder."""
 
-MOST_SCANS = 500
-"""A progressive JPEG has some ten scans. Every one passes over all blocks, and a scan of no news takes a few bytes: a file of 30 MB can
-ask for hours of work."""
+MOST_SCANS = 100
+"""A progressive JPEG has some ten scans. Every one passes over all blocks, and a scan of no news takes a few bytes: a file of 700 kB can
+ask for minutes of work, one of 30 MB for hours."""
 
 _ROWS_AT_ONCE = 256
 

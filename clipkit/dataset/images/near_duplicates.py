@@ -14,6 +14,7 @@ Thumbnails = Callable[[NDArray[np.int64]], NDArray[np.uint8]]
 """Rows -> their thumbnails, one a row: only those of candidates are ever asked for."""
 
 SHARE_OF_CONTRAST = 0.25
+WORST_PIXEL = 40
 
 
 def near_duplicates(hashes: UInt64s, thumbnails: Thumbnails, *, bits: int, difference: float) -> NDArray[np.bool_]:
@@ -41,15 +42,17 @@ def near_duplicates(hashes: UInt64s, thumbnails: Thumbnails, *, bits: int, diffe
 
 
 def alike(thumbnails: NDArray[np.uint8], other: NDArray[np.uint8], difference: float) -> NDArray[np.bool_]:
-    """Whether the mean absolute difference to the other thumbnail, or row by row to the others, is at most `difference` grey levels,
-    and at most a quarter of the contrast.
+    """Whether the mean absolute difference to the other thumbnail, or row by row to the others, is at most `difference` grey levels
+    and at most a quarter of the contrast, and that of no single one of the 256 pixels is over 40.
 
     Contrast is the mean absolute deviation of a thumbnail from its own mean colour, the lesser of the two: thin drawings on white are all
-    within a few levels of each other, and of an empty sheet.
+    within a few levels of each other, and of an empty sheet. The last keeps two signs, two clocks, two cards of one set apart.
     """
     levels, beside = thumbnails.astype(np.float32), other.astype(np.float32)
+    differences = np.abs(levels - beside)
     least = np.minimum(_contrast(levels), _contrast(beside))
-    found: NDArray[np.bool_] = np.abs(levels - beside).mean(-1) <= np.minimum(difference, SHARE_OF_CONTRAST * least)
+    worst = differences.reshape(*differences.shape[:-1], -1, 3).mean(-1).max(-1)
+    found: NDArray[np.bool_] = (differences.mean(-1) <= np.minimum(difference, SHARE_OF_CONTRAST * least)) & (worst <= WORST_PIXEL)
     return found
 
 

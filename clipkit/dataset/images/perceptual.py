@@ -20,8 +20,8 @@ FLAT = 4
 """Grey levels: the standard deviation of luminance below which a picture has no hash, whose bits would be noise."""
 
 MARGIN = 64
-"""Levels x pixels: a wave of a quarter of a grey level. Half of the coefficients of a symmetric drawing are zero, as is their median; whether
-rounding makes them a little more or less is noise, which turns ten bits and more when the drawing is encoded anew."""
+"""Levels x pixels: a wave of a quarter of a grey level. Half of the coefficients of a symmetric drawing are zero, as is their median:
+whether rounding makes them a little more or less is noise, which turns ten bits and more when the drawing is encoded anew."""
 
 _ONE = 2**20
 
