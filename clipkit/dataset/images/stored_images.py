@@ -4,12 +4,10 @@ Deciding which images repeat, and the last balance, need all images before the f
 cost more than the disk does. A part of `PAIRS_PER_PART` pairs is the unit of resume.
 """
 
-import contextlib
 import functools
 import itertools
 import os
 import signal
-import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -31,7 +29,7 @@ __all__ = ["STORED_FIELDS", "read_stored", "read_thumbnails", "store_images"]
 PAIRS_PER_PART = 10_000
 IMAGES_AT_ONCE = 64
 SECONDS_PER_IMAGE = 30
-"""Of CPU time, after which an image is given up as undecodable. The largest honest ones take two or three."""
+"""Of CPU time, after which an image is given up as undecodable. The largest honest ones take three or four."""
 
 STORED_FIELDS = (
     pa.field("width", pa.int32()),
@@ -125,33 +123,12 @@ def _store_part(workers: Workers, images: Iterator[bytes], store: Any, path: Pat
 
 
 def _in_time(data: bytes, knobs: ImageKnobs, wanted: Wanted) -> StoredImage | str:
-    """`store_image` in a worker process, for SECONDS_PER_IMAGE: a decoder that can be interrupted then is, one that cannot takes the
-    process with it a while later, which the pool survives."""
+    """`store_image` in a worker process: a decoder that does not end takes the process with it, which the pool survives."""
+    signal.setitimer(signal.ITIMER_PROF, SECONDS_PER_IMAGE)  # whose signal, SIGPROF, ends a process that does not handle it
     try:
-        with _limited(SECONDS_PER_IMAGE):
-            return store_image(data, knobs, wanted)
-    except TimeoutError:  # at the very end
-        return "undecodable"
-
-
-@contextlib.contextmanager
-def _limited(seconds: float) -> Iterator[None]:
-    if threading.current_thread() is not threading.main_thread():  # where no signal comes
-        yield
-        return
-
-    def give_up(*_: object) -> None:
-        raise TimeoutError
-
-    before = signal.signal(signal.SIGPROF, give_up)
-    signal.setitimer(signal.ITIMER_PROF, seconds)
-    signal.setitimer(signal.ITIMER_VIRTUAL, 1.5 * seconds)  # whose signal, SIGVTALRM, ends a process that does not handle it
-    try:
-        yield
+        return store_image(data, knobs, wanted)
     finally:
-        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
         signal.setitimer(signal.ITIMER_PROF, 0)
-        signal.signal(signal.SIGPROF, before)
 
 
 def _beside(pairs: pa.Table, stored: pa.Table) -> pa.Table:
