@@ -31,7 +31,7 @@ COMMAND_LINE = commands(typer.main.get_command(app))
 
 def test_the_commands_are_the_ones_that_are_promised():
     promised = {"build-dataset", "train", "eval zero-shot", "eval linear-probe", "overlap-report", "demo"}
-    promised |= {"recipes list", "recipes show", "recipes copy", "suites list", "suites show"}
+    promised |= {"recipes list", "recipes show", "recipes copy", "suites list", "suites show", "suites hashes"}
     assert promised <= set(COMMAND_LINE)
 
 
@@ -169,6 +169,33 @@ def test_knobs_have_a_line_of_their_own_and_can_be_chosen_by_their_beginning(mon
 
 def test_a_recipe_goes_by_the_name_that_the_list_shows():
     assert find("recipes/build-dataset", "build-dataset/laion") == find("recipes/build-dataset", "laion")
+
+
+def test_hashes_of_a_suite_are_written_and_a_task_without_data_does_not_stop_the_others(color_files, tmp_path):
+    import pyarrow.parquet as pq
+
+    elsewhere = (color_files / "colors.toml").read_text().replace('"colors"', '"elsewhere"')
+    (tmp_path / "elsewhere.toml").write_text(elsewhere)
+    (tmp_path / "colors.toml").write_text((color_files / "colors.toml").read_text())
+    (tmp_path / "both.toml").write_text('name = "both"\ntitle = "Both"\ntasks = ["elsewhere.toml", "colors.toml"]\n')
+    data, out = str(color_files / "data"), tmp_path / "hashes.parquet"
+    given = ["--data", data, "--out", str(out), "--json"]
+    whole = runner.invoke(app, ["suites", "hashes", str(color_files / "colors-suite.toml"), *given, "--quiet"])
+    assert whole.exit_code == 0
+    assert json.loads(whole.stdout)["tasks"]["colors"]["pictures"] == 35 == pq.read_metadata(out).num_rows
+    part = runner.invoke(app, ["suites", "hashes", str(tmp_path / "both.toml"), *given])
+    assert part.exit_code == 1
+    assert list(json.loads(part.stdout)["failed"]) == ["elsewhere"]
+    assert "error: elsewhere: no data for task" in part.stderr
+    assert pq.read_metadata(out).num_rows == 35
+    none = runner.invoke(
+        app, ["suites", "hashes", str(tmp_path / "both.toml"), "--data", str(tmp_path), "--out", str(tmp_path / "x.parquet")]
+    )
+    assert none.exit_code == 2
+    assert not (tmp_path / "x.parquet").exists()
+    wrong = runner.invoke(app, ["suites", "hashes", "demo", "--data", data, "--out", str(tmp_path / "hashes")])
+    assert wrong.exit_code == 2
+    assert "ends in .parquet" in wrong.stderr
 
 
 def test_suites_are_listed_and_shown():

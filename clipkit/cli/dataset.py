@@ -1,6 +1,7 @@
 """`clipkit build-dataset`."""
 
 import json
+from pathlib import Path
 from typing import Annotated
 
 import typer

@@ -1,9 +1,12 @@
 """`clipkit eval ...` and `clipkit suites ...`."""
 
-from typing import Annotated
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from clipkit import UserError
 from clipkit.cli.options import (
     CacheOption,
     DataOption,
@@ -20,12 +23,18 @@ from clipkit.cli.options import (
     show,
 )
 from clipkit.recipe import EvalRecipe, load_recipe
-from clipkit.report.tables import score_tables, suite_tables
+from clipkit.report.tables import hash_tables, score_tables, suite_tables
 from clipkit.resources import find, names
 from clipkit.run import Run
 
+if TYPE_CHECKING:
+    from clipkit.evaluation.splits import Split
+    from clipkit.evaluation.suite import Suite
+
 eval_app = typer.Typer(no_args_is_help=True, help="Evaluate a model on a suite of tasks.")
-suites_app = typer.Typer(no_args_is_help=True, help="List and show the suites of tasks.")
+suites_app = typer.Typer(no_args_is_help=True, help="List, show and hash the suites of tasks.")
+
+SuiteArgument = Annotated[str, typer.Argument(metavar="SUITE", help="A suite file, or a name that `clipkit suites list` shows.")]
 
 
 ZERO_SHOT = """Zero-shot classification: class names and templates against pictures.
@@ -84,7 +93,7 @@ def list_suites() -> None:
 
 @suites_app.command("show", no_args_is_help=True)
 def show_suite(
-    suite: Annotated[str, typer.Argument(metavar="SUITE", help="A suite file, or a name that `clipkit suites list` shows.")],
+    suite: SuiteArgument,
     as_json: JsonOption = False,
 ) -> None:
     """The tasks of a suite: classes, templates, metric, layout, where the data is published."""
@@ -92,3 +101,50 @@ def show_suite(
 
     report = describe(load_suite(suite))
     show(report, suite_tables(report), as_json=as_json)
+
+
+@suites_app.command("hashes", no_args_is_help=True)
+def hash_suite(
+    suite: SuiteArgument,
+    data: DataOption,
+    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="The parquet to write, for the knob `images.leave_out`.")],
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Hash the pictures of every task's test split, so that `build-dataset` leaves them out.
+
+    Example: `clipkit suites hashes demo --data clipkit-demo/web/eval --out demo-hashes.parquet`
+    """
+    if out.suffix != ".parquet" or out.is_dir():
+        raise UserError(f"`--out {out}` should be the name of a file that ends in .parquet")
+    from clipkit.dataset.engine import cores_here
+    from clipkit.dataset.images.left_out import write_hashes
+    from clipkit.evaluation.suite import load_suite
+
+    splits, failed = _test_splits(load_suite(suite), data)
+    counts = {}
+    if splits:
+        total = sum(map(len, splits.values()))
+        named = ((task, "test", split) for task, split in splits.items())
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            Run.scratch(Path(folder), quiet=quiet) as run,
+            run.progress("hashing", total=total, unit="pictures") as advance,
+        ):
+            counts = write_hashes(named, out, processes=cores_here(), advance=advance)
+    report = {"suite": suite, "hashes": str(out) if splits else None, "tasks": counts, "failed": failed}
+    if counts or as_json:
+        show(report, hash_tables(report), as_json=as_json, where=out)
+    exit_for_failures(failed, has_results=bool(counts))
+
+
+def _test_splits(suite: "Suite", data: Path) -> tuple[dict[str, "Split"], dict[str, str]]:
+    """The test split of each task that has its data, and why the others have none."""
+    splits: dict[str, Split] = {}
+    failed: dict[str, str] = {}
+    for task in suite.tasks:
+        try:
+            splits[task.name] = task.split(data, "test")
+        except UserError as error:
+            failed[task.name] = str(error)
+    return splits, failed

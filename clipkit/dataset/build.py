@@ -12,6 +12,7 @@ import itertools
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +27,11 @@ from clipkit.dataset.balance import Balance, Int64s, Kept, balance, oversampled
 from clipkit.dataset.collect import Collection, counts_of, describe, merge_examples
 from clipkit.dataset.engine import Workforce, cores_here, start_engine
 from clipkit.dataset.gather import gather
-from clipkit.dataset.images import image_rules
-from clipkit.dataset.images.download import download, earlier_downloads, find_downloads
+from clipkit.dataset.images import judging
+from clipkit.dataset.images.download import Downloads, download, earlier_downloads, find_downloads
 from clipkit.dataset.images.fetch import check_knobs
-from clipkit.dataset.images.stored_images import STORED_FIELDS, read_stored, store_images
+from clipkit.dataset.images.judging import Judge
+from clipkit.dataset.images.stored_images import STORED_FIELDS, read_stored
 from clipkit.dataset.keyed_hashes import keyed_hash, query_salts
 from clipkit.dataset.pages import Part, parts_of
 from clipkit.dataset.pages.reading import broken_file
@@ -59,10 +61,11 @@ def build_dataset(recipe: BuildRecipe, run: Run, *, extends: Path | None = None)
     """
     started = time.monotonic()
     text_rules.check_names(recipe.text.rules)
-    image_rules.check_names(recipe.images.rules)
     check_knobs(recipe.download)
+    judge = judging.prepare(recipe.images)
     earlier = earlier_downloads(extends, say=run.say)
     stages = Stages(run)
+    judge.check_unchanged(stages.root / "00-left-out")
     queries = _load_queries(recipe, stages)
     workforce = start_engine(recipe.engine, run.path, say=run.say)
     limits_Q = queries.limits_Q(recipe.balance.limit)
@@ -76,9 +79,10 @@ def build_dataset(recipe: BuildRecipe, run: Run, *, extends: Path | None = None)
     chosen = stages.step(
         "05-balance", lambda out: _keep_balanced(_balance(recipe, queries, single, most_Q), queries, single, out, "balance")
     )
-    _forget_lost_images(recipe, chosen, run, earlier)
+    find = partial(_find_downloads, recipe, chosen, stages.root / "06-download" / "images", earlier)
+    _forget_lost_images(find, run)
     fetched = stages.step("06-download", lambda out: _download(recipe, chosen, out, run, earlier))
-    stored = stages.step("07-images", lambda out: _apply_image_rules(recipe, chosen, fetched, out, run, earlier))
+    stored = stages.step("07-images", lambda out: _apply_image_rules(recipe, judge, find, fetched, out, run))
     final = stages.step("08-balance", lambda out: _balance_again(recipe, queries, stored, out, limits_Q=limits_Q, earlier=chosen))
     shards = _write_shards(recipe, stages, queries, final, stored, run=run)
     told = {"command": "build-dataset", "shards": str(shards.root), "pairs": shards.count}
@@ -242,24 +246,27 @@ def _urls(chosen: Path) -> pa.Table:
     return pq.read_table(chosen / "pairs.parquet", columns=["key", "image_url"])
 
 
-def _apply_image_rules(recipe: BuildRecipe, chosen: Path, fetched: Path, out: Path, run: Run, earlier: Sequence[Path]) -> Mapping[str, Any]:
-    downloads = find_downloads(_urls(chosen), fetched / "images", knobs=recipe.download, earlier=earlier)
+def _find_downloads(recipe: BuildRecipe, chosen: Path, folder: Path, earlier: Sequence[Path]) -> Downloads | None:
+    return find_downloads(_urls(chosen), folder, knobs=recipe.download, earlier=earlier)
+
+
+def _apply_image_rules(
+    recipe: BuildRecipe, judge: Judge, find: Callable[[], Downloads | None], fetched: Path, out: Path, run: Run
+) -> Mapping[str, Any]:
+    downloads = find()
     if downloads is None:
         raise UserError(
             f"downloads in `{fetched / 'images'}` went away while they were needed: run the same command again to fetch them anew"
         )
     processes = recipe.images.processes or cores_here()
-    table = store_images(read_pairs(fetched), downloads, out, knobs=recipe.images, run=run, processes=processes)
-    whole = table.filter(pc.is_null(table["reason"]))
-    again = pa.table({"key": whole["key"], "reason": image_rules.repeated(whole.select(["key", "text", "sha256"]), recipe.images)})
+    table = judge.judged(read_pairs(fetched), downloads, out, run=run, processes=processes)
     with Selection.into(out, "image rules", STORED_SCHEMA) as selection:
         for batch in table.to_batches(max_chunksize=50_000):
-            reasons = again["reason"].take(pc.index_in(batch["key"], value_set=again["key"]))
-            selection.add(batch, pc.coalesce(batch["reason"], reasons.combine_chunks()))
+            selection.add(batch, batch["reason"])
     return {"funnel": [selection.line()]}
 
 
-def _forget_lost_images(recipe: BuildRecipe, chosen: Path, run: Run, earlier: Sequence[Path]) -> None:
+def _forget_lost_images(find: Callable[[], Downloads | None], run: Run) -> None:
     """Where shards are to be written, have made again what they need and what is gone: stored images, as after a finished run, from
     the downloads; and downloads from the web, which may answer otherwise today, so that all that came of them is made again too."""
     fetched, stored, final = (run.path / "stages" / name for name in ("06-download", "07-images", "08-balance"))
@@ -270,7 +277,7 @@ def _forget_lost_images(recipe: BuildRecipe, chosen: Path, run: Run, earlier: Se
             (folder / "stage.json").unlink(missing_ok=True)
         table.unlink()
     is_needed = (fetched / "stage.json").exists() and not (stored / "stage.json").exists()
-    if is_needed and find_downloads(_urls(chosen), fetched / "images", knobs=recipe.download, earlier=earlier) is None:
+    if is_needed and find() is None:
         for folder in (final, fetched):
             (folder / "stage.json").unlink(missing_ok=True)
         shutil.rmtree(stored, ignore_errors=True)

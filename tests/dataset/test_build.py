@@ -21,6 +21,7 @@ from PIL import Image
 from clipkit import UserError
 from clipkit.dataset import build
 from clipkit.dataset.build import build_dataset
+from clipkit.dataset.images.left_out import write_hashes
 from clipkit.dataset.shards import Shards
 from clipkit.recipe import BuildRecipe
 from clipkit.report.tables import build_tables
@@ -442,3 +443,62 @@ def test_a_source_of_the_wrong_kind_is_told_whether_others_give_pairs_or_not(
     assert "gave no page" in said
     assert "images on pages: 0 of" in said
     assert "dropped-examples.parquet" not in said  # nothing that was dropped is a pair
+
+
+def test_test_pictures_and_near_duplicates_are_dropped_and_counted(site: Path, port: int, tmp_path: Path) -> None:
+    served = [picture_of(f"/0-{n}.jpg") for n in range(3)]
+    pixels = np.asarray(Image.open(io.BytesIO(served[1])).convert("RGB"))
+    (tmp_path / "bytes.txt").write_text(hashlib.sha256(served[0]).hexdigest())
+    write_hashes([("shapes", "test", Encoded([encoded(pixels, "PNG")]))], tmp_path / "hashes.parquet", processes=1)
+    images = {
+        "placeholder_texts": 3,
+        "leave_out": [str(tmp_path / "bytes.txt"), str(tmp_path / "*.parquet")],
+        "rules": ["undecodable", "too_small", "placeholder", "duplicate", "near_duplicate"],
+        "near_duplicate_bits": 0,
+    }
+    out = tmp_path / "run"
+    limits = {"limit": 10_000, "oversample": 1.0}
+    report = build_dataset(recipe_of(site, port, images=images, balance=limits), Run.scratch(out))
+    [line] = [line for line in report["funnel"] if line["stage"] == "image rules"]
+    assert line["dropped"] == {"placeholder": 3, "test_set": 2, "too_small": 1}
+    left = set(Shards.open(out).table(["image_url"])["image_url"].to_pylist())
+    assert {f"http://site.example/0-{n}.jpg" for n in range(3)} & left == {"http://site.example/0-2.jpg"}
+    kept = pq.read_table(out / "stages" / "07-images" / "pairs.parquet")
+    assert kept["perceptual_hash"].null_count == 0
+    (tmp_path / "bytes.txt").write_text("0" * 64)
+    with pytest.raises(UserError, match=r"the files of `images.leave_out` have changed"):
+        build_dataset(recipe_of(site, port, images=images, balance=limits), Run.scratch(out))
+
+
+class Encoded(list[bytes]):
+    def read(self, start: int, stop: int) -> list[bytes]:
+        return self[start:stop]
+
+
+def encoded(pixels: Any, kind: str) -> bytes:
+    out = io.BytesIO()
+    Image.fromarray(pixels).save(out, kind)
+    return out.getvalue()
+
+
+def picture_of(path: str) -> bytes:
+    """What the server sends."""
+    seed = int.from_bytes(hashlib.sha256(path.encode()).digest()[:4], "big")
+    return encoded(np.random.default_rng(seed).integers(0, 256, (80, 80, 3), dtype=np.uint8), "JPEG")
+
+
+@pytest.mark.parametrize(
+    ("images", "told"),
+    [
+        ({"leave_out": ["none.parquet"]}, "`images.leave_out` has `none.parquet`, which is no file"),
+        ({"rules": ["nsfw"]}, "knob `images.rules` has `nsfw`"),
+        ({"rules": ["blurry"]}, "which is no image rule"),
+    ],
+)
+def test_what_the_image_rules_need_is_looked_for_before_anything_is_read(
+    images: dict[str, Any], told: str, site: Path, port: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name, *_: None)
+    with pytest.raises(UserError, match=told):
+        build_dataset(recipe_of(site, port, images=images), Run.scratch(tmp_path / "run"))
+    assert not (tmp_path / "run" / "stages").exists()

@@ -1,39 +1,56 @@
 """Why a downloaded image is dropped, and the form in which the others are stored.
 
 Two steps. `store_image` looks at one image: it refuses what does not decode whole and what has the wrong size, and returns the
-stored form of the rest; it is a pure function of bytes and knobs, made for a pool of processes. `repeated` looks at the table of
-all stored images: pictures that stand beside many texts ("image not available"), and second copies.
+stored form of the rest with what later rules need to know of it; it is a function of bytes and knobs alone, made for a pool of
+processes. `repeated` (clipkit.dataset.images.table_rules) looks at the table of all stored images.
 
 The stored form is what a viewer shows: first frame, EXIF orientation applied, transparency over white, RGB. A JPEG that is that
-already, and not too large, keeps its bytes; everything else becomes a JPEG. Colour profiles are not applied, as no CLIP does.
+already, and not too large, keeps its bytes; everything else becomes a JPEG. With `store = "original"` every JPEG, PNG and WebP keeps its
+bytes (clipkit.dataset.images.stored_form). Colour profiles are not applied, as no CLIP does.
 """
 
 import hashlib
-import warnings
 from collections.abc import Callable, Mapping, Sequence
-from io import BytesIO
 from typing import Any, NamedTuple
 
-import pyarrow as pa
-import pyarrow.compute as pc
-from PIL import ExifTags, Image
+from PIL import Image
 
 from clipkit import UserError
+from clipkit.dataset.images import stored_form
+from clipkit.dataset.images.decoding import FORMATS, check_whole, opened, orientation_of, over_white, turned, turned_size
+from clipkit.dataset.images.nsfw import nsfw_score
+from clipkit.dataset.images.perceptual import LEAST_SIDE, likeness
+from clipkit.dataset.images.table_rules import TABLE_RULES
 from clipkit.recipe import ImageKnobs
 
-__all__ = ["FORMATS", "RULES", "StoredImage", "check_names", "repeated", "store_image"]
+__all__ = ["FORMATS", "RULES", "StoredImage", "Wanted", "check_names", "pixels_hash", "store_image"]
 
-FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "AVIF")
-"""What browsers show. Nothing else is given to a decoder."""
+
+class Wanted(NamedTuple):
+    """What is to be told of an image besides its stored form: only what some rule asks for, as each costs time."""
+
+    likeness: bool = False
+    """Perceptual hash and thumbnail."""
+    downloaded: bool = False
+    """The sha256 of the bytes as downloaded."""
+    sizes: frozenset[tuple[int, int]] = frozenset()
+    """The upright sizes (pixels) of which the sha256 of the pixels is wanted."""
+    nsfw_model: str | None = None
+    """The file of the model that scores images; none: no score."""
 
 
 class StoredImage(NamedTuple):
-    """An image as it goes into a shard: a JPEG, its size in pixels, the sha256 of its bytes."""
+    """An image as it goes into a shard, its size in pixels, the sha256 of its bytes, and what was `Wanted` of it."""
 
     image: bytes
     width: int
     height: int
     sha256: str
+    downloaded_sha256: str | None = None
+    pixels_sha256: str | None = None
+    perceptual_hash: int | None = None
+    thumbnail: bytes | None = None
+    nsfw: float | None = None
 
 
 def too_small(width: int, height: int, knobs: ImageKnobs) -> bool:
@@ -61,26 +78,13 @@ def undecodable(data: bytes, knobs: ImageKnobs) -> bool:
     return store_image(data, knobs.model_copy(update={"rules": ()})) == "undecodable"
 
 
-def placeholder(images: pa.Table, knobs: ImageKnobs) -> pa.ChunkedArray:
-    """Which rows of [key, text, sha256] hold a content that stands beside `placeholder_texts` distinct texts or more."""
-    counts = images.group_by("sha256").aggregate([("text", "count_distinct")])
-    return pc.is_in(images["sha256"], counts.filter(pc.field("text_count_distinct") >= knobs.placeholder_texts)["sha256"])
-
-
-def duplicate(images: pa.Table, knobs: ImageKnobs) -> pa.ChunkedArray:
-    """Which rows of [key, text, sha256] hold a content that a row with a smaller key holds too."""
-    firsts = images.group_by("sha256").aggregate([("key", "min")])
-    return pc.invert(pc.is_in(images["key"], firsts["key_min"]))
-
-
 _SIZE_RULES: Mapping[str, Callable[[int, int, ImageKnobs], bool]] = {
     "too_small": too_small,
     "too_large": too_large,
     "aspect_ratio": aspect_ratio,
 }
-_TABLE_RULES: Mapping[str, Callable[[pa.Table, ImageKnobs], pa.ChunkedArray]] = {"placeholder": placeholder, "duplicate": duplicate}
 
-RULES: Mapping[str, Callable[..., Any]] = {"undecodable": undecodable, "few_bytes": few_bytes, **_SIZE_RULES, **_TABLE_RULES}
+RULES: Mapping[str, Callable[..., Any]] = {"undecodable": undecodable, "few_bytes": few_bytes, **_SIZE_RULES, **TABLE_RULES}
 """Every image rule by its name, which is also the reason that the funnel counts."""
 
 
@@ -91,7 +95,7 @@ def check_names(names: Sequence[str]) -> None:
             raise UserError(f"knob `images.rules` has `{name}`, which is no image rule: the rules are {', '.join(RULES)}")
 
 
-def store_image(data: bytes, knobs: ImageKnobs) -> StoredImage | str:
+def store_image(data: bytes, knobs: ImageKnobs, wanted: Wanted = Wanted()) -> StoredImage | str:  # noqa: B008 (immutable)
     """The stored form of an image, or the name of the rule that drops it.
 
     Sizes are judged from the number of bytes and the header, in the order of `knobs.rules`, before any pixel is decoded. An image that
@@ -99,94 +103,74 @@ def store_image(data: bytes, knobs: ImageKnobs) -> StoredImage | str:
     bytes with the same Pillow, on any machine.
     """
     try:
-        with warnings.catch_warnings():
-            # Corrupt EXIF, odd palettes, sizes near Pillow's limit: what matters is whether the pixels decode.
-            warnings.simplefilter("ignore")
-            return _store(data, knobs)
+        with opened(data) as image:
+            return _size_reason(data, image, knobs) or _store(data, image, knobs, wanted)
     except Image.DecompressionBombError:
         return "too_large" if "too_large" in knobs.rules else "undecodable"
     except Exception:  # Pillow's decoders answer hostile bytes with nearly every kind of exception there is.
         return "undecodable"
 
 
-def repeated(images: pa.Table, knobs: ImageKnobs) -> pa.ChunkedArray:
-    """For each row of [key, text, sha256] the rule that drops it, or null. Keys are unique, `sha256` is StoredImage's.
+def pixels_hash(picture: Image.Image) -> str:
+    """The sha256 of width, height (4 bytes each, the highest first) and the RGB pixels, row by row: equal after lossless encoding anew."""
+    digest = hashlib.sha256(b"".join(side.to_bytes(4, "big") for side in picture.size))
+    digest.update(picture.tobytes())
+    return digest.hexdigest()
 
-    Rules run in the order of `knobs.rules`; what one has dropped takes no part in the next.
-    """
-    reasons = pa.chunked_array([pa.nulls(images.num_rows, pa.string())])
+
+def _size_reason(data: bytes, image: Image.Image, knobs: ImageKnobs) -> str | None:
     for name in knobs.rules:
-        if name in _TABLE_RULES:
-            left = images.filter(pc.is_null(reasons))
-            dropped = left.filter(_TABLE_RULES[name](left, knobs))["key"]
-            reasons = pc.if_else(pc.is_in(images["key"], dropped), name, reasons)
-    return reasons
+        if (name in _SIZE_RULES and _SIZE_RULES[name](*image.size, knobs)) or (name == "few_bytes" and few_bytes(data, knobs)):
+            return name
+    return None
 
 
-def _store(data: bytes, knobs: ImageKnobs) -> StoredImage | str:
-    with Image.open(BytesIO(data), formats=FORMATS) as image:
-        for name in knobs.rules:
-            if (name in _SIZE_RULES and _SIZE_RULES[name](*image.size, knobs)) or (name == "few_bytes" and few_bytes(data, knobs)):
-                return name
-        if image.format == "PNG":
-            # Decoding alone never compares a PNG's checksums.
-            with Image.open(BytesIO(data), formats=("PNG",)) as whole:
-                whole.verify()
-        orientation = _orientation(image)
-        size = _stored_size(image.size, knobs.max_side_pixels)
-        is_stored_form = image.format == "JPEG" and image.mode == "RGB" and orientation == 1 and size == image.size
-        if size != image.size:
-            # A JPEG of several times the size is decoded smaller, at least twice as large as wanted.
-            image.draft("RGB", (2 * size[0], 2 * size[1]))
-        image.load()
-        if is_stored_form:
-            return _stored(data, size)
-        picture = _over_white(image)
-    if size != picture.size:
-        picture = picture.resize(size, Image.Resampling.LANCZOS)
-    if orientation != 1:
-        picture = picture.transpose(_UPRIGHT[orientation])
-    encoded = BytesIO()
-    picture.save(encoded, "JPEG", quality=knobs.jpeg_quality, comment=None)
-    return _stored(encoded.getvalue(), picture.size)
+def _store(data: bytes, image: Image.Image, knobs: ImageKnobs, wanted: Wanted) -> StoredImage:
+    check_whole(data, image)
+    orientation, size, kind = orientation_of(image), image.size, image.format or ""
+    keeps_bytes = stored_form.keeps_bytes(image, orientation, knobs)
+    _decode(image, orientation, wanted, least=None if keeps_bytes else stored_form.least_size(size, knobs))
+    if keeps_bytes and wanted._replace(downloaded=False) == Wanted():
+        return _with_facts(data, data, size, {}, wanted)
+    picture = over_white(image)
+    facts = _facts(picture, size, orientation, wanted)
+    if not keeps_bytes:
+        picture = turned(stored_form.fitted(picture, size, knobs), orientation)
+        return _with_facts(data, stored_form.encoded(picture, kind, knobs), picture.size, facts, wanted)
+    return _with_facts(data, data, size, facts, wanted)
 
 
-def _stored(data: bytes, size: tuple[int, int]) -> StoredImage:
-    return StoredImage(data, *size, hashlib.sha256(data).hexdigest())
+def _decode(image: Image.Image, orientation: int, wanted: Wanted, least: tuple[int, int] | None) -> None:
+    """Decode the whole file. Of a JPEG no more pixels than needed: `least` for the stored form (None: it needs none).
+
+    Decoding smaller reads every bit of the file as well, and finds the same damage, in half of the time or less.
+    """
+    if wanted.nsfw_model is None and turned_size(image.size, orientation) not in wanted.sizes:
+        if least is None and not wanted.likeness:
+            image.draft("L", (1, 1))
+        elif least != image.size:
+            image.draft("RGB", _at_least(LEAST_SIDE, image.size) if least is None else least)
+    image.load()
 
 
-def _stored_size(size: tuple[int, int], most: int) -> tuple[int, int]:
-    short = min(size)
-    if most == 0 or short <= most:  # 0: the original size
-        return size
-    width, height = (max(most, round(side * most / short)) for side in size)
-    return width, height
+def _at_least(side: int, size: tuple[int, int]) -> tuple[int, int]:
+    scale = max(1.0, min(size) / side)
+    return int(size[0] / scale), int(size[1] / scale)
 
 
-def _over_white(image: Image.Image) -> Image.Image:
-    if image.mode == "I;16":  # Pillow would clip 16-bit grey at 255.
-        return image.point(lambda value: value / 256, "L").convert("RGB")
-    if not image.has_transparency_data:
-        return image.convert("RGB")
-    image = image.convert("RGBA")
-    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+def _facts(picture: Image.Image, size: tuple[int, int], orientation: int, wanted: Wanted) -> dict[str, Any]:
+    """What is wanted of the picture, which is RGB, not yet upright, and perhaps smaller than `size`."""
+    facts: dict[str, Any] = {}
+    if wanted.likeness:
+        facts["perceptual_hash"], facts["thumbnail"] = likeness(picture, orientation)
+    if turned_size(size, orientation) in wanted.sizes:
+        facts["pixels_sha256"] = pixels_hash(turned(picture, orientation))
+    if wanted.nsfw_model is not None:
+        facts["nsfw"] = nsfw_score(turned(picture, orientation), wanted.nsfw_model)
+    return facts
 
 
-def _orientation(image: Image.Image) -> int:
-    try:
-        value = image.getexif().get(ExifTags.Base.Orientation)
-    except Exception:  # Damaged EXIF does not make a picture unreadable.
-        return 1
-    return value if value in _UPRIGHT else 1
-
-
-_UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-"""What puts a picture of this EXIF orientation upright; 1 is upright."""
+def _with_facts(data: bytes, stored: bytes, size: tuple[int, int], facts: Mapping[str, Any], wanted: Wanted) -> StoredImage:
+    sha256 = hashlib.sha256(stored).hexdigest()
+    downloaded = None if not wanted.downloaded else sha256 if stored is data else hashlib.sha256(data).hexdigest()
+    return StoredImage(stored, *size, sha256, downloaded_sha256=downloaded, **facts)

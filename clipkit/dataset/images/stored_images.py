@@ -7,23 +7,29 @@ cost more than the disk does. A part of `PAIRS_PER_PART` pairs is the unit of re
 import functools
 import itertools
 import os
+import signal
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from clipkit.dataset.images.download import Downloads
-from clipkit.dataset.images.image_rules import StoredImage, store_image
+from clipkit.dataset.images.image_rules import StoredImage, Wanted, store_image
+from clipkit.dataset.images.perceptual import THUMBNAIL_BYTES
 from clipkit.dataset.workers import Workers
 from clipkit.recipe import ImageKnobs
 from clipkit.run import Run, replacing
 
-__all__ = ["STORED_FIELDS", "read_stored", "store_images"]
+__all__ = ["STORED_FIELDS", "read_stored", "read_thumbnails", "store_images"]
 
 PAIRS_PER_PART = 10_000
 IMAGES_AT_ONCE = 64
+SECONDS_PER_IMAGE = 30
+"""Of CPU time, after which an image is given up as undecodable. The largest honest ones take three or four."""
 
 STORED_FIELDS = (
     pa.field("width", pa.int32()),
@@ -32,14 +38,28 @@ STORED_FIELDS = (
     pa.field("file", pa.int32()),
     pa.field("offset", pa.int64()),
     pa.field("size", pa.int64()),
+    pa.field("perceptual_hash", pa.uint64()),
+    pa.field("nsfw", pa.float32()),
 )
-"""Size in pixels, sha256 of the stored bytes, and where they are: number of the file, offset and length in it (bytes)."""
+"""Size in pixels, sha256 of the stored bytes, and where they are: number of the file, offset and length in it (bytes). Then what rules
+asked for, else null."""
+
+_ROW_SCHEMA = pa.schema(
+    [
+        ("reason", pa.string()),
+        *STORED_FIELDS,
+        ("downloaded_sha256", pa.string()),
+        ("pixels_sha256", pa.string()),
+        ("thumbnail", pa.binary(THUMBNAIL_BYTES)),
+    ]
+)
 
 
 def store_images(
-    batches: Iterable[pa.RecordBatch], downloads: Downloads, out: Path, *, knobs: ImageKnobs, run: Run, processes: int
+    batches: Iterable[pa.RecordBatch], downloads: Downloads, out: Path, *, knobs: ImageKnobs, wanted: Wanted, run: Run, processes: int
 ) -> pa.Table:
-    """The pairs with STORED_FIELDS and `reason`: the image rule that drops the image by itself, or null."""
+    """The pairs with STORED_FIELDS, `downloaded_sha256`, `pixels_sha256`, and `reason`: the image rule that drops the image by itself,
+    or null. Thumbnails stay on disk (`read_thumbnails`, by the rows of this table)."""
     pairs = pa.Table.from_batches(batches)
     tables = []
     with (
@@ -48,42 +68,67 @@ def store_images(
     ):
         for number, start in enumerate(range(0, len(pairs), PAIRS_PER_PART)):
             part = pairs.slice(start, PAIRS_PER_PART)
-            path = out / f"stored-{number:05d}.parquet"
-            if not path.exists():
+            path = _part(out, number)
+            if not _is_finished(path):
                 images = (data for _, data in downloads.images(part["key"].to_pylist()))
-                rows = _store_part(workers, images, knobs, out / f"stored-{number:05d}.bin")
+                rows = _store_part(workers, images, functools.partial(_in_time, knobs=knobs, wanted=wanted), path.with_suffix(".bin"))
                 stored = pa.Table.from_pylist([{**row, "file": number} for row in rows], _ROW_SCHEMA)
                 with replacing(path) as temporary:
                     pq.write_table(stored, temporary)
-            tables.append(_beside(part, pq.read_table(path)))
+            tables.append(_beside(part, pq.read_table(path, columns=[name for name in _ROW_SCHEMA.names if name != "thumbnail"])))
             advance(len(part))
     return pa.concat_tables(tables)
 
 
 def read_stored(folder: Path, number: int, offset: int, size: int) -> bytes:
     """The bytes of one stored image."""
-    with open(folder / f"stored-{number:05d}.bin", "rb") as file:
+    with open(_part(folder, number).with_suffix(".bin"), "rb") as file:
         return os.pread(file.fileno(), size, offset)
 
 
-_ROW_SCHEMA = pa.schema([("reason", pa.string()), *STORED_FIELDS])
+def read_thumbnails(folder: Path, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
+    """The thumbnails of some rows of the table of `store_images`, one a row: 768 bytes each, and one part's in memory besides."""
+    found = np.empty((len(rows), THUMBNAIL_BYTES), np.uint8)
+    for number in np.unique(rows // PAIRS_PER_PART).tolist():
+        here = np.flatnonzero(rows // PAIRS_PER_PART == number)
+        column = pq.read_table(_part(folder, number), columns=["thumbnail"])["thumbnail"]
+        wanted = column.take(pa.array(rows[here] % PAIRS_PER_PART)).to_pylist()
+        found[here] = np.frombuffer(b"".join(wanted), np.uint8).reshape(-1, THUMBNAIL_BYTES)
+    return found
 
 
-def _store_part(workers: Workers, images: Iterator[bytes], knobs: ImageKnobs, path: Path) -> list[dict[str, Any]]:
+def _part(folder: Path, number: int) -> Path:
+    return folder / f"stored-{number:05d}.parquet"
+
+
+def _is_finished(path: Path) -> bool:
+    """Whether the part is there, and not of a version of clipkit that told less of an image."""
+    return path.exists() and pq.read_schema(path).equals(_ROW_SCHEMA)
+
+
+def _store_part(workers: Workers, images: Iterator[bytes], store: Any, path: Path) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     offset = 0
-    store = functools.partial(store_image, knobs=knobs)
     with replacing(path) as temporary, temporary.open("wb") as file:
         while some := list(itertools.islice(images, IMAGES_AT_ONCE)):
             for stored in workers.map(store, some):
                 if isinstance(stored, StoredImage):
                     file.write(stored.image)
-                    facts = {"width": stored.width, "height": stored.height, "sha256": stored.sha256}
+                    facts = {name: value for name, value in stored._asdict().items() if name != "image"}
                     rows.append({"reason": None, **facts, "offset": offset, "size": len(stored.image)})
                     offset += len(stored.image)
                 else:
-                    rows.append({"reason": stored or "undecodable"})  # None: the decoder crashed on it
+                    rows.append({"reason": stored or "undecodable"})  # None: the decoder crashed on it, or did not end
     return rows
+
+
+def _in_time(data: bytes, knobs: ImageKnobs, wanted: Wanted) -> StoredImage | str:
+    """`store_image` in a worker process: a decoder that does not end takes the process with it, which the pool survives."""
+    signal.setitimer(signal.ITIMER_PROF, SECONDS_PER_IMAGE)  # whose signal, SIGPROF, ends a process that does not handle it
+    try:
+        return store_image(data, knobs, wanted)
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
 
 
 def _beside(pairs: pa.Table, stored: pa.Table) -> pa.Table:
