@@ -183,16 +183,18 @@ def usual_reference(folder: Path, web: FaultWeb) -> Reference:
 def strike_row(
     name: str, about: str, strike: Strike, reference: Reference, web: FaultWeb, *, times: int, codes: frozenset[int]
 ) -> dict[str, Any]:
-    """Strike at `times` random moments, spread over the length of a build; `codes` are the exit codes that may follow."""
+    """Strike at `times` random moments, spread over the length of a build, every second one over its download alone; `codes` are the
+    exit codes that may follow."""
     generator = random.Random(name)
     trials = []
     started = time.monotonic()
     for i in range(times):
-        moment = (i + generator.random()) / times * reference.seconds
-        trial = struck(reference, web, [(after_seconds(moment), strike)], generator)
+        share = (i + generator.random()) / times
+        when, told = _moment(share, reference, while_pictures_come=i % 2 == 1)
+        trial = struck(reference, web, [(when, strike)], generator)
         if trial.codes[0] not in codes | {0}:
             trial.problems.append(f"exit code {trial.codes[0]}, expected {' or '.join(map(str, sorted(codes)))}")
-        trial.problems = [f"at {moment:.2f} s: {told}" for told in trial.problems]
+        trial.problems = [f"{told}: {problem}" for problem in trial.problems]
         trials.append(trial)
     extra = [trial.extra for trial in trials]
     again = [trial.again for trial in trials]
@@ -211,6 +213,14 @@ def strike_row(
         "asked_again": again,
         "problems": [told for trial in trials for told in trial.problems],
     }
+
+
+def _moment(share: float, reference: Reference, *, while_pictures_come: bool) -> tuple[When, str]:
+    """When this share of the build, or of its pictures, is done; and how to call that."""
+    if while_pictures_come:
+        count = int(share * sum(".late." in name for name in reference.hits))
+        return after_pictures(count), f"after {count} pictures"
+    return after_seconds(share * reference.seconds), f"after {share * reference.seconds:.1f} s"
 
 
 def _row(name: str, about: str, strike: Strike, share: int, codes: set[int]) -> Callable[[FaultWeb, Reference, int], dict[str, Any]]:

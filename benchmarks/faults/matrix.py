@@ -4,9 +4,10 @@
 
 Each fault is a build of some sixty URLs: good ones of four hosts, and the faulty ones among them. Checked are: every picture that the
 server delivered whole is in the shards exactly once, byte for byte; nothing else is; every URL has the outcome that it must have and was
-asked for as often as it may be; the wall time is under what the deadlines allow; `shards verify` finds nothing. The kills (of the
-command, of its processes, Ctrl-C, SIGTERM) and the full disks are resumed until they finish, and must give the same bytes as a run that
-nothing happened to. A fault that needs a knob which this checkout lacks is left out. Exit code 1 where a check fails.
+asked for as often as it may be; the wall time is under what the deadlines allow, the memory near that of a plain build; `shards verify`
+finds nothing. The kills (of the command, of its processes, Ctrl-C, SIGTERM) and the full disks are resumed until they finish, and must
+give the same bytes as a run that nothing happened to. A fault that needs a knob which this checkout lacks is left out. Exit code 1
+where a check fails.
 """
 
 import argparse
@@ -23,7 +24,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from faults import kinds
-from faults.builds import Place, certificates, counted, outcomes_of, problems
+from faults.builds import Build, Place, certificates, counted, outcomes_of, problems
 from faults.disks import DISKS
 from faults.faults import FAULTS, Fault, Target, good
 from faults.kills import KILLS, usual_reference
@@ -33,6 +34,8 @@ from faults.web import FaultWeb
 __all__ = ["bound_of", "check_fault", "main"]
 
 Row = dict[str, Any]
+MOST_MEGABYTES = 300
+"""Beyond a plain build: a bomb that went off takes more."""
 COLUMNS = ("fault", "URLs", "delivered", "in shards", "lost", "twice", "outcomes", "seconds", "bound", "requests", "MB", "verdict")
 
 
@@ -65,7 +68,7 @@ def run_rows(wanted: Sequence[str], folder: Path, *, kills: int) -> Iterator[Row
     """The rows, one after the other, against one server."""
     with FaultWeb(kinds.answer) as web:
         has_tls = certificates(folder / "certificates", web)
-        plain = plain_seconds(folder, web)
+        plain = plain_build(folder, web)
         reference = None
         for name in wanted:
             if name in FAULTS:
@@ -77,8 +80,8 @@ def run_rows(wanted: Sequence[str], folder: Path, *, kills: int) -> Iterator[Row
                 yield guarded(name, lambda: DISKS[name](folder, web))  # noqa: B023
 
 
-def plain_seconds(folder: Path, web: FaultWeb) -> float:
-    """What a build takes that nothing happens to: the second one, when files are in memory."""
+def plain_build(folder: Path, web: FaultWeb) -> Build:
+    """A build that nothing happens to: the second one, when files are in memory."""
     place = Place(folder / "plain", good(48), web)
     for _ in range(2):
         place.forget()
@@ -86,7 +89,7 @@ def plain_seconds(folder: Path, web: FaultWeb) -> float:
         if build.code != 0:
             raise SystemExit(f"a build without any fault ended with exit code {build.code}: {build.said}")
     place.forget()
-    return build.seconds
+    return build
 
 
 def bound_of(plain: float, extra: float) -> float:
@@ -94,7 +97,7 @@ def bound_of(plain: float, extra: float) -> float:
     return 2 * max(plain, 10) + 10 + extra
 
 
-def fault_row(fault: Fault, folder: Path, web: FaultWeb, *, plain: float, has_tls: bool) -> Row:
+def fault_row(fault: Fault, folder: Path, web: FaultWeb, *, plain: Build, has_tls: bool) -> Row:
     """The row of one fault."""
     if lacking := missing(fault.needs):
         return left_out(fault.name, fault.about, f"needs the knob {', '.join(lacking)}")
@@ -116,16 +119,18 @@ def guarded(name: str, run: Callable[[], Row]) -> Row:
         return {"name": name, "about": "", "problems": [f"the row itself failed: {type(error).__name__}: {error}"]}
 
 
-def check_fault(fault: Fault, folder: Path, web: FaultWeb, *, plain: float) -> Row:
+def check_fault(fault: Fault, folder: Path, web: FaultWeb, *, plain: Build) -> Row:
     """Build from good and faulty URLs, and look at everything."""
     web.disconnect()
     targets = mixed(fault)
     place = Place(folder / fault.name, targets, web, **fault.knobs)
-    bound = bound_of(plain, fault.seconds)
+    bound = bound_of(plain.seconds, fault.seconds)
     build = place.build(limit_seconds=bound + 60)
     found = problems(build, targets, web, bound=bound)
     if build.code == 0 and fault.look is not None:
         found += fault.look(web, outcomes_of(build.out))
+    if build.megabytes > plain.megabytes + MOST_MEGABYTES:
+        found.append(f"it took {build.megabytes:.0f} MB, a build without faults {plain.megabytes:.0f} MB")
     row = {"name": fault.name, "about": fault.about, **counted(build, targets, web), "bound": round(bound, 1), "problems": found}
     place.forget()
     return row

@@ -14,6 +14,7 @@ class Line:
     """One keep-alive connection of the floor to one host at a time: asks for its URLs and hands on what comes."""
 
     def __init__(self, urls: list[str]) -> None:
+        """Connect and ask for the last of `urls`, which are all of one host."""
         self.urls = urls
         self.left = 0
         self.head = b""
@@ -22,6 +23,7 @@ class Line:
         self.ask()
 
     def ask(self) -> None:
+        """Ask for the next URL."""
         parts = urlsplit(self.urls.pop())
         self.socket.sendall(f"GET {parts.path} HTTP/1.1\r\nHost: {parts.netloc}\r\n\r\n".encode())
         self.head, self.left = b"", 0
