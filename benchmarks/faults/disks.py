@@ -76,7 +76,7 @@ def phase_of(out: Path) -> str | None:
 
 
 def _measured(folder: Path, web: FaultWeb) -> tuple[Sizes, Mapping[str, bytes]]:
-    place = _place(folder / "disk-measured", web)
+    place = _place(folder, web)
     sizes = Sizes(place.out)
     with sizes.watching():
         build = place.build()
@@ -88,8 +88,9 @@ def _measured(folder: Path, web: FaultWeb) -> tuple[Sizes, Mapping[str, bytes]]:
 
 
 def _place(folder: Path, web: FaultWeb, out: Path | None = None) -> Place:
+    """The same list at the same path for all rows: both are told in the shards."""
     web.disconnect()
-    return Place(folder, targets_of_kills(), web, out=out, **_DISK_KNOBS)
+    return Place(folder / "disks", targets_of_kills(), web, out=out, **_DISK_KNOBS)
 
 
 def _check_refusal(build: Build, phase: str) -> list[str]:
@@ -131,7 +132,7 @@ def _small_disk(phase: str) -> Callable[[Path, FaultWeb], dict[str, Any]]:
         size = (first + most) // 2
         _mount(disk, str(size))
         try:
-            place = _place(folder / name, web, disk / "out")
+            place = _place(folder, web, disk / "out")
             broken = place.build(120)
             note = f"{size:,} bytes of {most:,}; full in: {phase_of(place.out)}"
             found = _check_refusal(broken, phase)
@@ -165,7 +166,7 @@ def _short_files(phase: str) -> Callable[[Path, FaultWeb], dict[str, Any]]:
             why = f"the longest file of {phase} has {longest:,} bytes, those before {before:,}"
             return {"name": name, "about": about, "problems": [], "left_out": why}
         size = (before + longest) // 2
-        place = _place(folder / name, web)
+        place = _place(folder, web)
         broken = place.ended(place.start(file_bytes=size).wait(120))
         note = f"at most {size:,} bytes of {longest:,}; stopped in: {phase_of(place.out)}"
         row = _ended(name, about, place, broken, files, note, _check_refusal(broken, phase))

@@ -162,7 +162,7 @@ _BROKEN = (
     _survived(
         "close-next",
         "a connection's second request finds it closed",
-        asked=(1, 3),
+        asked=(1, 5),  # anew on each of four kept connections, and on a new one
         urls=[f"http://{i % 2}.close-next.example/{i}.jpg" for i in range(12)],
         knobs={"rounds": 3},
     ),
