@@ -22,7 +22,7 @@ __all__ = ["DISKS"]
 PHASES = ("download", "images", "shards")
 _PAGE = 4_096
 _LEAST_BYTES = 100_000
-_DISK_KNOBS = {**KNOBS, "connections": 16, "shards": {"pairs_per_shard": 1_000}}
+_PICTURES = 400
 
 
 class Sizes:
@@ -50,18 +50,23 @@ class Sizes:
     def _watch(self) -> None:
         while not self._stop.wait(0.005):
             if phase := phase_of(self.out):
-                lengths = list(_lengths(self.out))
-                total = sum(-(-length // _PAGE) * _PAGE for length in lengths)
+                files = list(_files(self.out))
+                total = sum(-(-on_disk // _PAGE) * _PAGE for _, on_disk in files)
                 self.first.setdefault(phase, total)
                 self.most[phase] = max(self.most.get(phase, 0), total)
-                self.longest[phase] = max(self.longest.get(phase, 0), *lengths)
+                self.longest[phase] = max(self.longest.get(phase, 0), *(length for length, _ in files))
+                self.longest["sparse"] = max(
+                    self.longest.get("sparse", 0), *(length for length, on_disk in files if 2 * on_disk < length), 0
+                )
 
 
-def _lengths(out: Path) -> Iterator[int]:
+def _files(out: Path) -> Iterator[tuple[int, int]]:
+    """(length, bytes on disk) of every file; a file with holes takes less than its length."""
     for folder, _, names in os.walk(out):
         for name in names:
             with contextlib.suppress(OSError):
-                yield os.lstat(os.path.join(folder, name)).st_size
+                found = os.lstat(os.path.join(folder, name))
+                yield found.st_size, found.st_blocks * 512
 
 
 def phase_of(out: Path) -> str | None:
@@ -75,8 +80,8 @@ def phase_of(out: Path) -> str | None:
     return "download" if is_done.get("05") else None
 
 
-def _measured(folder: Path, web: FaultWeb) -> tuple[Sizes, Mapping[str, bytes]]:
-    place = _place(folder, web)
+def _measured(folder: Path, web: FaultWeb, phase: str) -> tuple[Sizes, Mapping[str, bytes]]:
+    place = _place(folder, web, phase)
     sizes = Sizes(place.out)
     with sizes.watching():
         build = place.build()
@@ -87,19 +92,21 @@ def _measured(folder: Path, web: FaultWeb) -> tuple[Sizes, Mapping[str, bytes]]:
     return sizes, files
 
 
-def _place(folder: Path, web: FaultWeb, out: Path | None = None) -> Place:
-    """The same list at the same path for all rows: both are told in the shards."""
+def _place(folder: Path, web: FaultWeb, phase: str, out: Path | None = None) -> Place:
+    """The same list at the same path for all rows: both are told in the shards. One long part, where the download is to be stopped."""
     web.disconnect()
-    return Place(folder / "disks", targets_of_kills(), web, out=out, **_DISK_KNOBS)
+    parts = _PICTURES * 2 if phase == "download" else 50
+    knobs = {**KNOBS, "connections": 16, "urls_per_part": parts, "shards": {"pairs_per_shard": _PICTURES * 2}}
+    return Place(folder / "disks", targets_of_kills(_PICTURES), web, out=out, **knobs)
 
 
-def _check_refusal(build: Build, phase: str) -> list[str]:
+def _check_refusal(build: Build) -> list[str]:
     if build.code == 0:
         return ["the build ended well although there was no space: the row proves nothing"]
     found = [] if build.code == 2 else [f"exit code {build.code}, expected 2: {build.last_line}"]
     if "Traceback" in build.said:
         found.append(f"a traceback: {build.last_line}")
-    if not build.last_line.startswith("error: ") or ("space" not in build.last_line and "large" not in build.last_line):
+    if not build.last_line.startswith("error: ") or "free space" not in build.last_line:
         found.append(f"no sentence about space: {build.last_line}")
     return found
 
@@ -113,7 +120,7 @@ def _ended(name: str, about: str, place: Place, broken: Build, files: Mapping[st
         found.append("with space again: other bytes than without the full disk")
     seconds = round(broken.seconds + build.seconds, 1)
     notes = [note, f"it said: {broken.last_line}"]
-    return {"name": name, "about": about, "urls": len(targets_of_kills()), "seconds": seconds, "notes": notes, "problems": found}
+    return {"name": name, "about": about, "urls": len(targets_of_kills(_PICTURES)), "seconds": seconds, "notes": notes, "problems": found}
 
 
 def _small_disk(phase: str) -> Callable[[Path, FaultWeb], dict[str, Any]]:
@@ -125,17 +132,17 @@ def _small_disk(phase: str) -> Callable[[Path, FaultWeb], dict[str, Any]]:
         if not _mount(disk, "1g"):
             return {"name": name, "about": about, "problems": [], "left_out": "mounting a tmpfs needs root"}
         _unmount(disk)
-        sizes, files = _measured(folder, web)
+        sizes, files = _measured(folder, web, phase)
         first, most = sizes.first.get(phase, 0), sizes.most.get(phase, 0)
         if most - first < _LEAST_BYTES:
             return {"name": name, "about": about, "problems": [], "left_out": f"{phase} adds only {most - first:,} bytes"}
         size = (first + most) // 2
         _mount(disk, str(size))
         try:
-            place = _place(folder, web, disk / "out")
+            place = _place(folder, web, phase, disk / "out")
             broken = place.build(120)
             note = f"{size:,} bytes of {most:,}; full in: {phase_of(place.out)}"
-            found = _check_refusal(broken, phase)
+            found = _check_refusal(broken)
             subprocess.run(["mount", "-o", "remount,size=1g", str(disk)], check=True)
             return _ended(name, about, place, broken, files, note, found)
         finally:
@@ -159,17 +166,17 @@ def _short_files(phase: str) -> Callable[[Path, FaultWeb], dict[str, Any]]:
     name, about = f"file-{phase}", f"no file may become longer than what comes before the end of: {phase}"
 
     def run(folder: Path, web: FaultWeb) -> dict[str, Any]:
-        sizes, files = _measured(folder, web)
-        before = max((sizes.longest.get(earlier, 0) for earlier in PHASES[: PHASES.index(phase)]), default=0)
+        sizes, files = _measured(folder, web, phase)
+        before = max(sizes.longest.get(earlier, 0) for earlier in ("sparse", *PHASES[: PHASES.index(phase)]))
         longest = sizes.longest.get(phase, 0)
         if longest - before < _LEAST_BYTES:
             why = f"the longest file of {phase} has {longest:,} bytes, those before {before:,}"
             return {"name": name, "about": about, "problems": [], "left_out": why}
         size = (before + longest) // 2
-        place = _place(folder, web)
+        place = _place(folder, web, phase)
         broken = place.ended(place.start(file_bytes=size).wait(120))
         note = f"at most {size:,} bytes of {longest:,}; stopped in: {phase_of(place.out)}"
-        row = _ended(name, about, place, broken, files, note, _check_refusal(broken, phase))
+        row = _ended(name, about, place, broken, files, note, _check_refusal(broken))
         place.forget()
         return row
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from faults.kinds import DRIP_SECONDS, RETRY_SECONDS, picture_of
-from faults.knobs import ROUNDS, TIMEOUT_SECONDS
+from faults.knobs import PROCESSES, ROUNDS, TIMEOUT_SECONDS
 from faults.pictures import BOMBS, png
 from faults.web import DYING_ANSWERS, FaultWeb, most_in_a_window
 
@@ -107,8 +107,10 @@ def _held_limits(connections: int, a_second: float) -> Look:
         found = []
         for host in {url.split("/")[2] for url in outcomes}:
             most = most_in_a_window(web.arrivals[host], 1.0)
-            if web.most_connections[host] > connections:
-                found.append(f"{host} had {web.most_connections[host]} connections at once, {connections} are allowed")
+            if web.most_requests[host] > connections:
+                found.append(f"{host} had {web.most_requests[host]} requests at once, {connections} are allowed")
+            if web.most_connections[host] > connections * PROCESSES:  # in use or kept
+                found.append(f"{host} had {web.most_connections[host]} connections open at once, {connections} are allowed")
             # As many as there are connections may come at once; one that left at the right time may arrive early.
             if most > a_second + connections + 1:
                 found.append(f"{host} had {most} requests in a second, {a_second:g} are allowed")

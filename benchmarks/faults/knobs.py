@@ -5,11 +5,12 @@ from typing import Any
 
 from clipkit.recipe import DownloadKnobs, ImageKnobs
 
-__all__ = ["KEEPS_ORIGINALS", "ROUNDS", "TIMEOUT_SECONDS", "download_knobs", "image_knobs", "missing"]
+__all__ = ["KEEPS_ORIGINALS", "PROCESSES", "ROUNDS", "TIMEOUT_SECONDS", "download_knobs", "image_knobs", "missing"]
 
 HAS = frozenset(DownloadKnobs.model_fields)
 KEEPS_ORIGINALS = "store" in ImageKnobs.model_fields
 ROUNDS = 2
+PROCESSES = 2
 TIMEOUT_SECONDS = 4.0
 """Long enough for a process that does not get a core for seconds."""
 _RENAMED = {} if "connections" in HAS else {"connections": "threads"}
@@ -23,7 +24,7 @@ def missing(needed: Iterable[str]) -> list[str]:
 def download_knobs(given: Mapping[str, Any]) -> dict[str, Any]:
     """The knobs of a small quick build, with `given` instead of some of them."""
     usual = {
-        "processes": 2,
+        "processes": PROCESSES,
         "connections": 16,
         "urls_per_part": 25,
         "timeout_seconds": TIMEOUT_SECONDS,
