@@ -13,7 +13,7 @@ __all__ = ["LEAST_SIDE", "THUMBNAIL_BYTES", "Likeness", "likeness", "perceptual_
 HASHED_SIDE = 32
 THUMBNAIL_SIDE = 16
 THUMBNAIL_BYTES = 3 * THUMBNAIL_SIDE**2
-LEAST_SIDE = 4 * HASHED_SIDE
+LEAST_SIDE = 3 * HASHED_SIDE
 """A picture may be shrunk in any way, down to this shorter side (pixels), before its hash is taken: what is lost turns few bits or none."""
 
 FLAT = 4

@@ -34,9 +34,14 @@ def keeps_bytes(image: Image.Image, orientation: int, knobs: ImageKnobs) -> bool
 
 
 def least_size(size: Size, knobs: ImageKnobs) -> Size:
-    """The least size at which the picture may be decoded: twice what it is shrunk to, or its own."""
+    """The least size at which the picture may be decoded: twice what it is shrunk to, or its own.
+
+    A JPEG can be decoded to a half, a quarter or an eighth, which takes the mean over the area, near enough. That is what the box
+    filter does, so that it needs no more than what it shrinks to; the others would see a picture that was filtered once already.
+    """
     wanted = _fitted_size(size, knobs)
-    return size if wanted == size else (2 * wanted[0], 2 * wanted[1])
+    margin = 1 if knobs.resize_filter == "box" else 2
+    return size if wanted == size else (margin * wanted[0], margin * wanted[1])
 
 
 def fitted(picture: Image.Image, whole: Size, knobs: ImageKnobs) -> Image.Image:
