@@ -1,3 +1,4 @@
+import contextlib
 import hashlib
 import json
 import os
@@ -17,7 +18,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from clipkit import UserError
+from clipkit.dataset.images import download as module
 from clipkit.dataset.images.download import Downloads, download
+from clipkit.dataset.images.fetch import Fetched
+from clipkit.dataset.images.journal import PartJournal
 from clipkit.recipe import DownloadKnobs
 from clipkit.run import Run
 
@@ -113,15 +117,15 @@ def finished_urls(root: Path) -> set[str]:
 
 
 def journaled_urls(root: Path) -> set[str]:
-    """The URLs of unfinished parts that have a line in a journal."""
+    """The URLs of unfinished parts that have a line in a journal. What is finished meanwhile goes away."""
     found = set()
     for request in root.glob("working-*/request.json"):
-        parts = json.loads(request.read_text())["parts"]
-        for i, part in enumerate(parts):
-            path = root / "round-1" / f"{part:05d}.journal"
-            if path.exists():
+        with contextlib.suppress(FileNotFoundError, ValueError):
+            for i, part in enumerate(json.loads(request.read_text())["parts"]):
                 urls = pq.read_table(request.parent / "urls" / f"{i:08d}.parquet")["url"].to_pylist()
-                found |= {urls[json.loads(line)[0]] for line in path.read_text().splitlines(keepends=True)[1:] if line.endswith("\n")}
+                with contextlib.suppress(FileNotFoundError):
+                    lines = (root / "round-1" / f"{part:05d}.journal").read_text().splitlines(keepends=True)
+                    found |= {urls[json.loads(line)[0]] for line in lines[1:] if line.endswith("\n")}
     return found
 
 
@@ -204,3 +208,45 @@ def test_an_empty_list_starts_nothing(tmp_path: Path) -> None:
 def test_a_wrong_knob_is_told_before_anything_starts(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="connect_to"):
         download(url_table(["http://a/"]), tmp_path, knobs=DownloadKnobs(connect_to={"a": "b"}), run=Run.scratch(tmp_path))
+
+
+def test_img2dataset_is_started_again_only_as_long_as_that_helps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its process stands for one that dies each time: with some progress, then without, then of a full disk."""
+    starts: list[int] = []
+
+    def dies(parts: Any, numbers: list[int], folder: Path, *, knobs: DownloadKnobs, advance: Any) -> str:
+        starts.append(len(numbers))
+        if len(starts) <= 2:
+            with PartJournal(folder, 0, parts[0].to_pylist()) as journal:
+                journal.add(len(starts), Fetched("not_found"))
+        return "exit code -9, the log ends with: killed"
+
+    monkeypatch.setattr(module, "_run_img2dataset", dies)
+    table = url_table([f"http://a.example/{i}" for i in range(6)])
+    with pytest.raises(UserError, match=r"unfinished: exit code -9, the log ends with: killed; run the same command again to resume"):
+        download(table, tmp_path, knobs=DownloadKnobs(), run=Run.scratch(tmp_path))
+    assert len(starts) == 2 + module.STARTS_WITHOUT_PROGRESS
+
+    monkeypatch.setattr(module, "_run_img2dataset", lambda *_, **__: "exit code 1, the log ends with: No space left on device | ...")
+    with pytest.raises(OSError, match="No space left on device"):
+        download(table, tmp_path, knobs=DownloadKnobs(), run=Run.scratch(tmp_path))
+
+
+def test_hosts_are_counted_by_outcome(tmp_path: Path) -> None:
+    urls = [
+        "http://A.example/1",
+        "http://a.example:8080/2",
+        "https://user:pw@a.example/3?x=@b",
+        "http://[::1]:80/",
+        "no url",
+        "http://b.example",
+    ]
+    places = pa.table({"url": urls, "outcome": ["ok", "ok", "timeout", "bad_url", "bad_url", "ok"], "size": [10, 5, None, None, None, 7]})
+    found = Downloads((tmp_path,), url_table(list(urls)), places).by_host()
+    assert found.to_pylist() == [
+        {"host": "", "outcome": "bad_url", "urls": 1, "bytes": 0},
+        {"host": "[::1]", "outcome": "bad_url", "urls": 1, "bytes": 0},
+        {"host": "a.example", "outcome": "ok", "urls": 2, "bytes": 15},
+        {"host": "a.example", "outcome": "timeout", "urls": 1, "bytes": 0},
+        {"host": "b.example", "outcome": "ok", "urls": 1, "bytes": 7},
+    ]

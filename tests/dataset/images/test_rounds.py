@@ -1,21 +1,90 @@
-"""The process of a round: what must end it, so that it never waits for ever."""
+"""One part of a round in this process, without img2dataset."""
 
-import subprocess
-import sys
+import asyncio
+import os
+from pathlib import Path
+from typing import Any
 
-FULL_DISK = """
+import pyarrow.parquet as pq
+import pytest
+
 from clipkit.dataset.images import rounds
-class Full:
-    def write(self, *given):
-        raise OSError(28, "No space left on device")
-rounds._ending_at_errors(Full)().write(b"image")
-print("still here")
-"""
+from clipkit.dataset.images.fetch import Fetched, Fetcher
+from clipkit.dataset.images.hosts import Hosts
+from clipkit.dataset.images.journal import PartJournal, part_paths
+from clipkit.dataset.images.robots import RobotsStore
 
 
-def test_a_writer_that_cannot_write_ends_its_process_with_the_reason():
-    # Raised inside img2dataset's loop the error would leave its threads waiting on a queue for ever.
-    done = subprocess.run([sys.executable, "-c", FULL_DISK], capture_output=True, text=True, timeout=60, check=False)
-    assert done.returncode == 1
-    assert "No space left on device" in done.stderr
-    assert "still here" not in done.stdout
+def fetch_part(web: Any, folder: Path, urls: list[str], **changes: Any) -> tuple[list[str], list[bytes]]:
+    """The outcomes of a part, and the marks for its progress."""
+    marks: list[bytes] = []
+    store, knobs = RobotsStore(), web.knobs(**changes)
+
+    def mark(byte: bytes) -> int:
+        marks.append(byte)
+        return 1
+
+    with PartJournal(folder, 0, urls) as journal:
+        asyncio.run(rounds._fetch_part(urls, journal, knobs, Hosts(knobs, on_closed=store.close_host), store, mark))
+        journal.finish()
+    return pq.read_table(part_paths(folder, 0)[1])["outcome"].to_pylist(), marks
+
+
+def test_a_mistake_of_ours_costs_one_url_and_is_told(
+    web: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    real = Fetcher.fetch
+
+    async def fetch(self: Fetcher, url: str) -> Fetched:
+        if url.endswith("/3"):
+            raise ZeroDivisionError("of our own")
+        return await real(self, url)
+
+    monkeypatch.setattr(Fetcher, "fetch", fetch)
+    outcomes, marks = fetch_part(web, tmp_path, [web.url(f"/ok/{i}") for i in range(6)])
+    assert outcomes == ["ok", "ok", "ok", "unexpected", "ok", "ok"]
+    assert sorted(marks) == [b"+"] * 5 + [b"-"]
+    assert "ZeroDivisionError: of our own" in capsys.readouterr().err
+
+
+def test_a_disk_that_is_full_ends_the_part_and_what_was_written_stays(web: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    urls = [web.url(f"/ok/{i}") for i in range(6)] + [web.url("/404")]
+    real = os.write
+    written: list[int] = []
+
+    def full(descriptor: int, data: bytes) -> int:
+        if len(data) > 500 and len(written) == 3:
+            raise OSError(28, "No space left on device")
+        written.extend([1] if len(data) > 500 else [])
+        return real(descriptor, data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", full)
+        with pytest.raises(ExceptionGroup) as raised:
+            fetch_part(web, tmp_path, urls, connections=1)
+        assert raised.group_contains(OSError, match="No space left on device")
+    assert not part_paths(tmp_path, 0)[1].exists()
+    web.hits.clear()
+    assert fetch_part(web, tmp_path, urls)[0] == ["ok"] * 6 + ["not_found"]
+    assert 3 <= sum(web.hits.values()) <= 4  # three were there, and perhaps the 404
+
+
+def test_a_host_that_asked_for_an_hour_is_left_alone_by_the_next_part_too(web: Any, tmp_path: Path) -> None:
+    store, knobs = RobotsStore(), web.knobs()
+    store.close_host("images.example", rounds.time.time() + 3600)
+    urls = [web.url(f"/ok/{i}") for i in range(4)]
+    with PartJournal(tmp_path, 0, urls) as journal:
+        asyncio.run(rounds._fetch_part(urls, journal, knobs, Hosts(knobs), store, len))
+        journal.finish()
+    assert pq.read_table(part_paths(tmp_path, 0)[1])["outcome"].to_pylist() == ["host_busy"] * 4
+    assert not web.hits
+
+
+def test_a_folder_with_the_characters_of_patterns_gets_a_name_without(tmp_path: Path) -> None:
+    odd = tmp_path / "run [1] {a,b}*"
+    odd.mkdir()
+    (odd / "a file").touch()
+    name = rounds._name_without_patterns(odd)
+    assert not set("[]*?{}") & set(name)
+    assert os.listdir(name) == ["a file"]
+    assert rounds._name_without_patterns(tmp_path) == str(tmp_path)
