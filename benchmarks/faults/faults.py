@@ -187,10 +187,11 @@ _BROKEN = (
     ),
     _lost(
         "host-down",
-        "forty URLs of a host that refuses",
+        "forty URLs of a host that refuses, robots.txt not asked for",
         "connection",
         "host_down",
         asked=NEVER,
+        knobs={"obey_robots_txt": False, "obey_ai_txt": False},  # what befell robots.txt would befall all URLs, without a try
         urls=[f"http://0.refused.example/{i}.jpg" for i in range(40)],
         needs=("connections",),
         look=_is_left_alone,
