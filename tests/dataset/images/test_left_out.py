@@ -87,8 +87,8 @@ def test_the_same_bytes_the_same_pixels_and_the_same_look_are_left_out(listed: P
 def test_pixels_are_compared_upright_and_of_a_large_jpeg_all_of_them(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = 6
-    faint = np.full((900, 1200, 3), 120, np.uint8)  # too flat for a perceptual hash: only pixels can tell
-    faint[:300, :500] += 3
+    faint = np.full((2200, 2800, 3), 120, np.uint8)  # too flat for a perceptual hash: only pixels can tell
+    faint[:700, :1200] += 3
     picture = Image.fromarray(faint)
     on_its_side = encode(picture.transpose(Image.Transpose.ROTATE_90), exif=exif)
     jpeg = encode(picture.transpose(0), "JPEG", subsampling=0)
