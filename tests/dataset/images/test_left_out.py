@@ -84,6 +84,25 @@ def test_the_same_bytes_the_same_pixels_and_the_same_look_are_left_out(listed: P
     assert found[len(copies) :] == [False] * len(others)
 
 
+def test_pixels_are_compared_upright_and_of_a_large_jpeg_all_of_them(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    faint = np.full((2200, 2800, 3), 120, np.uint8)  # too flat for a perceptual hash: only pixels can tell
+    faint[:700, :1200] += 3
+    picture = Image.fromarray(faint)
+    on_its_side = encode(picture.transpose(Image.Transpose.ROTATE_90), exif=exif)
+    jpeg = encode(picture.transpose(0), "JPEG", subsampling=0)
+    write_hashes([("faint", "test", Pictures([on_its_side, jpeg]))], tmp_path / "x.parquet", processes=1)
+    remark = jpeg[:2] + b"\xff\xfe\0\x06text" + jpeg[2:]
+    left_out = load_left_out([str(tmp_path / "x.parquet")])
+    assert left_out is not None
+    assert not left_out.has_likenesses
+    again = encode(picture, "WEBP", lossless=True)
+    side = encode(picture.transpose(Image.Transpose.ROTATE_90), "BMP")
+    turned_again = encode(picture.transpose(Image.Transpose.ROTATE_90), "PNG", exif=exif, compress_level=1)
+    assert fate(left_out, again, remark, turned_again, side) == [True, True, True, False]
+
+
 def test_the_knobs_say_how_near_is_near(listed: Path) -> None:
     worse = encode(photo(2), "JPEG", quality=15)
     assert fate(load_left_out([str(listed)]), worse) == [True]

@@ -117,3 +117,15 @@ def test_only_candidates_thumbnails_are_asked_for() -> None:
 
 def test_alike_is_the_mean_absolute_difference() -> None:
     assert [alike(thumbnail(0)[None], thumbnail(shift), 4.0).tolist() for shift in (4, 5)] == [[True], [False]]
+
+
+def test_few_levels_are_much_where_there_is_little_contrast_and_a_detail_counts_where_the_mean_is_small() -> None:
+    faint = np.full((2, 16, 16, 3), 250)
+    faint[0, :8] -= 4
+    faint[1, :, :8] -= 4
+    assert not alike(faint[0].reshape(1, -1).astype(np.uint8), faint[1].reshape(-1).astype(np.uint8), 4.0)[0]
+    own, other = BASE.astype(np.uint8), BASE.reshape(16, 16, 3).copy()
+    other[3, 3] += 41
+    assert not alike(own[None], other.reshape(-1).astype(np.uint8), 4.0)[0]
+    other[3, 3] -= 1
+    assert alike(own[None], other.reshape(-1).astype(np.uint8), 4.0)[0]
