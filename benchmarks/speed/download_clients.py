@@ -109,7 +109,7 @@ def download_alone(
 
 def build(urls: Sequence[str], *, processes: int, connections: int, side: int, limit_seconds: float = 3_600) -> Taken:
     """`clipkit build-dataset`: from a table to shards, with images of `side` pixels, or, where it is 0, as the server sent them."""
-    images = {"max_side_pixels": side, "jpeg_quality": 95} if side else image_knobs()
+    images = {"max_side_pixels": side, "jpeg_quality": 95, "resize_filter": "box"} if side else image_knobs()
 
     def run(folder: Path) -> Taken:
         pq.write_table(pa.table({"url": urls, "text": [f"picture number {i}" for i in range(len(urls))]}), folder / "urls.parquet")
