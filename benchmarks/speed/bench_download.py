@@ -2,14 +2,14 @@
 
     python benchmarks/speed/bench_download.py [--urls 4000] [--rounds 3] [--only kept resized latency memory] [--long]
 
-The server is a process of its own with 400 hosts at 127.7.x.y and a JPEG of about 40 KB under every path. img2dataset runs as its
-README has it: `download()` to webdataset with its own processes and threads; several numbers of both are tried and its best is taken.
-clipkit runs with all of its policy: limits per host, opt-outs, robots.txt where it knows it. `kept`: the originals, img2dataset with
+The server is a process of its own with 400 hosts at 127.7.x.y and a JPEG of about 40 KB under every path. img2dataset runs as its README
+has it: `download()` to webdataset with its own processes and threads; several numbers of both are tried and its best is taken. clipkit
+runs with all of its policy: limits per host, opt-outs, robots.txt where it knows it. `kept`: the originals, img2dataset with
 resize_mode="no" and disable_all_reencoding=True, clipkit's download alone and the build to shards. `resized`: 256 pixels, shorter side,
-quality 95, the mean over the area. `latency`: the server waits 0.1 s before each answer, 64 connections in all. `memory`: lists of 1,000 to 100,000 (`--long`: a
-million) URLs that answer 404. Start-up is the least time for a list of one URL; "without start" is images / (seconds - start-up). Memory is
-the most that all processes of a client have at once (proportional set size, sampled). The floor is a socket loop that writes to one file.
-Linux only: there all of 127.0.0.0/8 is loopback. Prints JSON lines.
+quality 95, the mean over the area. `latency`: the server waits 0.1 s before each answer, 64 connections in all. `memory`: lists of 1,000
+to 100,000 (`--long`: a million) URLs that answer 404. Start-up is the least time for a list of one URL; "without start" is images /
+(seconds - start-up). Memory is the most that all processes of a client have at once (proportional set size, sampled). The floor is a
+socket loop that writes to one file. Linux only: there all of 127.0.0.0/8 is loopback. Prints JSON lines.
 """
 
 import argparse
