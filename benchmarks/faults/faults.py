@@ -51,7 +51,6 @@ class Fault:
     about: str
     targets: Sequence[Target]
     seconds: float = 0.0
-    needs: tuple[str, ...] = ()
     knobs: Mapping[str, Any] = field(default_factory=dict)
     look: Look | None = None
     good: int = 48
@@ -193,7 +192,6 @@ _BROKEN = (
         asked=NEVER,
         knobs={"obey_robots_txt": False, "obey_ai_txt": False},  # what befell robots.txt would befall all URLs, without a try
         urls=[f"http://0.refused.example/{i}.jpg" for i in range(40)],
-        needs=("connections",),
         look=_is_left_alone,
         good=20,
     ),
@@ -204,7 +202,6 @@ _BROKEN = (
         "host_down",
         asked=(0, ROUNDS),
         urls=[f"http://0.stall.example/{i}.jpg" for i in range(40)],
-        needs=("connections",),
         look=_is_left_alone,
         seconds=4 * STALLED,
         good=20,
@@ -235,12 +232,10 @@ _STATUSES = (
     _passing("500", "500, for ever", "http_error_500"),
     _survived("503-once", "503 once, then fine", asked=(2, 2)),
     _passing("429", "429 without Retry-After, for ever", "http_error_429"),
-    _survived(
-        "429-seconds", "429 with Retry-After in seconds, then fine", asked=(2, 2), look=_waited, needs=("max_wait_seconds",), seconds=3
-    ),
-    _survived("429-date", "429 with Retry-After as a date, then fine", asked=(2, 2), look=_waited, needs=("max_wait_seconds",), seconds=3),
+    _survived("429-seconds", "429 with Retry-After in seconds, then fine", asked=(2, 2), look=_waited, seconds=3),
+    _survived("429-date", "429 with Retry-After as a date, then fine", asked=(2, 2), look=_waited, seconds=3),
     _survived("429-nonsense", "429 with Retry-After: -5, then fine", asked=(2, 2)),
-    _lost("429-hour", "429 with Retry-After: 3600", "host_busy", asked=AT_MOST_EACH_ROUND, needs=("max_wait_seconds",)),
+    _lost("429-hour", "429 with Retry-After: 3600", "host_busy", asked=AT_MOST_EACH_ROUND),
 )
 
 _CONTENTS = (
@@ -248,8 +243,8 @@ _CONTENTS = (
     _survived("as-octets", "a JPEG called application/octet-stream"),
     _survived("as-nothing", "a JPEG without Content-Type"),
     Fault("png-as-jpeg", "a PNG called image/jpeg", [Target(url, frozenset({"ok"}), png(url[7:])) for url in _urls("png-as-jpeg")]),
-    _lost("html", "HTML with 200", "not_image", needs=("connections",)),
-    _lost("html-as-jpeg", "HTML with 200, called image/jpeg", "not_image", needs=("connections",)),
+    _lost("html", "HTML with 200", "not_image"),
+    _lost("html-as-jpeg", "HTML with 200, called image/jpeg", "not_image"),
     _lost("empty", "an empty body", "empty"),
 )
 
@@ -310,7 +305,7 @@ _HTTP = (
     _lost("http-09", "a picture without status and headers", "bad_response"),
     _lost("garbage", "no HTTP at all", "bad_response"),
     _survived("continue", "100 Continue before the answer"),
-    _survived("hints", "103 Early Hints before the answer", needs=("connections",)),
+    _survived("hints", "103 Early Hints before the answer"),
     _passing("flood", "100 Continue without end", "bad_response", "timeout", asked=AT_MOST_EACH_ROUND, seconds=STALLED),
     _survived("chunked", "a chunked body"),
     _passing("chunk-size", "a chunk whose size is no number", "bad_response", "connection", asked=AT_MOST_EACH_ROUND),
@@ -346,19 +341,16 @@ _OPT_OUTS = (
             *(Target(f"http://0.tdm.example/1/{i}.jpg", frozenset({"opted_out"})) for i in range(3)),
             *(_kept(f"http://0.tdm.example/0/{i}.jpg") for i in range(3)),
         ],
-        needs=("connections",),
     ),
 )
 
-_OBEY = ("obey_robots_txt",)
-
 
 def _disallowed(name: str, about: str, *outcomes: str, **more: Any) -> Fault:
-    return _lost(name, about, *(outcomes or ("disallowed",)), **{"asked": NEVER, "needs": _OBEY, **more})
+    return _lost(name, about, *(outcomes or ("disallowed",)), **{"asked": NEVER, **more})
 
 
 _ROBOTS = (
-    _survived("robots-403", "robots.txt answers 403: no rules", needs=_OBEY),
+    _survived("robots-403", "robots.txt answers 403: no rules"),
     _disallowed("robots-500", "robots.txt answers 500: nothing may be fetched", "robots_unreachable", "host_down"),
     _disallowed("robots-stall", "robots.txt does not answer", "robots_unreachable", "timeout", "host_down", seconds=2 * STALLED),
     _disallowed("robots-reset", "robots.txt resets the connection", "robots_unreachable", "connection", "host_down"),
@@ -366,11 +358,11 @@ _ROBOTS = (
     _disallowed("robots-long", "a robots.txt of 5 MB that disallows"),
     _disallowed("robots-endless", "a robots.txt without end that disallows", "disallowed", "robots_unreachable", seconds=STALLED),
     _disallowed("robots-us", "robots.txt disallows us alone"),
-    _survived("robots-others", "robots.txt disallows somebody else", needs=_OBEY),
+    _survived("robots-others", "robots.txt disallows somebody else"),
     _disallowed("robots-glob", "robots.txt disallows /*.jpg$"),
     _disallowed("robots-bom", "robots.txt with a byte order mark and CRLF that disallows"),
-    _survived("robots-html", "robots.txt is HTML: no rules", needs=_OBEY),
-    _survived("robots-binary", "robots.txt is binary: no rules", needs=_OBEY),
+    _survived("robots-html", "robots.txt is HTML: no rules"),
+    _survived("robots-binary", "robots.txt is binary: no rules"),
     Fault(
         "robots-private",
         "robots.txt redirects to a private address",
@@ -378,7 +370,6 @@ _ROBOTS = (
             Target(url, frozenset({"ok", "robots_unreachable", "private_address"}), picture_of(url[7:]), (0, ROUNDS), False)
             for url in _urls("robots-private")
         ],
-        needs=_OBEY,
     ),
     Fault(
         "robots-allow",
@@ -387,10 +378,9 @@ _ROBOTS = (
             *(_kept(f"http://{i}.robots-allow.example/open/{i}.jpg") for i in range(4)),
             *(Target(f"http://{i}.robots-allow.example/{i}.jpg", frozenset({"disallowed"}), None, NEVER) for i in range(4)),
         ],
-        needs=_OBEY,
     ),
-    _survived("robots-all", "robots.txt disallows all, and the knob says not to obey", needs=_OBEY, knobs={"obey_robots_txt": False}),
-    _survived("crawl-delay", "robots.txt asks for a Crawl-delay", needs=_OBEY),
+    _survived("robots-all", "robots.txt disallows all, and the knob says not to obey", knobs={"obey_robots_txt": False}),
+    _survived("crawl-delay", "robots.txt asks for a Crawl-delay"),
     Fault(
         "ai-txt",
         "ai.txt disallows *.jpg",
@@ -398,13 +388,11 @@ _ROBOTS = (
             *(Target(f"http://{i}.ai-txt.example/{i}.jpg", frozenset({"disallowed"}), None, NEVER) for i in range(4)),
             *(_kept(f"http://{i}.ai-txt.example/{i}.png") for i in range(4)),
         ],
-        needs=("obey_ai_txt",),
     ),
     Fault(
         "limits",
         "a host with 30 pictures: 2 connections, 10 requests a second",
         [_kept(f"http://0.good.example/many/{i}.jpg") for i in range(30)],
-        needs=("host_connections",),
         knobs={"host_connections": 2, "host_requests_per_second": 10.0},
         look=_held_limits(2, 10.0),
         seconds=5,

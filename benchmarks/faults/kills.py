@@ -14,7 +14,6 @@ from typing import Any
 from faults.builds import Place, contents, in_shards
 from faults.faults import ROUNDS, Target
 from faults.kinds import picture_of
-from faults.knobs import HAS
 from faults.processes import Watched, command_line, descendants, is_running, marked
 from faults.web import FaultWeb
 
@@ -35,7 +34,6 @@ GRACE_SECONDS = 1.0
 
 KNOBS = {"processes": 2, "connections": 2, "urls_per_part": 20, "timeout_seconds": 5.0}
 MOST_STARTS = 5
-_KEEPS_EACH_URL = "connections" in HAS
 
 
 def targets_of_kills(count: int = 100) -> list[Target]:
@@ -158,7 +156,7 @@ def struck(reference: Reference, web: FaultWeb, strikes: Sequence[tuple[When, St
             found.append(f"start {len(codes)}: exit code {build.code}: {build.last_line}")
     extra = {name: count - reference.hits.get(name, 0) for name, count in web.hits.items() if count > reference.hits.get(name, 0)}
     again = len({name for name in kept & extra.keys() if web.hits[name] > before.get(name, 0)})
-    if again and _KEEPS_EACH_URL:
+    if again:
         found.append(f"{again} pictures that were sent {GRACE_SECONDS:g} s and more before the kill were asked for again")
     if codes[-1] == 0 and contents(place.out) != reference.files:
         found.append("the shards have other bytes than without a kill")

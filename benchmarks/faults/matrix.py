@@ -6,8 +6,7 @@ Each fault is a build of some sixty URLs: good ones of four hosts, and the fault
 server delivered whole is in the shards exactly once, byte for byte; nothing else is; every URL has the outcome that it must have and was
 asked for as often as it may be; the wall time is under what the deadlines allow, the memory near that of a plain build; `shards verify`
 finds nothing. The kills (of the command, of its processes, Ctrl-C, SIGTERM) and the full disks are resumed until they finish, and must
-give the same bytes as a run that nothing happened to. A fault that needs a knob which this checkout lacks is left out. Exit code 1
-where a check fails.
+give the same bytes as a run that nothing happened to. Exit code 1 where a check fails.
 """
 
 import argparse
@@ -28,7 +27,6 @@ from faults.builds import Build, Place, certificates, counted, outcomes_of, prob
 from faults.disks import DISKS
 from faults.faults import FAULTS, Fault, Target, good
 from faults.kills import KILLS, usual_reference
-from faults.knobs import missing
 from faults.web import FaultWeb
 
 __all__ = ["bound_of", "check_fault", "main"]
@@ -99,8 +97,6 @@ def bound_of(plain: float, extra: float) -> float:
 
 def fault_row(fault: Fault, folder: Path, web: FaultWeb, *, plain: Build, has_tls: bool) -> Row:
     """The row of one fault."""
-    if lacking := missing(fault.needs):
-        return left_out(fault.name, fault.about, f"needs the knob {', '.join(lacking)}")
     if fault.name.startswith("tls-") and not has_tls:
         return left_out(fault.name, fault.about, "needs openssl to make certificates")
     return guarded(fault.name, lambda: check_fault(fault, folder, web, plain=plain))

@@ -12,7 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from faults.knobs import HAS, image_knobs
+from faults.knobs import image_knobs
 from faults.processes import Watched
 
 __all__ = ["Taken", "build", "download_alone", "floor", "img2dataset"]
@@ -87,9 +87,7 @@ def _in_folder(run: Callable[[Path], Taken]) -> Taken:
 
 def _knobs(processes: int, connections: int, changes: Mapping[str, Any]) -> dict[str, Any]:
     """All policy on: robots.txt, opt-outs, limits per host, as a recipe has them that says nothing else."""
-    name = "connections" if "connections" in HAS else "threads"
-    knobs = {"processes": processes, name: connections, "urls_per_part": PER_PART, "allow_private_addresses": True, **changes}
-    return {name: value for name, value in knobs.items() if name in HAS}
+    return {"processes": processes, "connections": connections, "urls_per_part": PER_PART, "allow_private_addresses": True, **changes}
 
 
 def download_alone(

@@ -41,7 +41,7 @@ def build_dataset(
     """
     given = [f"engine.{name}={json.dumps(value)}" for name, value in (("name", engine), ("address", address)) if value is not None]
     knobs = load_recipe(BuildRecipe, find("recipes/build-dataset", recipe), [*(set_ or ()), *given])
-    inputs = {} if extend is None else {"extend": str(extend)}
+    inputs = {} if extend is None else {"extend": str(extend.resolve())}
     with Run.open(out, command="build-dataset", recipe=knobs, inputs=inputs, quiet=quiet) as run:
         if (report := run.report) is None:
             from clipkit.dataset import build
