@@ -28,7 +28,7 @@ from clipkit.dataset.collect import Collection, counts_of, describe, merge_examp
 from clipkit.dataset.engine import Workforce, cores_here, start_engine
 from clipkit.dataset.gather import gather
 from clipkit.dataset.images import judging
-from clipkit.dataset.images.download import Downloads, download, earlier_downloads, find_downloads
+from clipkit.dataset.images.download import Downloads, download, find_downloads
 from clipkit.dataset.images.fetch import check_knobs
 from clipkit.dataset.images.judging import Judge
 from clipkit.dataset.images.stored_images import STORED_FIELDS, read_stored
@@ -37,7 +37,7 @@ from clipkit.dataset.pages import Part, parts_of
 from clipkit.dataset.pages.reading import broken_file
 from clipkit.dataset.queries import QueryList, load_queries
 from clipkit.dataset.shards import MANIFEST, Pair, Shards, write_shards
-from clipkit.dataset.stages import MATCHED_SCHEMA, Selection, Stages, funnel_line, marked, read_pairs
+from clipkit.dataset.stages import MATCHED_SCHEMA, Selection, Stages, earlier_downloads, funnel_line, marked, read_pairs
 from clipkit.dataset.texts import text_rules
 from clipkit.dataset.texts.matching import QueryIndex
 from clipkit.recipe import BuildRecipe, dump

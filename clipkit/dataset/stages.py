@@ -26,6 +26,7 @@ __all__ = [
     "MATCHED_SCHEMA",
     "Selection",
     "Stages",
+    "earlier_downloads",
     "examples_of",
     "fewest_examples",
     "funnel_line",
@@ -39,6 +40,7 @@ MATCHED_SCHEMA = pa.schema([*PAIR_SCHEMA, ("queries", pa.list_(pa.int32()))])
 
 EXAMPLES_SCHEMA = pa.schema([("stage", pa.string()), ("reason", pa.string()), *PAIR_SCHEMA])
 EXAMPLES_PER_REASON = 100
+MOST_EXTENDED = 100
 ROWS_PER_BATCH = 50_000
 _LEFTOVER = re.compile(r"\..+\.\d+\.tmp")
 
@@ -93,6 +95,31 @@ class Stages:
         with replacing(path) as temporary:
             pq.write_table(pa.concat_tables([EXAMPLES_SCHEMA.empty_table(), *tables]), temporary)
         return sum(map(len, tables))
+
+
+def earlier_downloads(extends: Path | None, *, say: Callable[[str], None]) -> list[Path]:
+    """The download folders of a finished run of build-dataset, and of the runs that it extends in turn; [] without one.
+
+    Raises UserError where it is no such run. Where its downloads were deleted, `say` tells that nothing can be taken from there.
+    """
+    folders: list[Path] = []
+    while extends is not None and len(folders) < MOST_EXTENDED:
+        known = _finished_build(extends)
+        folder = extends / "stages" / "06-download" / "images"
+        if not folder.is_dir():
+            say(f"the downloads of `{extends}` were deleted: what it has fetched is fetched anew")
+        folders.append(folder)
+        inputs = known.get("inputs") or {}
+        extends = Path(inputs["extend"]) if isinstance(inputs.get("extend"), str) else None
+    return folders
+
+
+def _finished_build(run: Path) -> dict[str, Any]:
+    with contextlib.suppress(OSError, ValueError, RecursionError):
+        known = json.loads((run / "run.json").read_text(encoding="utf-8"))
+        if isinstance(known, dict) and known.get("command") == "build-dataset" and (run / "report.json").exists():
+            return known
+    raise UserError(f"`--extend {run}` is no finished run of `clipkit build-dataset`: give the directory that was its `--out`")
 
 
 class Selection:

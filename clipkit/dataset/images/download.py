@@ -8,14 +8,8 @@ nothing is known yet. What an earlier download has settled can be taken from the
 import contextlib
 import errno
 import hashlib
-import json
 import os
 import random
-import shutil
-import signal
-import subprocess
-import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -28,23 +22,18 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from clipkit import UserError
-from clipkit.dataset.images.fetch import check_knobs, is_passing
+from clipkit.dataset.images.fetch import check_knobs, host_of, is_passing
 from clipkit.dataset.images.journal import PART_SCHEMA, count_unfinished, discard_journal, part_paths
+from clipkit.dataset.images.round_process import NO_SPACE, run_round
 from clipkit.recipe import DownloadKnobs
 from clipkit.run import Run
 
-__all__ = ["Downloads", "download", "earlier_downloads", "find_downloads"]
+__all__ = ["Downloads", "download", "find_downloads"]
 
 STARTS_WITHOUT_PROGRESS = 3
-MOST_EXTENDED = 100
-_POLL_SECONDS = 0.25
-_QUIET_SECONDS = 2.0
 _OPEN_TARS = 64
 _URLS_AT_ONCE = 100_000
-_NO_SPACE = b"No space left on device"
 _PLACE_SCHEMA = pa.schema([*PART_SCHEMA, ("round", pa.int32()), ("part", pa.int32()), ("folder", pa.int32())])
-# Scheme, then perhaps a user, then the host, in brackets where it is an IPv6 address.
-_HOST = r"^\s*[A-Za-z]+://(?:[^@/?#]*@)?(?P<host>\[[^\]/]*\]|[^/:?#]*)"
 
 
 @dataclass(frozen=True)
@@ -69,9 +58,12 @@ class Downloads:
         return pa.table({"key": self.urls["key"], "outcome": rows["outcome"], "round": rounds})
 
     def by_host(self) -> pa.Table:
-        """[host, outcome, urls, bytes]: how many distinct URLs of each host ended how, and how long their images are together."""
-        hosts = pc.utf8_lower(pc.struct_field(pc.extract_regex(self.places["url"], pattern=_HOST), "host"))
-        table = pa.table({"host": pc.fill_null(hosts, ""), "outcome": self.places["outcome"], "size": self.places["size"]})
+        """[host, outcome, urls, bytes]: how many distinct URLs of each host ended how, and how long their images are together.
+
+        A host is what limits are applied to; "" stands for what is no URL.
+        """
+        hosts = [host_of(place["url"]) for place in _each_row(self.places.select(["url"]))]
+        table = pa.table({"host": pa.array(hosts, pa.string()), "outcome": self.places["outcome"], "size": self.places["size"]})
         counted = table.group_by(["host", "outcome"]).aggregate([([], "count_all"), ("size", "sum")])
         named = pa.table(
             {
@@ -132,31 +124,6 @@ def download(urls: pa.Table, out: Path, *, knobs: DownloadKnobs, run: Run, earli
 def find_downloads(urls: pa.Table, out: Path, *, knobs: DownloadKnobs, earlier: Sequence[Path] = ()) -> Downloads | None:
     """What an earlier `download` of the same list left in `out`; None where a part of it is missing. Nothing is fetched."""
     return _settle(urls, out, knobs, lambda wanted, number: _find_round(wanted, out, number, knobs=knobs), earlier)
-
-
-def earlier_downloads(extends: Path | None, *, say: Callable[[str], None]) -> list[Path]:
-    """The download folders of a finished run of build-dataset, and of the runs that it extends in turn; [] without one.
-
-    Raises UserError where it is no such run. Where its downloads were deleted, `say` tells that nothing can be taken from there.
-    """
-    folders: list[Path] = []
-    while extends is not None and len(folders) < MOST_EXTENDED:
-        known = _finished_build(extends)
-        folder = extends / "stages" / "06-download" / "images"
-        if not folder.is_dir():
-            say(f"the downloads of `{extends}` were deleted: what it has fetched is fetched anew")
-        folders.append(folder)
-        inputs = known.get("inputs") or {}
-        extends = Path(inputs["extend"]) if isinstance(inputs.get("extend"), str) else None
-    return folders
-
-
-def _finished_build(run: Path) -> dict[str, Any]:
-    with contextlib.suppress(OSError, ValueError, RecursionError):
-        known = json.loads((run / "run.json").read_text(encoding="utf-8"))
-        if isinstance(known, dict) and known.get("command") == "build-dataset" and (run / "report.json").exists():
-            return known
-    raise UserError(f"`--extend {run}` is no finished run of `clipkit build-dataset`: give the directory that was its `--out`")
 
 
 def _settle(
@@ -246,9 +213,9 @@ def _finish_parts(
     without_progress = 0
     while missing:
         before = count_unfinished(folder) - sum(len(parts[part]) for part in missing)
-        told = _run_img2dataset([parts[part] for part in missing], missing, folder, knobs=knobs, advance=advance)
+        told = run_round([parts[part] for part in missing], missing, folder, knobs=knobs, advance=advance)
         missing = _missing(folder, parts)
-        if missing and _NO_SPACE.decode() in told:
+        if missing and NO_SPACE in told:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
         progressed = count_unfinished(folder) - sum(len(parts[part]) for part in missing) > before
         without_progress = 0 if progressed else without_progress + 1
@@ -278,69 +245,6 @@ def _find_round(wanted: pa.Array, out: Path, number: int, *, knobs: DownloadKnob
 
 def _parts_of(wanted: pa.Array, knobs: DownloadKnobs) -> list[pa.Array]:
     return [wanted.slice(start, knobs.urls_per_part) for start in range(0, len(wanted), knobs.urls_per_part)]
-
-
-def _run_img2dataset(
-    parts: Sequence[pa.Array], numbers: Sequence[int], folder: Path, *, knobs: DownloadKnobs, advance: Callable[..., None]
-) -> str:
-    """Run img2dataset over parts that are missing, in a process of its own; returns the end of what it said."""
-    out = folder.parent
-    for stale in (*out.glob("working-*"), *folder.glob(".*.tmp")):  # left by a kill
-        shutil.rmtree(stale, ignore_errors=True) if stale.is_dir() else stale.unlink(missing_ok=True)
-    working = Path(tempfile.mkdtemp(prefix="working-", dir=out))
-    (working / "urls").mkdir()
-    for i, urls in enumerate(parts):  # a file for each part: img2dataset reads a file whole before it cuts it
-        pq.write_table(pa.table({"url": urls}), working / "urls" / f"{i:08d}.parquet")
-    request = {"knobs": knobs.model_dump(mode="json"), "folder": str(folder.resolve()), "parts": list(numbers)}
-    (working / "request.json").write_text(json.dumps(request))
-    (working / "progress").touch()
-    log = out / "img2dataset.log"
-    start = log.stat().st_size if log.exists() else 0
-    command = [sys.executable, "-P", "-W", "ignore", "-c", "from clipkit.dataset.images.rounds import main; main()", "request.json"]
-    with open(log, "ab") as said:
-        # Its own session, so that Ctrl-C reaches it through us alone; its stdin tells it when we are gone.
-        process = subprocess.Popen(
-            command, cwd=working, stdin=subprocess.PIPE, stdout=said, stderr=subprocess.STDOUT, start_new_session=True
-        )
-        try:
-            _show_progress(process, working / "progress", log, start, advance)
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.communicate()
-            shutil.rmtree(working, ignore_errors=True)
-    return _end_of_log(log, start, process.returncode)
-
-
-def _show_progress(process: subprocess.Popen[bytes], progress: Path, log: Path, start: int, advance: Callable[..., None]) -> None:
-    """Follow the file to which the processes add `+` for an image and `-` for none, until they end or the disk is full.
-
-    img2dataset answers a full disk with minutes of retries.
-    """
-    started = heard = time.monotonic()
-    images = 0
-    with open(progress, "rb") as marks, open(log, "rb") as said:
-        said.seek(start)
-        while True:
-            ended = process.poll() is not None
-            new = marks.read()
-            images += new.count(b"+")
-            now = time.monotonic()
-            heard = now if new else heard
-            quiet = f", waiting for hosts {now - heard:.0f} s" if now - heard > _QUIET_SECONDS else ""
-            advance(len(new), note=f"{images:,} images, {images / (now - started + 1e-9):,.1f} images/s{quiet}")
-            if ended or _NO_SPACE in said.read():
-                return
-            time.sleep(_POLL_SECONDS)
-
-
-def _end_of_log(log: Path, start: int, code: int) -> str:
-    with open(log, "rb") as file:
-        file.seek(max(start, log.stat().st_size - 4_000))
-        said = file.read()
-    lines = [line.strip() for line in said.decode("utf-8", "replace").splitlines() if line.strip()]
-    full = f"{_NO_SPACE.decode()} | " if _NO_SPACE in said else ""
-    return f"exit code {code}, `{log}` ends with: {full}{' | '.join(lines[-5:])}"
 
 
 def _finished(folder: Path, part: int, urls: pa.Array) -> pa.Table | None:

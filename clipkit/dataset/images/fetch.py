@@ -6,8 +6,9 @@ Every URL ends in exactly one named outcome, never in an exception:
 * `not_found` (404, 410); `forbidden` (401, 403); `http_error_NNN` (any other status); `not_image` (HTML or other text);
 * `timeout`; `connection` (refused, reset, cut off); `dns_failure` (the resolver could not say); `no_such_host`; `tls`;
 * `too_long`; `empty`; `redirects` (too many, or nowhere); `bad_response` (not HTTP); `bad_url`; `private_address`;
-* `robots_unreachable` (robots.txt answers 5xx: RFC 9309 forbids to go on); `host_busy` (the host asks to be left alone for longer than
-  this round waits); `host_down` (it failed many times in a row, and is not asked again in this round).
+* `robots_unreachable` (robots.txt answers 5xx or 429: RFC 9309 forbids to go on); `host_busy` (the host asks to be left alone for
+  longer than this round waits); `host_down` (it said nothing many times in a row, and is not asked again in this round);
+* `unexpected` (a mistake of ours, which `clipkit.dataset.images.rounds` tells in the log).
 """
 
 import contextlib
@@ -20,9 +21,10 @@ from typing import NamedTuple
 
 from clipkit import UserError
 from clipkit.dataset.images.connections import Connections, Origin, parse_url, redirected
+from clipkit.dataset.images.host_store import HostStore
 from clipkit.dataset.images.hosts import Hosts
 from clipkit.dataset.images.http1 import EndedError, Response, Wish
-from clipkit.dataset.images.robots import Robots, RobotsStore
+from clipkit.dataset.images.robots import Robots
 from clipkit.dataset.opt_outs import agent_of, opts_out, reserves_rights
 from clipkit.recipe import DownloadKnobs
 
@@ -63,7 +65,7 @@ def host_of(url: str) -> str:
 class Fetcher:
     """Fetches images by the rules of the knobs. Use from one event loop; `fetch` may run many times at once."""
 
-    def __init__(self, knobs: DownloadKnobs, hosts: Hosts | None = None, store: RobotsStore | None = None) -> None:
+    def __init__(self, knobs: DownloadKnobs, hosts: Hosts | None = None, store: HostStore | None = None) -> None:
         """`hosts` and `store` are what the processes of a round share; without them this fetcher is alone.
 
         Raises UserError as `check_knobs`.
@@ -73,7 +75,7 @@ class Fetcher:
         self.agent = agent_of(knobs.user_agent)
         self.connections = Connections(_connections(knobs.connect_to), allow_private_addresses=knobs.allow_private_addresses)
         self.hosts = hosts or Hosts(knobs)
-        self.robots = Robots(self._get_text, knobs, self.agent, store=store or RobotsStore(), hosts=self.hosts)
+        self.robots = Robots(self._get_text, knobs, self.agent, store=store or HostStore(), hosts=self.hosts)
 
     def close(self) -> None:
         """Close connections and let the resolvers' threads end, without waiting for those that still ask."""
@@ -91,7 +93,9 @@ class Fetcher:
             for hop in range(self.knobs.max_redirects + 1):
                 origin, target = parse_url(url)
                 own = own or origin.host
-                async with self.hosts.visiting(origin.host, is_own=origin.host == own, is_paid=hop == 0):
+                async with contextlib.nullcontext() if origin.host == own else self.hosts.turn(origin.host):
+                    if hop and origin.host == own:  # the first request was paid with the turn that the caller holds
+                        await self.hosts.pace(own)
                     await self.robots.check(origin, target)
                     started = time.monotonic()
                     response = await self._ask(origin, target, left)

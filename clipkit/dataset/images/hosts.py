@@ -2,29 +2,27 @@
 
 What the processes know of a host stands in a small file that all of them map: the time from which the next request conforms to the
 rate (the generic cell rate algorithm), the connections in use, failures in a row, and until when the host asked to be left alone. A
-lock of the kernel guards each entry, so that a process that dies holds none. `HostQueues` hands out the URLs of a part so that no
-connection waits for one host while another would answer.
+lock of the kernel guards each entry, so that a process that dies holds none.
 """
 
 import asyncio
 import contextlib
 import fcntl
 import hashlib
-import heapq
 import mmap
 import os
 import random
 import struct
 import time
-from collections import Counter, deque
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from clipkit.dataset.images.http1 import EndedError
 from clipkit.recipe import DownloadKnobs
 
-__all__ = ["HostBook", "HostQueues", "HostState", "Hosts"]
+__all__ = ["HostBook", "HostState", "Hosts", "Turn"]
 
 FAILURES_IN_A_ROW = 5
 """After so many requests to which a host said nothing at all it is left alone for the rest of the round."""
@@ -117,6 +115,16 @@ class HostBook:
         return free
 
 
+class Turn(NamedTuple):
+    """The answer to who asks for a turn: `seconds` is 0.0 where it is taken, else after how long to ask again.
+
+    `is_full`: all connections are in use, so that it is worth asking as soon as one of them is given back.
+    """
+
+    seconds: float
+    is_full: bool = False
+
+
 class Hosts:
     """Turns at hosts, by the knobs. A turn is a connection and one request that conforms to the rate."""
 
@@ -132,22 +140,22 @@ class Hosts:
         """Obey a crawl delay: one connection, and so many seconds between two requests, at most what a pause may take."""
         self._slow[host] = min(seconds, self.knobs.max_wait_seconds)
 
-    def take(self, host: str) -> float:
-        """Ask for a turn: 0.0, it is taken; else seconds after which to ask again. Raises EndedError for a host that is left alone."""
+    def take(self, host: str) -> Turn:
+        """Ask for a turn. Raises EndedError for a host that is left alone."""
         most = 1 if host in self._slow else self.knobs.host_connections
         now = time.time()
         with self._book.state(host) as state:
             if state is None:
-                return SECONDS_BETWEEN_LOOKS
+                return Turn(SECONDS_BETWEEN_LOOKS)
             if state.refused:
                 raise EndedError(_REFUSED[state.refused])
             if state.closed_until > now:
-                return state.closed_until - now
+                return Turn(state.closed_until - now)
             if most and state.active >= most:
-                return SECONDS_BETWEEN_LOOKS
+                return Turn(SECONDS_BETWEEN_LOOKS, is_full=True)
             wait = self._conform(host, state, now, books_ahead=False)
             state.active += wait == 0.0
-            return wait
+            return Turn(wait)
 
     def leave(self, host: str) -> None:
         """Give a turn back."""
@@ -156,19 +164,13 @@ class Hosts:
                 state.active = max(0, state.active - 1)
 
     @contextlib.asynccontextmanager
-    async def visiting(self, host: str, *, is_own: bool, is_paid: bool) -> AsyncIterator[None]:
-        """A further request while a turn is held: at that host (`is_own`) it is only paced, unless it was paid with the turn; another
-        host's turn is waited for, as long as one image may take. Raises EndedError where that is too long."""
-        if is_own:
-            if not is_paid:
-                await self.pace(host)
-            yield
-            return
+    async def turn(self, host: str) -> AsyncIterator[None]:
+        """A turn at a host to which a redirect leads. It is waited for as long as one image may take, then EndedError is raised."""
         deadline = time.monotonic() + self.knobs.timeout_seconds
-        while wait := self.take(host):
-            if time.monotonic() + wait > deadline:
+        while seconds := self.take(host).seconds:
+            if time.monotonic() + seconds > deadline:
                 raise EndedError("host_busy", reached=True)
-            await asyncio.sleep(wait)
+            await asyncio.sleep(seconds)
         try:
             yield
         finally:
@@ -234,75 +236,3 @@ class Hosts:
         if wait == 0.0 or books_ahead:
             state.conforms_from = due + interval
         return wait
-
-
-class HostQueues:
-    """The URLs of a part by host, each host's in their order.
-
-    Of the hosts that may be asked the one with most URLs in the part goes first: it is done last. And as long as it may be asked again
-    at once it keeps its connections busy. Who must wait is passed over.
-    """
-
-    def __init__(self, hosts: Hosts, waiting: Sequence[tuple[int, str]]) -> None:
-        """`waiting`: (position, host) of each URL; host "" has no limits."""
-        self._hosts = hosts
-        self._positions: dict[str, deque[int]] = {}
-        for position, host in waiting:
-            self._positions.setdefault(host, deque()).append(position)
-        self._names = sorted(self._positions, key=lambda host: -len(self._positions[host]))
-        self._ready = list(range(len(self._names)))  # a heap of ranks, which are indices of names
-        self._later: list[tuple[float, int]] = []  # a heap of (when, rank)
-        self._held: Counter[int] = Counter()
-        self._parked: set[int] = set()
-        self._ranks = {host: rank for rank, host in enumerate(self._names)}
-        self._changed = asyncio.Event()
-
-    async def next(self) -> tuple[int, str, str | None] | None:
-        """(position, host, None), whose turn is taken and must be given back with `done`; or (position, host, outcome) for a URL of a
-        host that is left alone. None: nothing is left, though turns may still be held."""
-        while self._positions:
-            now = time.monotonic()
-            while self._later and self._later[0][0] <= now:
-                heapq.heappush(self._ready, heapq.heappop(self._later)[1])
-            if not self._ready:
-                self._changed.clear()
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._changed.wait(), self._later[0][0] - now if self._later else None)
-            elif (found := self._try(heapq.heappop(self._ready))) is not None:
-                return found
-        return None
-
-    def done(self, host: str) -> None:
-        """Give back the turn of a URL."""
-        rank = self._ranks[host]
-        if host:
-            self._hosts.leave(host)
-        self._held[rank] -= 1
-        if rank in self._parked:
-            self._parked.discard(rank)
-            heapq.heappush(self._ready, rank)
-        self._changed.set()
-
-    def _try(self, rank: int) -> tuple[int, str, str | None] | None:
-        host = self._names[rank]
-        try:
-            wait = self._hosts.take(host) if host else 0.0
-        except EndedError as ended:
-            return self._pop(rank), host, ended.outcome
-        if wait == 0.0:
-            self._held[rank] += 1
-            return self._pop(rank), host, None
-        if wait == SECONDS_BETWEEN_LOOKS and self._held[rank]:
-            self._parked.add(rank)  # until `done` of one of its own
-        else:
-            heapq.heappush(self._later, (time.monotonic() + wait, rank))
-        return None
-
-    def _pop(self, rank: int) -> int:
-        positions = self._positions[self._names[rank]]
-        position = positions.popleft()
-        if positions:
-            heapq.heappush(self._ready, rank)
-        else:
-            del self._positions[self._names[rank]]
-        return position

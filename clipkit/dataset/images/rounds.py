@@ -3,8 +3,8 @@
 `clipkit.dataset.images.download` starts it as a subprocess, because img2dataset takes the signal handlers of its process and may end it.
 img2dataset reads the lists and spreads the parts over processes. What it does with one part is replaced by `PoliteDownloader`: its own
 asks again after a 404 or an opt-out, knows no hosts, has no total deadline and no cap on bytes, and starts a part anew after a kill.
-Its logger process is left out too (a second start-up, for a table nobody reads). Nothing is left running when the process that asked
-for the round dies.
+Its logger process is left out too (a second start-up, for a table nobody reads). What is left to it is what it is good at and a cluster
+would need: lists cut into parts, and parts handed to processes. Nothing is left running when the process that asked for the round dies.
 """
 
 import asyncio
@@ -29,13 +29,14 @@ from typing import Any
 import pyarrow as pa
 
 from clipkit.dataset.images.fetch import Fetched, Fetcher, host_of
-from clipkit.dataset.images.hosts import HostBook, HostQueues, Hosts
+from clipkit.dataset.images.host_queues import HostQueues
+from clipkit.dataset.images.host_store import HostStore
+from clipkit.dataset.images.hosts import HostBook, Hosts
 from clipkit.dataset.images.journal import PartJournal
-from clipkit.dataset.images.robots import RobotsStore
 from clipkit.dataset.workers import watch_parent
 from clipkit.recipe import DownloadKnobs
 
-__all__ = ["PoliteDownloader", "main"]
+__all__ = ["PoliteDownloader", "fetch_part", "main"]
 
 
 def main() -> None:
@@ -49,7 +50,7 @@ def main() -> None:
     img2dataset = _light_img2dataset("main")
     img2dataset.__dict__.update(LoggerProcess=_NoLogger, Downloader=partial(PoliteDownloader, request=request))
     knobs, folder, parts = _read_request(request)
-    with contextlib.closing(RobotsStore(_store_path(folder))) as store:
+    with contextlib.closing(HostStore(_store_path(folder))) as store:
         store.begin_round()
     HostBook(request.with_name("hosts")).close()  # made once, before the processes map it
     img2dataset.download(
@@ -81,11 +82,11 @@ class PoliteDownloader:
             progress = os.open(self.request.with_name("progress"), os.O_WRONLY | os.O_APPEND | os.O_CREAT)
             book = HostBook(self.request.with_name("hosts"))
             with (
-                contextlib.closing(RobotsStore(_store_path(folder))) as store,
+                contextlib.closing(HostStore(_store_path(folder))) as store,
                 contextlib.closing(book),
                 PartJournal(folder, parts[shard], urls) as journal,
             ):
-                asyncio.run(_fetch_part(urls, journal, knobs, Hosts(knobs, book, store.close_host), store, partial(os.write, progress)))
+                asyncio.run(fetch_part(urls, journal, knobs, Hosts(knobs, book, store.close_host), store, partial(os.write, progress)))
                 journal.finish()
             os.close(progress)
             os.unlink(urls_file)
@@ -95,8 +96,8 @@ class PoliteDownloader:
         return True, row
 
 
-async def _fetch_part(
-    urls: list[str], journal: PartJournal, knobs: DownloadKnobs, hosts: Hosts, store: RobotsStore, mark: Callable[[bytes], int]
+async def fetch_part(
+    urls: list[str], journal: PartJournal, knobs: DownloadKnobs, hosts: Hosts, store: HostStore, mark: Callable[[bytes], int]
 ) -> None:
     """Fetch what is missing of a part. `mark` is given a `+` for each image and a `-` for each URL that ended otherwise."""
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # what servers do to sockets is in the outcomes

@@ -221,13 +221,13 @@ def test_img2dataset_is_started_again_only_as_long_as_that_helps(tmp_path: Path,
                 journal.add(len(starts), Fetched("not_found"))
         return "exit code -9, the log ends with: killed"
 
-    monkeypatch.setattr(module, "_run_img2dataset", dies)
+    monkeypatch.setattr(module, "run_round", dies)
     table = url_table([f"http://a.example/{i}" for i in range(6)])
     with pytest.raises(UserError, match=r"unfinished: exit code -9, the log ends with: killed; run the same command again to resume"):
         download(table, tmp_path, knobs=DownloadKnobs(), run=Run.scratch(tmp_path))
     assert len(starts) == 2 + module.STARTS_WITHOUT_PROGRESS
 
-    monkeypatch.setattr(module, "_run_img2dataset", lambda *_, **__: "exit code 1, the log ends with: No space left on device | ...")
+    monkeypatch.setattr(module, "run_round", lambda *_, **__: "exit code 1, the log ends with: No space left on device | ...")
     with pytest.raises(OSError, match="No space left on device"):
         download(table, tmp_path, knobs=DownloadKnobs(), run=Run.scratch(tmp_path))
 
@@ -245,7 +245,7 @@ def test_hosts_are_counted_by_outcome(tmp_path: Path) -> None:
     found = Downloads((tmp_path,), url_table(list(urls)), places).by_host()
     assert found.to_pylist() == [
         {"host": "", "outcome": "bad_url", "urls": 1, "bytes": 0},
-        {"host": "[::1]", "outcome": "bad_url", "urls": 1, "bytes": 0},
+        {"host": "::1", "outcome": "bad_url", "urls": 1, "bytes": 0},
         {"host": "a.example", "outcome": "ok", "urls": 2, "bytes": 15},
         {"host": "a.example", "outcome": "timeout", "urls": 1, "bytes": 0},
         {"host": "b.example", "outcome": "ok", "urls": 1, "bytes": 7},

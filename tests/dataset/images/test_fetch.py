@@ -1,5 +1,6 @@
 import asyncio
 import contextlib
+import re
 import shutil
 import socket
 import ssl
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 
 from clipkit import UserError
 from clipkit.dataset.addresses import is_public
+from clipkit.dataset.images import fetch as fetch_module
 from clipkit.dataset.images.fetch import Fetched, Fetcher, check_knobs, is_passing
 from clipkit.recipe import DownloadKnobs
 
@@ -381,6 +383,18 @@ def test_what_may_pass_is_worth_another_round() -> None:
     ]
     assert all(map(is_passing, passing))
     assert not any(map(is_passing, lasting))
+
+
+def test_the_page_about_downloads_names_every_outcome_and_says_whether_it_may_pass() -> None:
+    told = re.findall(r"`([a-zA-Z_]+)`", fetch_module.__doc__ or "")
+    outcomes = {name for name in told if name.islower() or name == "http_error_NNN"}
+    table = (Path(__file__).parents[3] / "docs" / "download.md").read_text().split("| outcome |")[1].split("\n\n")[0]
+    rows = [line.split("|") for line in table.splitlines()[2:]]
+    named = {name: row[3].strip() for row in rows for name in re.findall(r"`([a-zA-Z_]+)`", row[1])}
+    assert named.keys() == outcomes
+    for name, again in named.items():
+        if name != "http_error_NNN":  # 429 and 5xx
+            assert is_passing(name) == (again == "yes"), name
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])

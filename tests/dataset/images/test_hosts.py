@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clipkit.dataset.images import hosts as module
-from clipkit.dataset.images.hosts import HostBook, HostQueues, Hosts
+from clipkit.dataset.images.host_queues import HostQueues
+from clipkit.dataset.images.hosts import HostBook, Hosts
 from clipkit.dataset.images.http1 import EndedError
 from clipkit.recipe import DownloadKnobs
 
@@ -50,12 +51,12 @@ def refusal(hosts: Hosts, host: str) -> str:
 
 def test_a_host_has_as_many_connections_as_the_knob_says(clock: Clock) -> None:
     hosts = Hosts(knobs(host_requests_per_second=0))
-    assert [hosts.take("a"), hosts.take("a"), hosts.take("b")] == [0.0, 0.0, 0.0]
-    assert hosts.take("a") > 0
+    assert [hosts.take("a").seconds, hosts.take("a").seconds, hosts.take("b").seconds] == [0.0, 0.0, 0.0]
+    assert hosts.take("a").seconds > 0
     hosts.leave("a")
-    assert hosts.take("a") == 0.0
+    assert hosts.take("a").seconds == 0.0
     unlimited = Hosts(knobs(host_connections=0, host_requests_per_second=0))
-    assert [unlimited.take("a") for _ in range(100)] == [0.0] * 100
+    assert [unlimited.take("a").seconds for _ in range(100)] == [0.0] * 100
 
 
 @settings(max_examples=60, deadline=None)
@@ -69,7 +70,7 @@ def test_no_second_has_more_requests_than_the_rate_and_one_burst(pauses: list[fl
         asked = []
         for pause in pauses:
             clock.now += pause
-            while wait := hosts.take("a"):
+            while wait := hosts.take("a").seconds:
                 clock.now += wait
             hosts.leave("a")
             asked.append(clock.now)
@@ -94,29 +95,29 @@ def test_requests_that_are_booked_ahead_wait_for_one_another(clock: Clock, monke
 def test_a_crawl_delay_means_one_connection_and_that_pause(clock: Clock) -> None:
     hosts = Hosts(knobs())
     hosts.slow_down("a", 7.0)
-    assert hosts.take("a") == 0.0
-    assert hosts.take("a") > 0
+    assert hosts.take("a").seconds == 0.0
+    assert hosts.take("a").seconds > 0
     hosts.leave("a")
-    assert hosts.take("a") == pytest.approx(7.0)
+    assert hosts.take("a").seconds == pytest.approx(7.0)
     hosts.slow_down("b", 10_000.0)
-    assert hosts.take("b") == 0.0
+    assert hosts.take("b").seconds == 0.0
     hosts.leave("b")
-    assert hosts.take("b") == pytest.approx(60.0)  # no more than what the user waits for
+    assert hosts.take("b").seconds == pytest.approx(60.0)  # no more than what the user waits for
 
 
 def test_retry_after_closes_a_host_for_that_long_and_too_long_for_the_round(clock: Clock) -> None:
     told: list[tuple[str, float]] = []
     hosts = Hosts(knobs(), on_closed=lambda host, until: told.append((host, until)))
     hosts.answered("a", 429, 30.0)
-    assert hosts.take("a") == pytest.approx(30.0)
+    assert hosts.take("a").seconds == pytest.approx(30.0)
     hosts.answered("a", 429, 5.0)  # another connection was told less: the later end counts
-    assert hosts.take("a") == pytest.approx(30.0)
+    assert hosts.take("a").seconds == pytest.approx(30.0)
     clock.now += 30.5
-    assert hosts.take("a") == 0.0
+    assert hosts.take("a").seconds == 0.0
     hosts.answered("b", 503, 3600.0)
     assert refusal(hosts, "b") == "host_busy"
     assert told[-1] == ("b", clock.now + 3600.0)
-    assert Hosts(knobs()).take("b") == 0.0  # another book knows nothing of it ...
+    assert Hosts(knobs()).take("b").seconds == 0.0  # another book knows nothing of it ...
     later = Hosts(knobs())
     later.close_until(*told[-1])  # ... unless it is told
     assert refusal(later, "b") == "host_busy"
@@ -127,7 +128,7 @@ def test_without_retry_after_pauses_double_give_or_take_a_half_and_end(clock: Cl
     pauses = []
     for _ in range(3):
         hosts.answered("a", 429, None)
-        pauses.append(hosts.take("a"))
+        pauses.append(hosts.take("a").seconds)
         clock.now += pauses[-1] + 0.001
     for n, pause in enumerate(pauses):
         assert 0.5 * 2**n <= pause <= 1.5 * 2**n
@@ -140,36 +141,36 @@ def test_many_who_are_told_at_once_count_as_one_pause(clock: Clock) -> None:
     hosts = Hosts(knobs(host_connections=8))
     for _ in range(8):
         hosts.answered("a", 429, None)
-    assert 0 < hosts.take("a") <= 1.5
+    assert 0 < hosts.take("a").seconds <= 1.5
     clock.now += 2
     hosts.answered("a", 200, None)
     for _ in range(3):
         hosts.answered("a", 429, None)
         clock.now += 13
-    assert hosts.take("a") == 0.0  # a good answer began the count anew
+    assert hosts.take("a").seconds == 0.0  # a good answer began the count anew
 
 
 def test_single_errors_close_nothing_and_three_in_a_row_do(clock: Clock) -> None:
     hosts = Hosts(knobs())
     for status in (503, 500, 404, 502, 503, 200):
         hosts.answered("a", status, None)
-        assert hosts.take("a") == 0.0
+        assert hosts.take("a").seconds == 0.0
         hosts.leave("a")
         clock.now += 1
     for _ in range(3):
         hosts.answered("a", 500, None)
-    assert hosts.take("a") > 0
+    assert hosts.take("a").seconds > 0
 
 
 def test_a_host_that_says_nothing_five_times_in_a_row_is_left_alone(clock: Clock) -> None:
     hosts = Hosts(knobs())
     for silent in (True, True, True, True, False, True, True, True, True):
         hosts.failed("a", silent=silent)
-    assert hosts.take("a") == 0.0
+    assert hosts.take("a").seconds == 0.0
     hosts.leave("a")
     hosts.failed("a", silent=True)
     assert refusal(hosts, "a") == "host_down"
-    assert hosts.take("b") == 0.0
+    assert hosts.take("b").seconds == 0.0
 
 
 def test_entries_of_hosts_that_nobody_needs_go_to_others_and_a_full_bucket_makes_wait(
@@ -177,20 +178,20 @@ def test_entries_of_hosts_that_nobody_needs_go_to_others_and_a_full_bucket_makes
 ) -> None:
     monkeypatch.setattr(module, "_BUCKETS", 1)
     hosts = Hosts(knobs())
-    assert [hosts.take(f"host{i}") for i in range(8)] == [0.0] * 8
-    assert 0 < hosts.take("ninth") < 1
+    assert [hosts.take(f"host{i}").seconds for i in range(8)] == [0.0] * 8
+    assert 0 < hosts.take("ninth").seconds < 1
     hosts.leave("host3")
     clock.now += 10
-    assert hosts.take("ninth") == 0.0
-    assert hosts.take("host4") == 0.0  # still known: its second connection
-    assert hosts.take("host4") > 0
+    assert hosts.take("ninth").seconds == 0.0
+    assert hosts.take("host4").seconds == 0.0  # still known: its second connection
+    assert hosts.take("host4").seconds > 0
 
 
 def _hammer(path: str, seconds: float, asked: Any) -> None:
     hosts = Hosts(DownloadKnobs(host_connections=3, host_requests_per_second=200.0), HostBook(Path(path)))
     until, most, count = time.monotonic() + seconds, 0, 0
     while time.monotonic() < until:
-        if wait := hosts.take("a"):
+        if wait := hosts.take("a").seconds:
             time.sleep(min(wait, 0.002))
             continue
         with hosts._book.state("a") as state:
@@ -269,7 +270,7 @@ def test_a_book_in_memory_and_one_in_a_file_say_the_same(tmp_path: Path, clock: 
     said = []
     for book in (HostBook(), HostBook(tmp_path / "hosts")):
         hosts = Hosts(knobs(), book)
-        said.append([hosts.take("a"), hosts.take("a"), hosts.take("a"), hosts.take("é" * 300)])
+        said.append([hosts.take("a").seconds, hosts.take("a").seconds, hosts.take("a").seconds, hosts.take("é" * 300).seconds])
         book.close()
     assert said[0] == said[1]
     assert not any(math.isinf(wait) for wait in said[0])

@@ -11,8 +11,8 @@ import pytest
 from clipkit.dataset.images import robots as module
 from clipkit.dataset.images.connections import Origin
 from clipkit.dataset.images.fetch import Fetched, Fetcher
+from clipkit.dataset.images.host_store import HostStore, Text
 from clipkit.dataset.images.hosts import Hosts
-from clipkit.dataset.images.robots import RobotsStore
 from tests.dataset.images.test_fetch import fetch, fetch_all
 
 FOR_ALL = b"User-agent: *\nDisallow: /ok/secret\nAllow: /ok/secret/but-this\n"
@@ -105,7 +105,7 @@ def test_fetchers_of_several_processes_share_what_one_has_fetched(web: Any, tmp_
 
     def process() -> None:
         async def run() -> None:
-            store = RobotsStore(tmp_path / "hosts.sqlite")
+            store = HostStore(tmp_path / "hosts.sqlite")
             fetcher = Fetcher(web.knobs(), Hosts(web.knobs()), store)
             found.extend([(await fetcher.fetch(web.url(f"/ok/{name}"))).outcome for name in ("1", "secret/2")])
             fetcher.close()
@@ -123,8 +123,8 @@ def test_fetchers_of_several_processes_share_what_one_has_fetched(web: Any, tmp_
 
 
 def test_the_store_keeps_for_a_day_and_forgets_failures_with_the_round(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    store = RobotsStore(tmp_path / "hosts.sqlite")
-    for name, found in (("good", module._Text("a: b", None)), ("none", module._Text("", None)), ("bad", module._Text("", "timeout"))):
+    store = HostStore(tmp_path / "hosts.sqlite")
+    for name, found in (("good", Text("a: b", None)), ("none", Text("", None)), ("bad", Text("", "timeout"))):
         assert store.claim(name)
         assert not store.claim(name)
         assert store.get(name) is None  # being fetched
@@ -132,21 +132,21 @@ def test_the_store_keeps_for_a_day_and_forgets_failures_with_the_round(tmp_path:
         assert store.get(name) == found
     assert store.claim("died")
     store.close()
-    store = RobotsStore(tmp_path / "hosts.sqlite")
+    store = HostStore(tmp_path / "hosts.sqlite")
     store.begin_round()
     assert store.claim("died")
     assert store.claim("bad")
-    assert store.get("good") == module._Text("a: b", None)
-    assert store.get("none") == module._Text("", None)
+    assert store.get("good") == Text("a: b", None)
+    assert store.get("none") == Text("", None)
     now = time.time()
-    monkeypatch.setattr(module.time, "time", lambda: now + 25 * 3600)
+    monkeypatch.setattr(time, "time", lambda: now + 25 * 3600)
     assert store.get("good") is None
     assert store.claim("good")
     store.close()
 
 
 def test_closed_hosts_are_remembered_until_their_time(tmp_path: Path) -> None:
-    store = RobotsStore(tmp_path / "hosts.sqlite")
+    store = HostStore(tmp_path / "hosts.sqlite")
     soon, later = time.time() + 50, time.time() + 100
     store.close_host("a", later)
     store.close_host("a", soon)

@@ -10,22 +10,22 @@ import pytest
 
 from clipkit.dataset.images import rounds
 from clipkit.dataset.images.fetch import Fetched, Fetcher
+from clipkit.dataset.images.host_store import HostStore
 from clipkit.dataset.images.hosts import Hosts
 from clipkit.dataset.images.journal import PartJournal, part_paths
-from clipkit.dataset.images.robots import RobotsStore
 
 
 def fetch_part(web: Any, folder: Path, urls: list[str], **changes: Any) -> tuple[list[str], list[bytes]]:
     """The outcomes of a part, and the marks for its progress."""
     marks: list[bytes] = []
-    store, knobs = RobotsStore(), web.knobs(**changes)
+    store, knobs = HostStore(), web.knobs(**changes)
 
     def mark(byte: bytes) -> int:
         marks.append(byte)
         return 1
 
     with PartJournal(folder, 0, urls) as journal:
-        asyncio.run(rounds._fetch_part(urls, journal, knobs, Hosts(knobs, on_closed=store.close_host), store, mark))
+        asyncio.run(rounds.fetch_part(urls, journal, knobs, Hosts(knobs, on_closed=store.close_host), store, mark))
         journal.finish()
     return pq.read_table(part_paths(folder, 0)[1])["outcome"].to_pylist(), marks
 
@@ -70,11 +70,11 @@ def test_a_disk_that_is_full_ends_the_part_and_what_was_written_stays(web: Any, 
 
 
 def test_a_host_that_asked_for_an_hour_is_left_alone_by_the_next_part_too(web: Any, tmp_path: Path) -> None:
-    store, knobs = RobotsStore(), web.knobs()
+    store, knobs = HostStore(), web.knobs()
     store.close_host("images.example", rounds.time.time() + 3600)
     urls = [web.url(f"/ok/{i}") for i in range(4)]
     with PartJournal(tmp_path, 0, urls) as journal:
-        asyncio.run(rounds._fetch_part(urls, journal, knobs, Hosts(knobs), store, len))
+        asyncio.run(rounds.fetch_part(urls, journal, knobs, Hosts(knobs), store, len))
         journal.finish()
     assert pq.read_table(part_paths(tmp_path, 0)[1])["outcome"].to_pylist() == ["host_busy"] * 4
     assert not web.hits
