@@ -10,7 +10,7 @@ import errno
 import os
 import sys
 from collections.abc import Iterator
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 from typer.core import TyperGroup
@@ -19,6 +19,8 @@ from clipkit import UserError, __version__, printable
 from clipkit.cli import dataset, demo, evaluation, model, overlap, queries, recipes, score, shards, training
 
 __all__ = ["app", "main"]
+
+INTERRUPTED = 130
 
 
 _UsageError: Any = typer.BadParameter.__base__
@@ -43,12 +45,12 @@ class _Clipkit(TyperGroup):
             if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS):
                 raise
             remedy = "make it accessible" if error.errno in (errno.EACCES, errno.EROFS) else "free space, then run again to resume"
-            where = f" `{error.filename}`" if error.filename else ""
-            _complain(f"error: {error.strerror}:{where}: {remedy}, or choose another place")
+            where = f": `{error.filename}`" if error.filename else ""
+            _complain(f"error: {error.strerror}{where}: {remedy}, or choose another place")
             raise typer.Exit(2) from None
         except KeyboardInterrupt:
             _complain("interrupted: run the same command again to resume")
-            raise typer.Exit(130) from None
+            raise typer.Exit(INTERRUPTED) from None
 
 
 app = typer.Typer(
@@ -126,4 +128,15 @@ def main() -> None:
     try:
         app()
     except KeyboardInterrupt:  # between Typer's own handlers
-        sys.exit(130)
+        _end(INTERRUPTED)
+    except SystemExit as ended:
+        if ended.code == INTERRUPTED:
+            _end(INTERRUPTED)
+        raise
+
+
+def _end(code: int) -> NoReturn:
+    """End at once: native threads of a library that were interrupted in their work abort an orderly end of the interpreter."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

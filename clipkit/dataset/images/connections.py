@@ -112,17 +112,16 @@ class Connections:
         connection = None
         try:
             async with asyncio.timeout(seconds):
-                while True:
-                    connection = self._take(origin)
-                    is_reused = connection is not None
-                    connection = connection or await self._connect(origin)
+                if (connection := self._take(origin)) is not None:
                     try:
                         return await connection.ask(target, headers, wish)
                     except EndedError as ended:
                         # A server may close a kept connection at any moment; a GET that met with that may be sent again
-                        # (RFC 9112, 9.3.1).
-                        if not (is_reused and ended.outcome == "connection" and not ended.reached):
+                        # (RFC 9112, 9.3.1): once, over a new one.
+                        if ended.outcome != "connection" or ended.reached:
                             raise
+                connection = await self._connect(origin)
+                return await connection.ask(target, headers, wish)
         except TimeoutError:
             raise EndedError("timeout", reached=connection is not None and connection.is_reached) from None
 

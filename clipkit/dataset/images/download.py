@@ -6,7 +6,6 @@ nothing is known yet. What an earlier download has settled can be taken from the
 """
 
 import contextlib
-import errno
 import hashlib
 import os
 import random
@@ -215,8 +214,8 @@ def _finish_parts(
         before = count_unfinished(folder) - sum(len(parts[part]) for part in missing)
         told = run_round([parts[part] for part in missing], missing, folder, knobs=knobs, advance=advance)
         missing = _missing(folder, parts)
-        if missing and NO_SPACE in told:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
+        if missing and (lacking := [number for sentence, number in NO_SPACE.items() if sentence in told]):
+            raise OSError(lacking[0], os.strerror(lacking[0]), str(folder))
         progressed = count_unfinished(folder) - sum(len(parts[part]) for part in missing) > before
         without_progress = 0 if progressed else without_progress + 1
         if missing and without_progress == STARTS_WITHOUT_PROGRESS:

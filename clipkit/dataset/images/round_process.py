@@ -1,6 +1,7 @@
 """Starts the process of a round, follows how it gets on, and ends it with all that it started."""
 
 import contextlib
+import errno
 import json
 import os
 import shutil
@@ -19,7 +20,8 @@ from clipkit.recipe import DownloadKnobs
 
 __all__ = ["NO_SPACE", "run_round"]
 
-NO_SPACE = "No space left on device"
+NO_SPACE = {os.strerror(number): number for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)}
+"""What a process says of a place that takes no more, and the system's number for it."""
 _POLL_SECONDS = 0.25
 _QUIET_SECONDS = 2.0
 
@@ -73,9 +75,13 @@ def _show_progress(process: subprocess.Popen[bytes], progress: Path, log: Path, 
             heard = now if new else heard
             quiet = f", waiting for hosts {now - heard:.0f} s" if now - heard > _QUIET_SECONDS else ""
             advance(len(new), note=f"{images:,} images, {images / (now - started + 1e-9):,.1f} images/s{quiet}")
-            if ended or NO_SPACE.encode() in said.read():
+            if ended or _lacks_space(said.read()):
                 return
             time.sleep(_POLL_SECONDS)
+
+
+def _lacks_space(said: bytes) -> str | None:
+    return next((sentence for sentence in NO_SPACE if sentence.encode() in said), None)
 
 
 def _end_of_log(log: Path, start: int, code: int) -> str:
@@ -83,5 +89,5 @@ def _end_of_log(log: Path, start: int, code: int) -> str:
         file.seek(max(start, log.stat().st_size - 4_000))
         said = file.read()
     lines = [line.strip() for line in said.decode("utf-8", "replace").splitlines() if line.strip()]
-    full = f"{NO_SPACE} | " if NO_SPACE.encode() in said else ""
+    full = f"{lacking} | " if (lacking := _lacks_space(said)) else ""
     return f"exit code {code}, `{log}` ends with: {full}{' | '.join(lines[-5:])}"
