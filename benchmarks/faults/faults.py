@@ -95,7 +95,7 @@ def _either(name: str, about: str, *outcomes: str, **more: Any) -> Fault:
 
 def _waited(web: FaultWeb, outcomes: Mapping[str, str]) -> list[str]:
     """Between the two requests for each URL that answered 429 lies the time that it asked for."""
-    hosts = {url.split("/")[2] for url in outcomes if ".429-" in url}
+    hosts = {url.split("/")[2] for url in outcomes if ".429-seconds." in url or ".429-date." in url}
     gaps = {host: web.arrivals[host][-1] - web.arrivals[host][-2] for host in hosts if len(web.arrivals[host]) > 1}
     # A date has whole seconds.
     return [f"{host} asked for {RETRY_SECONDS} s and got {gap:.2f} s" for host, gap in gaps.items() if gap < RETRY_SECONDS - 1.05]
