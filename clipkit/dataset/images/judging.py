@@ -1,5 +1,6 @@
 """All image rules together: what each image is asked while it is stored, then what becomes of it among all the others."""
 
+import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
@@ -41,16 +42,27 @@ class Judge:
             nsfw_model=self.nsfw_model,
         )
 
+    @property
+    def fingerprint(self) -> str:
+        """A hash over what the knobs name: the lists of test pictures and the bytes of the model. "none" where they name nothing."""
+        lists = "none" if self.left_out is None else self.left_out.fingerprint
+        if self.nsfw_model is None:
+            return lists
+        with open(self.nsfw_model, "rb") as file:
+            model = hashlib.file_digest(file, "sha256").hexdigest()
+        return hashlib.sha256(f"{lists} {model}".encode()).hexdigest()
+
     def check_unchanged(self, folder: Path) -> None:
-        """Raise UserError where the lists of test pictures are not those of the run before, which would judge otherwise."""
-        fingerprint = "none" if self.left_out is None else self.left_out.fingerprint
+        """Raise UserError where lists of test pictures or the model are not those of the run before, which would judge otherwise."""
+        fingerprint = self.fingerprint
         path = folder / "fingerprint.txt"
         if not path.exists():
             with replacing(path) as temporary:
                 temporary.write_text(fingerprint)
         if path.read_text() != fingerprint:
             raise UserError(
-                f"the files of `images.leave_out` have changed since `{path}` was written: give a new `--out`, or put them back to resume"
+                f"the files of `images.leave_out` or `images.nsfw_model` have changed since `{path}` was written: give a new `--out`, "
+                "or put them back to resume"
             )
 
     def judged(self, batches: Iterable[pa.RecordBatch], downloads: Downloads, out: Path, *, run: Run, processes: int) -> pa.Table:
