@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from clipkit import UserError
-from clipkit.dataset.images.decoding import FORMATS, opened, orientation_of, over_white, turned
+from clipkit.dataset.images.decoding import FORMATS, SECONDS_PER_IMAGE, check_scans, opened, orientation_of, over_white, turned
 from clipkit.dataset.images.image_rules import pixels_hash
 from clipkit.dataset.images.near_duplicates import Thumbnails, alike
 from clipkit.dataset.images.near_pairs import near_pairs
@@ -73,6 +73,7 @@ def picture_hashes(data: bytes) -> _Hashes:
     sha256 = hashlib.sha256(data).hexdigest()
     try:
         with opened(data, (*FORMATS, "TIFF", "PPM")) as image:
+            check_scans(data, image)
             picture = turned(over_white(image), orientation_of(image))
     except Exception:  # as store_image
         return _Hashes(sha256)
@@ -108,7 +109,7 @@ def write_hashes(
 def _hashed(task: str, split: str, pictures: Pictures, workers: Workers, advance: Callable[[int], None]) -> Iterator[pa.Table]:
     for start in range(0, len(pictures), PICTURES_AT_ONCE):
         some = pictures.read(start, min(start + PICTURES_AT_ONCE, len(pictures)))
-        found = workers.map(picture_hashes, some)
+        found = workers.map(picture_hashes, some, seconds=SECONDS_PER_IMAGE)
         rows = [hashes or _Hashes(hashlib.sha256(data).hexdigest()) for data, hashes in zip(some, found, strict=True)]
         where = ({"task": task, "split": split, "index": start + i} for i in range(len(rows)))
         yield pa.Table.from_pylist([place | row._asdict() for place, row in zip(where, rows, strict=True)], HASHES_SCHEMA)
