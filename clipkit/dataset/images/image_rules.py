@@ -2,7 +2,7 @@
 
 Three steps. `store_image` looks at one image: it refuses what does not decode whole and what has the wrong size, and returns the
 stored form of the rest with what later rules need to know of it; it is a function of bytes and knobs alone, made for a pool of
-processes. `LeftOut.among` (clipkit.dataset.images.left_out) finds the pictures of test sets among the stored images, and `repeated`
+processes. `LeftOut.among` (clipkit.dataset.images.left_out) finds the pictures of test sets among the stored images, and `table_reasons`
 (clipkit.dataset.images.table_rules) looks at the table of those that are left.
 
 The stored form is what a viewer shows: first frame, EXIF orientation applied, transparency over white, RGB. A JPEG that is that
@@ -87,19 +87,14 @@ def few_bytes(data: bytes, knobs: ImageKnobs) -> bool:
     return len(data) < knobs.min_image_bytes
 
 
-def undecodable(data: bytes, knobs: ImageKnobs) -> bool:
-    """Whether the bytes are no image of FORMATS, or do not decode whole: cut off, damaged, HTML, over Pillow's limit of pixels."""
-    return store_image(data, knobs.model_copy(update={"rules": ()})) == "undecodable"
-
-
 _SIZE_RULES: Mapping[str, Callable[[int, int, ImageKnobs], bool]] = {
     "too_small": too_small,
     "too_large": too_large,
     "aspect_ratio": aspect_ratio,
 }
 
-RULES: Mapping[str, Callable[..., Any]] = {"undecodable": undecodable, "few_bytes": few_bytes, **_SIZE_RULES, **TABLE_RULES}
-"""Every image rule by its name, which is also the reason that the funnel counts."""
+RULES = ("undecodable", "few_bytes", *_SIZE_RULES, *TABLE_RULES)
+"""The name of every image rule, which is also the reason that the funnel counts."""
 
 
 def check_names(names: Sequence[str]) -> None:
@@ -112,8 +107,9 @@ def check_names(names: Sequence[str]) -> None:
 def store_image(data: bytes, knobs: ImageKnobs, wanted: Wanted = Wanted()) -> StoredImage | str:  # noqa: B008 (immutable)
     """The stored form of an image, or the name of the rule that drops it.
 
-    Sizes are judged from the number of bytes and the header, in the order of `knobs.rules`, before any pixel is decoded. An image that
-    does not decode cannot be stored, so "undecodable" holds even where the rules do not name it. The same bytes and knobs give the same
+    Sizes are judged from the number of bytes and the header, in the order of `knobs.rules`, before any pixel is decoded. What is no
+    image of FORMATS or does not decode whole (cut off, damaged, HTML, over Pillow's limit of pixels) cannot be stored, so "undecodable"
+    holds even where the rules do not name it. The same bytes and knobs give the same
     bytes with the same Pillow, on any machine. Raises UserError where the model of the rule `nsfw` fails, which is no fault of an image.
     """
     try:

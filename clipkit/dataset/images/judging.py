@@ -1,7 +1,8 @@
 """All image rules together: what each image is asked while it is stored, then what becomes of it among all the others."""
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,7 +17,7 @@ from clipkit.dataset.images.image_rules import Wanted, check_names
 from clipkit.dataset.images.left_out import LeftOut, load_left_out
 from clipkit.dataset.images.nsfw import find_model
 from clipkit.dataset.images.stored_images import read_thumbnails, store_images
-from clipkit.dataset.images.table_rules import repeated
+from clipkit.dataset.images.table_rules import table_reasons
 from clipkit.recipe import ImageKnobs
 from clipkit.run import Run, replacing
 
@@ -73,12 +74,17 @@ class Judge:
         table = store_images(batches, downloads, out, knobs=self.knobs, wanted=self.wanted, run=run, processes=processes)
         table = table.append_column("position", pa.array(np.arange(len(table))))
         thumbnails = partial(read_thumbnails, out)
+
+        def watch(name: str, count: int) -> AbstractContextManager[Callable[..., None]]:
+            return run.progress(f"image rule {name}", total=count, unit="images")
+
         if self.left_out is not None:
             left = table.filter(pc.is_null(table["reason"]))
-            among = self.left_out.among(left, thumbnails, self.knobs)
+            with watch("test_set", len(left)) as advance:
+                among = self.left_out.among(left, thumbnails, self.knobs, advance)
             table = _with_reasons(table, left["key"], pc.if_else(among, "test_set", pa.scalar(None, pa.string())))
         left = table.filter(pc.is_null(table["reason"]))
-        return _with_reasons(table, left["key"], repeated(left, self.knobs, thumbnails))
+        return _with_reasons(table, left["key"], table_reasons(left, self.knobs, thumbnails, watch))
 
 
 def prepare(knobs: ImageKnobs) -> Judge:

@@ -145,8 +145,13 @@ class LeftOut:
             digest.update(repr(part).encode())
         return digest.hexdigest()
 
-    def among(self, images: pa.Table, thumbnails: Thumbnails, knobs: ImageKnobs) -> pa.Array:
-        """Which rows of [sha256, downloaded_sha256, pixels_sha256, perceptual_hash, position] are one of the pictures."""
+    def among(
+        self, images: pa.Table, thumbnails: Thumbnails, knobs: ImageKnobs, advance: Callable[[int], None] = lambda count: None
+    ) -> pa.Array:
+        """Which rows of [sha256, downloaded_sha256, pixels_sha256, perceptual_hash, position] are one of the pictures.
+
+        `advance` is told of rows as they are done.
+        """
         is_one = pc.is_in(images["sha256"].combine_chunks(), self.sha256s)
         for column in ("downloaded_sha256", "pixels_sha256"):
             is_one = pc.or_(is_one, pc.is_in(images[column].combine_chunks(), self.sha256s, skip_nulls=True))
@@ -154,13 +159,19 @@ class LeftOut:
             pc.and_(pc.invert(is_one), pc.is_valid(images["perceptual_hash"].combine_chunks())).to_numpy(zero_copy_only=False)
         )
         some = images.take(pa.array(hashed))
-        alike_rows = hashed[self._like(some["perceptual_hash"].to_numpy(), some["position"].to_numpy(), thumbnails, knobs)]
+        advance(len(images) - len(some))
+        alike_rows = hashed[self._like(some["perceptual_hash"].to_numpy(), some["position"].to_numpy(), thumbnails, knobs, advance)]
         marks = is_one.to_numpy(zero_copy_only=False).copy()
         marks[alike_rows] = True
         return pa.array(marks)
 
     def _like(
-        self, hashes: NDArray[np.uint64], positions: NDArray[np.int64], thumbnails: Thumbnails, knobs: ImageKnobs
+        self,
+        hashes: NDArray[np.uint64],
+        positions: NDArray[np.int64],
+        thumbnails: Thumbnails,
+        knobs: ImageKnobs,
+        advance: Callable[[int], None],
     ) -> NDArray[np.bool_]:
         found = np.isin(hashes, self.exact_hashes)
         distinct, own = np.unique(hashes, return_inverse=True)
@@ -169,12 +180,14 @@ class LeftOut:
         by_test = np.argsort(theirs, kind="stable")
         rows = np.flatnonzero(np.isin(own, near.left) & ~found)
         pictures = thumbnails(positions[rows])
+        advance(len(hashes) - len(rows))
         starts = np.searchsorted(near.left, np.arange(len(distinct) + 1))
         edges = np.searchsorted(theirs[by_test], np.arange(len(tests) + 1))
         for row, picture in zip(rows.tolist(), pictures, strict=True):
             for test in near.right[starts[own[row]] : starts[own[row] + 1]].tolist():
                 others = self.thumbnails[by_test[edges[test] : edges[test + 1]]]
                 found[row] |= bool(alike(others, picture, knobs.near_duplicate_difference).any())
+            advance(1)
         return found
 
 

@@ -17,18 +17,21 @@ SHARE_OF_CONTRAST = 0.25
 WORST_PIXEL = 40
 
 
-def near_duplicates(hashes: UInt64s, thumbnails: Thumbnails, *, bits: int, difference: float) -> NDArray[np.bool_]:
+def near_duplicates(
+    hashes: UInt64s, thumbnails: Thumbnails, *, bits: int, difference: float, advance: Callable[[int], None] = lambda count: None
+) -> NDArray[np.bool_]:
     """Which rows to drop. Rows come in the order in which they are preferred: the first of a group stays.
 
     A row goes exactly if it is like an earlier row that stays: at most `bits` bits of their hashes differ, and their thumbnails are
     `alike`. So a chain A ~ B ~ C with A unlike C loses B alone: nothing is dropped for being like something that was dropped itself, and
-    for everything that goes there is a picture that stays and is like it.
+    for everything that goes there is a picture that stays and is like it. `advance` is told of rows as they are done.
     """
     distinct, code = np.unique(hashes, return_inverse=True)
     starts, others = _neighbours(near_pairs(distinct, bits=bits), len(distinct))
     has_partner = (np.bincount(code, minlength=len(distinct)) > 1) | (np.diff(starts) > 1)
     rows = np.flatnonzero(has_partner[code])
     pictures = thumbnails(rows)
+    advance(len(hashes) - len(rows))
     dropped = np.zeros(len(hashes), np.bool_)
     kept: dict[int, list[int]] = {}
     for i, row in enumerate(rows.tolist()):
@@ -38,6 +41,7 @@ def near_duplicates(hashes: UInt64s, thumbnails: Thumbnails, *, bits: int, diffe
             dropped[row] = True
         else:
             kept.setdefault(own, []).append(i)
+        advance(1)
     return dropped
 
 

@@ -7,7 +7,7 @@ cost more than the disk does. A part of `PAIRS_PER_PART` pairs is the unit of re
 import functools
 import itertools
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -69,12 +69,14 @@ def store_images(
             path = _part(out, number)
             if not _is_finished(path):
                 images = (data for _, data in downloads.images(part["key"].to_pylist()))
-                rows = _store_part(workers, images, functools.partial(store_image, knobs=knobs, wanted=wanted), path.with_suffix(".bin"))
+                store = functools.partial(store_image, knobs=knobs, wanted=wanted)
+                rows = _store_part(workers, images, store, path.with_suffix(".bin"), advance)
                 stored = pa.Table.from_pylist([{**row, "file": number} for row in rows], _ROW_SCHEMA)
                 with replacing(path) as temporary:
                     pq.write_table(stored, temporary)
+            else:
+                advance(len(part))
             tables.append(_beside(part, pq.read_table(path, columns=[name for name in _ROW_SCHEMA.names if name != "thumbnail"])))
-            advance(len(part))
     return pa.concat_tables(tables)
 
 
@@ -104,7 +106,9 @@ def _is_finished(path: Path) -> bool:
     return path.exists() and pq.read_schema(path).equals(_ROW_SCHEMA)
 
 
-def _store_part(workers: Workers, images: Iterator[bytes], store: Any, path: Path) -> list[dict[str, Any]]:
+def _store_part(
+    workers: Workers, images: Iterator[bytes], store: Callable[[bytes], Any], path: Path, advance: Callable[..., None]
+) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     offset = 0
     with replacing(path) as temporary, temporary.open("wb") as file:
@@ -117,6 +121,7 @@ def _store_part(workers: Workers, images: Iterator[bytes], store: Any, path: Pat
                     offset += len(stored.image)
                 else:
                     rows.append({"reason": stored or "undecodable"})  # None: the decoder crashed on it, or did not end
+            advance(len(some))
     return rows
 
 

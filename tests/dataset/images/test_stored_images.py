@@ -1,3 +1,4 @@
+import contextlib
 import io
 import os
 import struct
@@ -42,11 +43,11 @@ def encode(image: Image.Image, kind: str = "JPEG", **options: Any) -> bytes:
     return out.getvalue()
 
 
-def store(images: Sequence[bytes], folder: Path, wanted: Wanted = Wanted()) -> pa.Table:  # noqa: B008
+def store(images: Sequence[bytes], folder: Path, wanted: Wanted = Wanted(), run: Any = None) -> pa.Table:  # noqa: B008
     out = folder / "stored"
     out.mkdir(exist_ok=True)
     keys = pa.table({"key": [str(i) for i in range(len(images))]}).to_batches()
-    run = Run.scratch(folder / "run")
+    run = run or Run.scratch(folder / "run")
     return store_images(keys, Downloaded(images), out, knobs=ImageKnobs(), wanted=wanted, run=run, processes=1)  # type: ignore[arg-type]
 
 
@@ -75,6 +76,29 @@ def test_a_part_of_a_version_that_told_less_is_made_again(tmp_path: Path) -> Non
     pq.write_table(pq.read_table(path).drop_columns(["thumbnail", "perceptual_hash"]), path)
     [row] = store(images, tmp_path, Wanted(likeness=True)).to_pylist()
     assert row["perceptual_hash"] == likeness(picture_of(images[0])).hash
+
+
+class Watched:
+    """What of a run says how far it is."""
+
+    def __init__(self) -> None:
+        self.totals: dict[str, float] = {}
+        self.told: dict[str, list[float]] = {}
+
+    @contextlib.contextmanager
+    def progress(self, description: str, *, total: float, unit: str) -> Iterator[Any]:
+        self.totals[description], self.told[description] = total, []
+        yield self.told[description].append
+
+
+def test_progress_moves_by_a_few_images_and_by_whole_parts_that_are_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stored_images, "IMAGES_AT_ONCE", 2)
+    images = [encode(picture(seed)) for seed in range(5)]
+    for expected in ([2, 2, 1], [5]):
+        watched = Watched()
+        store(images, tmp_path, run=watched)
+        assert watched.totals == {"image rules": 5}
+        assert watched.told == {"image rules": expected}
 
 
 def picture_of(data: bytes) -> Image.Image:
