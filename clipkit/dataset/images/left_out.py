@@ -20,7 +20,7 @@ from clipkit import UserError
 from clipkit.dataset.images.decoding import FORMATS, SECONDS_PER_IMAGE, check_scans, opened, orientation_of, over_white, turned
 from clipkit.dataset.images.image_rules import pixels_hash
 from clipkit.dataset.images.near_duplicates import Thumbnails, alike
-from clipkit.dataset.images.near_pairs import near_pairs
+from clipkit.dataset.images.near_rows import UInt64s, near_rows
 from clipkit.dataset.images.perceptual import THUMBNAIL_BYTES, likeness
 from clipkit.dataset.workers import Workers
 from clipkit.recipe import ImageKnobs
@@ -122,9 +122,9 @@ class LeftOut:
 
     sha256s: pa.Array
     sizes: frozenset[tuple[int, int]]
-    hashes: NDArray[np.uint64]
+    hashes: UInt64s
     thumbnails: NDArray[np.uint8]
-    exact_hashes: NDArray[np.uint64]
+    exact_hashes: UInt64s
 
     @property
     def has_likenesses(self) -> bool:
@@ -167,7 +167,7 @@ class LeftOut:
 
     def _like(
         self,
-        hashes: NDArray[np.uint64],
+        hashes: UInt64s,
         positions: NDArray[np.int64],
         thumbnails: Thumbnails,
         knobs: ImageKnobs,
@@ -176,7 +176,7 @@ class LeftOut:
         found = np.isin(hashes, self.exact_hashes)
         distinct, own = np.unique(hashes, return_inverse=True)
         tests, theirs = np.unique(self.hashes, return_inverse=True)
-        near = near_pairs(distinct, tests, bits=knobs.near_duplicate_bits)
+        near = near_rows(distinct, tests, bits=knobs.near_duplicate_bits)
         by_test = np.argsort(theirs, kind="stable")
         rows = np.flatnonzero(np.isin(own, near.left) & ~found)
         pictures = thumbnails(positions[rows])
