@@ -28,7 +28,7 @@ os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 from img2dataset.resizer import Resizer
 
 from clipkit.dataset.images.image_rules import StoredImage, Wanted, store_image
-from clipkit.dataset.images.near_pairs import near_pairs
+from clipkit.dataset.images.near_rows import near_rows
 from clipkit.dataset.images.perceptual import LEAST_SIDE, likeness
 from clipkit.recipe import ImageKnobs
 
@@ -146,7 +146,7 @@ def searching(count: int, bits: int) -> dict[str, Any]:
     planted = count // 20
     hashes[:planted] = hashes[-planted:] ^ np.uint64(1 << 17)
     start = time.process_time()
-    found = near_pairs(np.unique(hashes), bits=bits)
+    found = near_rows(np.unique(hashes), bits=bits)
     return {"hashes": count, "bits": bits, "pairs": len(found.left), "seconds": round(time.process_time() - start, 1)}
 
 

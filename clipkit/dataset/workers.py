@@ -47,11 +47,13 @@ class Workers:
         """Wait for what is being worked on, and end."""
         self._pool.shutdown(cancel_futures=True)
 
-    def map(self, function: Callable[[Any], Any], values: Sequence[Any]) -> list[Any]:
-        """`function` of each value, in order; None where it killed its process, as a decoder in C may.
+    def map(self, function: Callable[[Any], Any], values: Sequence[Any], *, seconds: float | None = None) -> list[Any]:
+        """`function` of each value, in order; None where it killed its process, as a decoder in C may, or took over `seconds` of CPU
+        time, which ends the process.
 
         Raises UserError when processes die without any work.
         """
+        function = function if seconds is None else functools.partial(_in_time, function, seconds)
         try:
             return list(self._pool.map(function, values, chunksize=VALUES_PER_MESSAGE))
         except BrokenProcessPool:
@@ -84,6 +86,14 @@ class Workers:
 
     def _start(self) -> ProcessPoolExecutor:
         return ProcessPoolExecutor(self.processes, mp_context=multiprocessing.get_context("spawn"), initializer=_make_ready)
+
+
+def _in_time(function: Callable[[Any], Any], seconds: float, value: Any) -> Any:
+    signal.setitimer(signal.ITIMER_PROF, seconds)  # whose signal, SIGPROF, ends a process that does not handle it, wherever it is
+    try:
+        return function(value)
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
 
 
 def _make_ready() -> None:

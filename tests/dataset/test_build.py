@@ -466,7 +466,7 @@ def test_test_pictures_and_near_duplicates_are_dropped_and_counted(site: Path, p
     kept = pq.read_table(out / "stages" / "07-images" / "pairs.parquet")
     assert kept["perceptual_hash"].null_count == 0
     (tmp_path / "bytes.txt").write_text("0" * 64)
-    with pytest.raises(UserError, match=r"the files of `images.leave_out` have changed"):
+    with pytest.raises(UserError, match=r"the files of `images.leave_out` or `images.nsfw_model` have changed"):
         build_dataset(recipe_of(site, port, images=images, balance=limits), Run.scratch(out))
 
 

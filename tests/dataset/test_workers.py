@@ -18,6 +18,13 @@ def test_a_value_that_kills_its_process_costs_that_value_only() -> None:
         assert pool.map(eval, ["3 + 3"]) == [6]
 
 
+def test_a_value_that_takes_too_long_costs_that_value_only() -> None:
+    with Workers(1) as pool:
+        assert pool.map(eval, ["1 + 1", "sum(range(10**12))", "2 + 2"], seconds=0.5) == [2, None, 4]
+        timer = "__import__('signal').getitimer(__import__('signal').ITIMER_PROF)"
+        assert pool.map(eval, [timer]) == [(0, 0)]
+
+
 def test_processes_that_cannot_start_are_told_in_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(workers, "_make_ready", os.abort)
     with Workers(1) as pool, pytest.raises(UserError, match="end as soon as they start"):

@@ -8,7 +8,17 @@ from io import BytesIO
 import numpy as np
 from PIL import ExifTags, Image
 
-__all__ = ["FORMATS", "check_whole", "opened", "orientation_of", "over_white", "turned", "turned_size"]
+__all__ = [
+    "FORMATS",
+    "SECONDS_PER_IMAGE",
+    "check_scans",
+    "check_whole",
+    "opened",
+    "orientation_of",
+    "over_white",
+    "turned",
+    "turned_size",
+]
 
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "AVIF")
 """What browsers show. Nothing else is given to a decoder."""
@@ -16,6 +26,9 @@ FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "AVIF")
 MOST_SCANS = 100
 """A progressive JPEG has some ten scans. Every one passes over all blocks, and a scan of no news takes a few bytes: a file of 700 kB can
 ask for minutes of work, one of 30 MB for hours."""
+
+SECONDS_PER_IMAGE = 30
+"""Of CPU time, after which an image is given up as undecodable. The largest honest ones take three or four."""
 
 _ROWS_AT_ONCE = 256
 
@@ -38,7 +51,12 @@ def check_whole(data: bytes, image: Image.Image) -> None:
         # Decoding alone never compares a PNG's checksums.
         with Image.open(BytesIO(data), formats=("PNG",)) as whole:
             whole.verify()
-    elif image.format in ("JPEG", "MPO") and data.count(b"\xff\xda") > MOST_SCANS:  # which no pixel's bytes contain
+    check_scans(data, image)
+
+
+def check_scans(data: bytes, image: Image.Image) -> None:
+    """Raise for a JPEG that would take very long."""
+    if image.format in ("JPEG", "MPO") and data.count(b"\xff\xda") > MOST_SCANS:  # which no pixel's bytes contain
         raise ValueError("too many scans")
 
 

@@ -1,8 +1,9 @@
 """Why a downloaded image is dropped, and the form in which the others are stored.
 
-Two steps. `store_image` looks at one image: it refuses what does not decode whole and what has the wrong size, and returns the
+Three steps. `store_image` looks at one image: it refuses what does not decode whole and what has the wrong size, and returns the
 stored form of the rest with what later rules need to know of it; it is a function of bytes and knobs alone, made for a pool of
-processes. `repeated` (clipkit.dataset.images.table_rules) looks at the table of all stored images.
+processes. `LeftOut.among` (clipkit.dataset.images.left_out) finds the pictures of test sets among the stored images, and `table_reasons`
+(clipkit.dataset.images.table_rules) looks at the table of those that are left.
 
 The stored form is what a viewer shows: first frame, EXIF orientation applied, transparency over white, RGB. A JPEG that is that
 already, and not too large, keeps its bytes; everything else becomes a JPEG. With `store = "original"` every JPEG, PNG and WebP keeps its
@@ -53,6 +54,19 @@ class StoredImage(NamedTuple):
     nsfw: float | None = None
 
 
+class _Decoded(NamedTuple):
+    """The stored form of an image that decoded whole, and its picture where something is wanted of that.
+
+    The picture is RGB, not yet upright, and perhaps smaller than `whole`, the image's size.
+    """
+
+    stored: bytes
+    size: tuple[int, int]
+    picture: Image.Image | None
+    orientation: int
+    whole: tuple[int, int]
+
+
 def too_small(width: int, height: int, knobs: ImageKnobs) -> bool:
     """Whether a side is shorter than `min_side_pixels`."""
     return min(width, height) < knobs.min_side_pixels
@@ -73,19 +87,14 @@ def few_bytes(data: bytes, knobs: ImageKnobs) -> bool:
     return len(data) < knobs.min_image_bytes
 
 
-def undecodable(data: bytes, knobs: ImageKnobs) -> bool:
-    """Whether the bytes are no image of FORMATS, or do not decode whole: cut off, damaged, HTML, over Pillow's limit of pixels."""
-    return store_image(data, knobs.model_copy(update={"rules": ()})) == "undecodable"
-
-
 _SIZE_RULES: Mapping[str, Callable[[int, int, ImageKnobs], bool]] = {
     "too_small": too_small,
     "too_large": too_large,
     "aspect_ratio": aspect_ratio,
 }
 
-RULES: Mapping[str, Callable[..., Any]] = {"undecodable": undecodable, "few_bytes": few_bytes, **_SIZE_RULES, **TABLE_RULES}
-"""Every image rule by its name, which is also the reason that the funnel counts."""
+RULES = ("undecodable", "few_bytes", *_SIZE_RULES, *TABLE_RULES)
+"""The name of every image rule, which is also the reason that the funnel counts."""
 
 
 def check_names(names: Sequence[str]) -> None:
@@ -98,17 +107,19 @@ def check_names(names: Sequence[str]) -> None:
 def store_image(data: bytes, knobs: ImageKnobs, wanted: Wanted = Wanted()) -> StoredImage | str:  # noqa: B008 (immutable)
     """The stored form of an image, or the name of the rule that drops it.
 
-    Sizes are judged from the number of bytes and the header, in the order of `knobs.rules`, before any pixel is decoded. An image that
-    does not decode cannot be stored, so "undecodable" holds even where the rules do not name it. The same bytes and knobs give the same
-    bytes with the same Pillow, on any machine.
+    Sizes are judged from the number of bytes and the header, in the order of `knobs.rules`, before any pixel is decoded. What is no
+    image of FORMATS or does not decode whole (cut off, damaged, HTML, over Pillow's limit of pixels) cannot be stored, so "undecodable"
+    holds even where the rules do not name it. The same bytes and knobs give the same
+    bytes with the same Pillow, on any machine. Raises UserError where the model of the rule `nsfw` fails, which is no fault of an image.
     """
     try:
         with opened(data) as image:
-            return _size_reason(data, image, knobs) or _store(data, image, knobs, wanted)
+            found = _size_reason(data, image, knobs) or _decoded(data, image, knobs, wanted)
     except Image.DecompressionBombError:
         return "too_large" if "too_large" in knobs.rules else "undecodable"
     except Exception:  # Pillow's decoders answer hostile bytes with nearly every kind of exception there is.
         return "undecodable"
+    return found if isinstance(found, str) else _told(data, found, wanted)
 
 
 def pixels_hash(picture: Image.Image) -> str:
@@ -125,19 +136,17 @@ def _size_reason(data: bytes, image: Image.Image, knobs: ImageKnobs) -> str | No
     return None
 
 
-def _store(data: bytes, image: Image.Image, knobs: ImageKnobs, wanted: Wanted) -> StoredImage:
+def _decoded(data: bytes, image: Image.Image, knobs: ImageKnobs, wanted: Wanted) -> _Decoded:
     check_whole(data, image)
     orientation, size, kind = orientation_of(image), image.size, image.format or ""
     keeps_bytes = stored_form.keeps_bytes(image, orientation, knobs)
     _decode(image, orientation, wanted, least=None if keeps_bytes else stored_form.least_size(size, knobs))
-    if keeps_bytes and wanted._replace(downloaded=False) == Wanted():
-        return _with_facts(data, data, size, {}, wanted)
+    needs_picture = wanted._replace(downloaded=False) != Wanted()
+    if keeps_bytes:
+        return _Decoded(data, size, over_white(image) if needs_picture else None, orientation, size)
     picture = over_white(image)
-    facts = _facts(picture, size, orientation, wanted)
-    if not keeps_bytes:
-        picture = turned(stored_form.fitted(picture, size, knobs), orientation)
-        return _with_facts(data, stored_form.encoded(picture, kind, knobs), picture.size, facts, wanted)
-    return _with_facts(data, data, size, facts, wanted)
+    shown = turned(stored_form.fitted(picture, size, knobs), orientation)
+    return _Decoded(stored_form.encoded(shown, kind, knobs), shown.size, picture if needs_picture else None, orientation, size)
 
 
 def _decode(image: Image.Image, orientation: int, wanted: Wanted, least: tuple[int, int] | None) -> None:
@@ -158,19 +167,20 @@ def _at_least(side: int, size: tuple[int, int]) -> tuple[int, int]:
     return int(size[0] / scale), int(size[1] / scale)
 
 
-def _facts(picture: Image.Image, size: tuple[int, int], orientation: int, wanted: Wanted) -> dict[str, Any]:
-    """What is wanted of the picture, which is RGB, not yet upright, and perhaps smaller than `size`."""
+def _told(data: bytes, found: _Decoded, wanted: Wanted) -> StoredImage:
+    sha256 = hashlib.sha256(found.stored).hexdigest()
+    facts: dict[str, Any] = {} if found.picture is None else _facts(found.picture, found.orientation, found.whole, wanted)
+    if wanted.downloaded:
+        facts["downloaded_sha256"] = sha256 if found.stored is data else hashlib.sha256(data).hexdigest()
+    return StoredImage(found.stored, *found.size, sha256, **facts)
+
+
+def _facts(picture: Image.Image, orientation: int, whole: tuple[int, int], wanted: Wanted) -> dict[str, Any]:
     facts: dict[str, Any] = {}
     if wanted.likeness:
         facts["perceptual_hash"], facts["thumbnail"] = likeness(picture, orientation)
-    if turned_size(size, orientation) in wanted.sizes:
+    if turned_size(whole, orientation) in wanted.sizes:
         facts["pixels_sha256"] = pixels_hash(turned(picture, orientation))
     if wanted.nsfw_model is not None:
         facts["nsfw"] = nsfw_score(turned(picture, orientation), wanted.nsfw_model)
     return facts
-
-
-def _with_facts(data: bytes, stored: bytes, size: tuple[int, int], facts: Mapping[str, Any], wanted: Wanted) -> StoredImage:
-    sha256 = hashlib.sha256(stored).hexdigest()
-    downloaded = None if not wanted.downloaded else sha256 if stored is data else hashlib.sha256(data).hexdigest()
-    return StoredImage(stored, *size, sha256, downloaded_sha256=downloaded, **facts)

@@ -17,10 +17,10 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from clipkit import UserError
-from clipkit.dataset.images.decoding import FORMATS, opened, orientation_of, over_white, turned
+from clipkit.dataset.images.decoding import FORMATS, SECONDS_PER_IMAGE, check_scans, opened, orientation_of, over_white, turned
 from clipkit.dataset.images.image_rules import pixels_hash
 from clipkit.dataset.images.near_duplicates import Thumbnails, alike
-from clipkit.dataset.images.near_pairs import near_pairs
+from clipkit.dataset.images.near_rows import UInt64s, near_rows
 from clipkit.dataset.images.perceptual import THUMBNAIL_BYTES, likeness
 from clipkit.dataset.workers import Workers
 from clipkit.recipe import ImageKnobs
@@ -73,6 +73,7 @@ def picture_hashes(data: bytes) -> _Hashes:
     sha256 = hashlib.sha256(data).hexdigest()
     try:
         with opened(data, (*FORMATS, "TIFF", "PPM")) as image:
+            check_scans(data, image)
             picture = turned(over_white(image), orientation_of(image))
     except Exception:  # as store_image
         return _Hashes(sha256)
@@ -108,7 +109,7 @@ def write_hashes(
 def _hashed(task: str, split: str, pictures: Pictures, workers: Workers, advance: Callable[[int], None]) -> Iterator[pa.Table]:
     for start in range(0, len(pictures), PICTURES_AT_ONCE):
         some = pictures.read(start, min(start + PICTURES_AT_ONCE, len(pictures)))
-        found = workers.map(picture_hashes, some)
+        found = workers.map(picture_hashes, some, seconds=SECONDS_PER_IMAGE)
         rows = [hashes or _Hashes(hashlib.sha256(data).hexdigest()) for data, hashes in zip(some, found, strict=True)]
         where = ({"task": task, "split": split, "index": start + i} for i in range(len(rows)))
         yield pa.Table.from_pylist([place | row._asdict() for place, row in zip(where, rows, strict=True)], HASHES_SCHEMA)
@@ -121,9 +122,9 @@ class LeftOut:
 
     sha256s: pa.Array
     sizes: frozenset[tuple[int, int]]
-    hashes: NDArray[np.uint64]
+    hashes: UInt64s
     thumbnails: NDArray[np.uint8]
-    exact_hashes: NDArray[np.uint64]
+    exact_hashes: UInt64s
 
     @property
     def has_likenesses(self) -> bool:
@@ -144,8 +145,13 @@ class LeftOut:
             digest.update(repr(part).encode())
         return digest.hexdigest()
 
-    def among(self, images: pa.Table, thumbnails: Thumbnails, knobs: ImageKnobs) -> pa.Array:
-        """Which rows of [sha256, downloaded_sha256, pixels_sha256, perceptual_hash, position] are one of the pictures."""
+    def among(
+        self, images: pa.Table, thumbnails: Thumbnails, knobs: ImageKnobs, advance: Callable[[int], None] = lambda count: None
+    ) -> pa.Array:
+        """Which rows of [sha256, downloaded_sha256, pixels_sha256, perceptual_hash, position] are one of the pictures.
+
+        `advance` is told of rows as they are done.
+        """
         is_one = pc.is_in(images["sha256"].combine_chunks(), self.sha256s)
         for column in ("downloaded_sha256", "pixels_sha256"):
             is_one = pc.or_(is_one, pc.is_in(images[column].combine_chunks(), self.sha256s, skip_nulls=True))
@@ -153,27 +159,35 @@ class LeftOut:
             pc.and_(pc.invert(is_one), pc.is_valid(images["perceptual_hash"].combine_chunks())).to_numpy(zero_copy_only=False)
         )
         some = images.take(pa.array(hashed))
-        alike_rows = hashed[self._like(some["perceptual_hash"].to_numpy(), some["position"].to_numpy(), thumbnails, knobs)]
+        advance(len(images) - len(some))
+        alike_rows = hashed[self._like(some["perceptual_hash"].to_numpy(), some["position"].to_numpy(), thumbnails, knobs, advance)]
         marks = is_one.to_numpy(zero_copy_only=False).copy()
         marks[alike_rows] = True
         return pa.array(marks)
 
     def _like(
-        self, hashes: NDArray[np.uint64], positions: NDArray[np.int64], thumbnails: Thumbnails, knobs: ImageKnobs
+        self,
+        hashes: UInt64s,
+        positions: NDArray[np.int64],
+        thumbnails: Thumbnails,
+        knobs: ImageKnobs,
+        advance: Callable[[int], None],
     ) -> NDArray[np.bool_]:
         found = np.isin(hashes, self.exact_hashes)
         distinct, own = np.unique(hashes, return_inverse=True)
         tests, theirs = np.unique(self.hashes, return_inverse=True)
-        near = near_pairs(distinct, tests, bits=knobs.near_duplicate_bits)
+        near = near_rows(distinct, tests, bits=knobs.near_duplicate_bits)
         by_test = np.argsort(theirs, kind="stable")
         rows = np.flatnonzero(np.isin(own, near.left) & ~found)
         pictures = thumbnails(positions[rows])
+        advance(len(hashes) - len(rows))
         starts = np.searchsorted(near.left, np.arange(len(distinct) + 1))
         edges = np.searchsorted(theirs[by_test], np.arange(len(tests) + 1))
         for row, picture in zip(rows.tolist(), pictures, strict=True):
             for test in near.right[starts[own[row]] : starts[own[row] + 1]].tolist():
                 others = self.thumbnails[by_test[edges[test] : edges[test + 1]]]
                 found[row] |= bool(alike(others, picture, knobs.near_duplicate_difference).any())
+            advance(1)
         return found
 
 

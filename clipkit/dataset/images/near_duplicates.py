@@ -5,11 +5,10 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from clipkit.dataset.images.near_pairs import Pairs, near_pairs
+from clipkit.dataset.images.near_rows import NearRows, UInt64s, near_rows
 
 __all__ = ["Thumbnails", "alike", "near_duplicates"]
 
-UInt64s = NDArray[np.uint64]
 Thumbnails = Callable[[NDArray[np.int64]], NDArray[np.uint8]]
 """Rows -> their thumbnails, one a row: only those of candidates are ever asked for."""
 
@@ -17,18 +16,21 @@ SHARE_OF_CONTRAST = 0.25
 WORST_PIXEL = 40
 
 
-def near_duplicates(hashes: UInt64s, thumbnails: Thumbnails, *, bits: int, difference: float) -> NDArray[np.bool_]:
+def near_duplicates(
+    hashes: UInt64s, thumbnails: Thumbnails, *, bits: int, difference: float, advance: Callable[[int], None] = lambda count: None
+) -> NDArray[np.bool_]:
     """Which rows to drop. Rows come in the order in which they are preferred: the first of a group stays.
 
     A row goes exactly if it is like an earlier row that stays: at most `bits` bits of their hashes differ, and their thumbnails are
     `alike`. So a chain A ~ B ~ C with A unlike C loses B alone: nothing is dropped for being like something that was dropped itself, and
-    for everything that goes there is a picture that stays and is like it.
+    for everything that goes there is a picture that stays and is like it. `advance` is told of rows as they are done.
     """
     distinct, code = np.unique(hashes, return_inverse=True)
-    starts, others = _neighbours(near_pairs(distinct, bits=bits), len(distinct))
+    starts, others = _neighbours(near_rows(distinct, bits=bits), len(distinct))
     has_partner = (np.bincount(code, minlength=len(distinct)) > 1) | (np.diff(starts) > 1)
     rows = np.flatnonzero(has_partner[code])
     pictures = thumbnails(rows)
+    advance(len(hashes) - len(rows))
     dropped = np.zeros(len(hashes), np.bool_)
     kept: dict[int, list[int]] = {}
     for i, row in enumerate(rows.tolist()):
@@ -38,6 +40,7 @@ def near_duplicates(hashes: UInt64s, thumbnails: Thumbnails, *, bits: int, diffe
             dropped[row] = True
         else:
             kept.setdefault(own, []).append(i)
+        advance(1)
     return dropped
 
 
@@ -62,10 +65,10 @@ def _contrast(levels: NDArray[np.float32]) -> NDArray[np.float32]:
     return deviation
 
 
-def _neighbours(pairs: Pairs, count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _neighbours(near: NearRows, count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """The near hashes of each, itself among them: those of number i are others[starts[i]:starts[i + 1]]."""
     itself = np.arange(count)
-    left = np.concatenate([pairs.left, pairs.right, itself])
-    right = np.concatenate([pairs.right, pairs.left, itself])
+    left = np.concatenate([near.left, near.right, itself])
+    right = np.concatenate([near.right, near.left, itself])
     order = np.argsort(left, kind="stable")
     return np.searchsorted(left[order], np.arange(count + 1)), right[order]

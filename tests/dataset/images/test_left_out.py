@@ -1,5 +1,6 @@
 import hashlib
 import io
+import time
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 from PIL import ExifTags, Image
 
 from clipkit import UserError
+from clipkit.dataset.images import left_out
 from clipkit.dataset.images.image_rules import StoredImage, Wanted, store_image
 from clipkit.dataset.images.left_out import HASHES_SCHEMA, LeftOut, load_left_out, picture_hashes, write_hashes
 from clipkit.recipe import ImageKnobs
@@ -42,18 +44,18 @@ def listed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def fate(left_out: LeftOut | None, *images: bytes, **knobs: Any) -> list[bool]:
+def fate(tests: LeftOut | None, *images: bytes, **knobs: Any) -> list[bool]:
     """Which of the downloaded images are of the test set."""
-    assert left_out is not None
+    assert tests is not None
     chosen = ImageKnobs(rules=(), **knobs)
-    wanted = Wanted(likeness=left_out.has_likenesses, downloaded=True, sizes=left_out.sizes)
+    wanted = Wanted(likeness=tests.has_likenesses, downloaded=True, sizes=tests.sizes)
     stored = [store_image(data, chosen, wanted) for data in images]
     assert all(isinstance(one, StoredImage) for one in stored)
     rows = [one._asdict() | {"position": i} for i, one in enumerate(stored) if isinstance(one, StoredImage)]
     schema = pa.schema([*((n, pa.string()) for n in ("sha256", "downloaded_sha256", "pixels_sha256")), ("perceptual_hash", pa.uint64())])
     table = pa.Table.from_pylist(rows, schema.append(pa.field("position", pa.int64())))
     thumbnails = [np.frombuffer(row["thumbnail"] or bytes(768), np.uint8) for row in rows]
-    return left_out.among(table, lambda rows: np.array([thumbnails[row] for row in rows]).reshape(-1, 768), chosen).to_pylist()  # type: ignore[no-any-return]
+    return tests.among(table, lambda rows: np.array([thumbnails[row] for row in rows]).reshape(-1, 768), chosen).to_pylist()  # type: ignore[no-any-return]
 
 
 def test_a_row_tells_file_pixels_and_likeness_of_each_picture(listed: Path) -> None:
@@ -78,8 +80,8 @@ def test_the_same_bytes_the_same_pixels_and_the_same_look_are_left_out(listed: P
         "a flat one, by its pixels": encode(Image.new("RGB", (200, 100), "white"), "BMP"),
     }
     others = [photo(7), photo(8), Image.new("RGB", (200, 101), "white"), Image.new("RGB", (200, 100), "#fffffe"), photo(2).transpose(0)]
-    left_out = load_left_out([str(listed)])
-    found = fate(left_out, *copies.values(), *map(encode, others))
+    tests = load_left_out([str(listed)])
+    found = fate(tests, *copies.values(), *map(encode, others))
     assert dict(zip(copies, found, strict=False)) == dict.fromkeys(copies, True)
     assert found[len(copies) :] == [False] * len(others)
 
@@ -94,13 +96,13 @@ def test_pixels_are_compared_upright_and_of_a_large_jpeg_all_of_them(tmp_path: P
     jpeg = encode(picture.transpose(0), "JPEG", subsampling=0)
     write_hashes([("faint", "test", Pictures([on_its_side, jpeg]))], tmp_path / "x.parquet", processes=1)
     remark = jpeg[:2] + b"\xff\xfe\0\x06text" + jpeg[2:]
-    left_out = load_left_out([str(tmp_path / "x.parquet")])
-    assert left_out is not None
-    assert not left_out.has_likenesses
+    tests = load_left_out([str(tmp_path / "x.parquet")])
+    assert tests is not None
+    assert not tests.has_likenesses
     again = encode(picture, "WEBP", lossless=True)
     side = encode(picture.transpose(Image.Transpose.ROTATE_90), "BMP")
     turned_again = encode(picture.transpose(Image.Transpose.ROTATE_90), "PNG", exif=exif, compress_level=1)
-    assert fate(left_out, again, remark, turned_again, side) == [True, True, True, False]
+    assert fate(tests, again, remark, turned_again, side) == [True, True, True, False]
 
 
 def test_the_knobs_say_how_near_is_near(listed: Path) -> None:
@@ -137,6 +139,28 @@ def test_several_files_are_one_list_in_any_order(listed: Path, tmp_path: Path) -
     assert only is not None
     assert there.fingerprint == back.fingerprint != only.fingerprint
     assert load_left_out([]) is None
+
+
+def many_scans(side: int, count: int) -> bytes:
+    """A progressive JPEG whose last scan is repeated: each repetition goes over all of its blocks."""
+    data = encode(Image.new("L", (side, side)), "JPEG", progressive=True)
+    return data[:-2] + data[data.rindex(b"\xff\xda") : -2] * count + b"\xff\xd9"
+
+
+def test_a_test_picture_of_thousands_of_scans_is_undecodable_and_costs_nothing() -> None:
+    data = many_scans(4_000, 3_000)
+    started = time.process_time()
+    assert picture_hashes(data) == (hashlib.sha256(data).hexdigest(), *[None] * 5)
+    assert time.process_time() - started < 1.0
+    assert picture_hashes(many_scans(64, 80)).pixels_sha256 is not None
+
+
+def test_a_test_picture_that_takes_too_long_is_undecodable_and_costs_itself_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(left_out, "SECONDS_PER_IMAGE", 1.0)
+    pictures = Pictures([encode(photo(0)), many_scans(4_000, 80), encode(photo(1))])
+    told = write_hashes([("slow", "test", pictures)], tmp_path / "x.parquet", processes=1)
+    assert told == {"slow": {"pictures": 3, "undecodable": 1, "flat": 0}}
+    assert [pixels is None for pixels in pq.read_table(tmp_path / "x.parquet")["pixels_sha256"].to_pylist()] == [False, True, False]
 
 
 def broken(folder: Path, kind: str) -> Path:

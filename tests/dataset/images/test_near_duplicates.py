@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw
 
 from clipkit.dataset.images.near_duplicates import alike, near_duplicates
 from clipkit.dataset.images.perceptual import likeness
-from clipkit.dataset.images.table_rules import repeated
+from clipkit.dataset.images.table_rules import table_reasons
 from clipkit.recipe import ImageKnobs
 
 BASE = np.random.default_rng(5).integers(60, 190, 768)
@@ -74,7 +74,7 @@ def test_a_smaller_copy_goes_and_different_drawings_stay_in_whatever_order() -> 
     pictures = [drawing(1), drawing(2), drawing(1, (130, 97)), drawing(3), drawing(1, (260, 195))]
     for order in itertools.permutations(range(5)):
         rows, thumbnails = table([pictures[i] for i in order], [f"k{i}" for i in order])
-        reasons = dict(zip(rows["key"].to_pylist(), repeated(rows, KNOBS, thumbnails).to_pylist(), strict=True))
+        reasons = dict(zip(rows["key"].to_pylist(), table_reasons(rows, KNOBS, thumbnails).to_pylist(), strict=True))
         assert reasons == {"k0": None, "k1": None, "k2": "near_duplicate", "k3": None, "k4": "near_duplicate"}
 
 
@@ -85,22 +85,22 @@ def test_flat_pictures_and_thin_drawings_on_white_are_told_apart_or_kept() -> No
         ImageDraw.Draw(picture).line((20, 40 + 60 * word, 280, 40 + 60 * word), fill="black", width=2)
         pictures.append(picture)
     rows, thumbnails = table(pictures, [f"k{i}" for i in range(8)])
-    assert repeated(rows, KNOBS, thumbnails).to_pylist() == [None] * 8
+    assert table_reasons(rows, KNOBS, thumbnails).to_pylist() == [None] * 8
 
 
 def test_pictures_that_an_earlier_rule_dropped_take_no_part() -> None:
     rows, thumbnails = table([drawing(1), drawing(1), drawing(1)], ["k0", "k1", "k2"])
     rows = rows.append_column("nsfw", pa.array([0.9, None, 0.2], pa.float32()))
     knobs = ImageKnobs(rules=("nsfw", "near_duplicate"), max_nsfw_score=0.5)
-    assert repeated(rows, knobs, thumbnails).to_pylist() == ["nsfw", None, "near_duplicate"]
+    assert table_reasons(rows, knobs, thumbnails).to_pylist() == ["nsfw", None, "near_duplicate"]
     swapped = knobs.model_copy(update={"rules": ("near_duplicate", "nsfw")})
-    assert repeated(rows, swapped, thumbnails).to_pylist() == ["nsfw", "near_duplicate", "near_duplicate"]
+    assert table_reasons(rows, swapped, thumbnails).to_pylist() == ["nsfw", "near_duplicate", "near_duplicate"]
 
 
 def test_a_score_at_the_limit_stays() -> None:
     names = ["a", "b", "c"]
     rows = pa.table({"key": names, "text": names, "sha256": names, "nsfw": pa.array([0.5, 0.51, None], pa.float32())})
-    assert repeated(rows, ImageKnobs(rules=("nsfw",), max_nsfw_score=0.5)).to_pylist() == [None, "nsfw", None]
+    assert table_reasons(rows, ImageKnobs(rules=("nsfw",), max_nsfw_score=0.5)).to_pylist() == [None, "nsfw", None]
 
 
 def test_only_candidates_thumbnails_are_asked_for() -> None:

@@ -1,3 +1,4 @@
+import functools
 import importlib.util
 import io
 from pathlib import Path
@@ -11,6 +12,7 @@ from clipkit import UserError
 from clipkit.dataset.images import nsfw
 from clipkit.dataset.images.image_rules import StoredImage, Wanted, store_image
 from clipkit.dataset.images.judging import prepare
+from clipkit.dataset.workers import Workers
 from clipkit.recipe import ImageKnobs
 
 KNOBS = ImageKnobs(rules=("undecodable", "nsfw"))
@@ -56,6 +58,32 @@ def score_as_published(picture: Image.Image, session: Any) -> float:
     image.save(buffer, format="JPEG")
     values = np.array(Image.open(buffer), dtype=np.float32)[:, :, ::-1] - np.array([104, 117, 123], dtype=np.float32)
     return float(session.run(None, {"input:0": np.expand_dims(values, axis=0)})[0][0][1])
+
+
+def test_a_model_that_fails_ends_the_run_and_drops_no_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Session:
+        def get_inputs(self) -> list[Any]:
+            return [self]
+
+        get_outputs = get_inputs
+        name = "values"
+
+        def run(self, *given: object) -> Any:
+            raise RuntimeError("[ONNXRuntimeError] : 1 : FAIL :\nno memory for the node")
+
+    monkeypatch.setattr(nsfw, "_model", lambda path: Session())
+    out = io.BytesIO()
+    picture(0).save(out, "PNG")
+    with pytest.raises(UserError, match=r"`m\.onnx` failed on an image \(.*FAIL : no memory for the node\): give open_nsfw as"):
+        store_image(out.getvalue(), KNOBS, Wanted(nsfw_model="m.onnx"))
+    assert store_image(out.getvalue()[:200], KNOBS, Wanted(nsfw_model="m.onnx")) == "undecodable"
+
+
+def test_a_model_that_goes_away_ends_the_run_from_within_a_worker_process(tmp_path: Path) -> None:
+    out = io.BytesIO()
+    picture(0).save(out, "PNG")
+    with Workers(1) as workers, pytest.raises(UserError, match=r"gone\.onnx` failed on an image"):
+        workers.map(functools.partial(store_image, knobs=KNOBS, wanted=Wanted(nsfw_model=str(tmp_path / "gone.onnx"))), [out.getvalue()])
 
 
 @real

@@ -1,6 +1,6 @@
+import contextlib
 import io
 import os
-import signal
 import struct
 import time
 import zlib
@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from clipkit.dataset.images import decoding, stored_images
+from clipkit.dataset.images import stored_images
 from clipkit.dataset.images.image_rules import StoredImage, Wanted, store_image
 from clipkit.dataset.images.perceptual import likeness
 from clipkit.dataset.images.stored_images import read_stored, read_thumbnails, store_images
@@ -43,11 +43,11 @@ def encode(image: Image.Image, kind: str = "JPEG", **options: Any) -> bytes:
     return out.getvalue()
 
 
-def store(images: Sequence[bytes], folder: Path, wanted: Wanted = Wanted()) -> pa.Table:  # noqa: B008
+def store(images: Sequence[bytes], folder: Path, wanted: Wanted = Wanted(), run: Any = None) -> pa.Table:  # noqa: B008
     out = folder / "stored"
     out.mkdir(exist_ok=True)
     keys = pa.table({"key": [str(i) for i in range(len(images))]}).to_batches()
-    run = Run.scratch(folder / "run")
+    run = run or Run.scratch(folder / "run")
     return store_images(keys, Downloaded(images), out, knobs=ImageKnobs(), wanted=wanted, run=run, processes=1)  # type: ignore[arg-type]
 
 
@@ -78,6 +78,29 @@ def test_a_part_of_a_version_that_told_less_is_made_again(tmp_path: Path) -> Non
     assert row["perceptual_hash"] == likeness(picture_of(images[0])).hash
 
 
+class Watched:
+    """What of a run says how far it is."""
+
+    def __init__(self) -> None:
+        self.totals: dict[str, float] = {}
+        self.told: dict[str, list[float]] = {}
+
+    @contextlib.contextmanager
+    def progress(self, description: str, *, total: float, unit: str) -> Iterator[Any]:
+        self.totals[description], self.told[description] = total, []
+        yield self.told[description].append
+
+
+def test_progress_moves_by_a_few_images_and_by_whole_parts_that_are_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stored_images, "IMAGES_AT_ONCE", 2)
+    images = [encode(picture(seed)) for seed in range(5)]
+    for expected in ([2, 2, 1], [5]):
+        watched = Watched()
+        store(images, tmp_path, run=watched)
+        assert watched.totals == {"image rules": 5}
+        assert watched.told == {"image rules": expected}
+
+
 def picture_of(data: bytes) -> Image.Image:
     return Image.open(io.BytesIO(data)).convert("RGB")
 
@@ -100,22 +123,10 @@ def test_a_jpeg_of_thousands_of_scans_costs_nothing() -> None:
     assert isinstance(store_image(many_scans(64, 80), ImageKnobs()), StoredImage)
 
 
-def test_a_decoder_that_does_not_end_ends_with_its_process_and_costs_that_image_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(decoding, "MOST_SCANS", 10**9)
-    monkeypatch.setattr(stored_images, "SECONDS_PER_IMAGE", 0.5)
-    child = os.fork()
-    if child == 0:
-        stored_images._in_time(many_scans(4_000, 3_000), ImageKnobs(), Wanted())
-        os._exit(0)
-    started = time.monotonic()
-    _, status = os.waitpid(child, 0)
-    assert os.WIFSIGNALED(status)
-    assert os.WTERMSIG(status) == signal.SIGPROF
-    assert time.monotonic() - started < 30
-    assert isinstance(stored_images._in_time(encode(picture(0)), ImageKnobs(), Wanted()), StoredImage)
-    assert signal.getitimer(signal.ITIMER_PROF) == (0, 0)
+def test_an_image_that_takes_too_long_is_undecodable_and_costs_itself_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stored_images, "SECONDS_PER_IMAGE", 1.0)
+    images = [encode(picture(0)), many_scans(4_000, 80), encode(picture(1))]
+    assert store(images, tmp_path)["reason"].to_pylist() == [None, "undecodable", None]
 
 
 def chunk(name: bytes, data: bytes) -> bytes:

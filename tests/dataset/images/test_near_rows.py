@@ -3,8 +3,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clipkit.dataset.images import near_pairs as module
-from clipkit.dataset.images.near_pairs import near_pairs
+from clipkit.dataset.images import near_rows as module
+from clipkit.dataset.images.near_rows import near_rows
 
 
 def hashes(seed: int, count: int, most_flips: int) -> np.ndarray:
@@ -24,12 +24,11 @@ def by_brute_force(left: np.ndarray, right: np.ndarray, bits: int) -> list[tuple
 
 @settings(max_examples=60, deadline=None)
 @given(seed=st.integers(0, 2**32), count=st.integers(0, 60), bits=st.integers(0, 10), agreeing=st.integers(0, 4))
-def test_the_pairs_are_those_of_brute_force_whatever_the_sorts(seed: int, count: int, bits: int, agreeing: int) -> None:
+def test_near_rows_are_those_of_brute_force_whatever_the_sorts(seed: int, count: int, bits: int, agreeing: int) -> None:
     some, others = hashes(seed, count, bits + 2), hashes(seed, count // 2, bits + 2)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "_agreeing", lambda *_: agreeing)
-        patch.setattr(module, "PAIRS_AT_ONCE", 7)
-        within, between = near_pairs(some, bits=bits), near_pairs(some, others, bits=bits)
+        patch.setattr(module, "COMPARED_AT_ONCE", 7)
+        within, between = near_rows(some, bits=bits, agreeing=agreeing), near_rows(some, others, bits=bits, agreeing=agreeing)
     assert list(zip(*map(np.ndarray.tolist, within), strict=True)) == [(i, j) for i, j in by_brute_force(some, some, bits) if i < j]
     assert list(zip(*map(np.ndarray.tolist, between), strict=True)) == by_brute_force(some, others, bits)
 
@@ -38,15 +37,16 @@ def test_the_pairs_are_those_of_brute_force_whatever_the_sorts(seed: int, count:
 def test_many_hashes_are_never_compared_all_with_all(bits: int, monkeypatch: pytest.MonkeyPatch) -> None:
     some = np.unique(hashes(1, 30_000, bits))
     compared = []
-    real = module._compared
+    count_bits = np.bitwise_count
 
-    def counting(*given: object, **named: object) -> object:
-        for pairs in real(*given, **named):  # type: ignore[arg-type]
-            compared.append(len(pairs.left))
-            yield pairs
+    def counting(differences: np.ndarray) -> np.ndarray:
+        compared.append(len(differences))
+        return count_bits(differences)
 
-    monkeypatch.setattr(module, "_compared", counting)
-    found = near_pairs(some, bits=bits)
+    monkeypatch.setattr(np, "bitwise_count", counting)
+    found = near_rows(some, bits=bits)
+    monkeypatch.undo()
+    assert sum(compared) >= len(found.left)
     assert sum(compared) < len(some) ** 2 / 2 / 20
     codes = some[found.left] ^ some[found.right]
     assert np.bitwise_count(codes).max(initial=0) <= bits

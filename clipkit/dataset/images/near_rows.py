@@ -1,7 +1,7 @@
 """Hashes that differ in few bits, found exactly and without comparing all with all.
 
 The 64 bits are cut into `bits + r` blocks. Two hashes that differ in at most `bits` bits agree in r blocks at least, wherever the
-differences lie; so sorting by each choice of r blocks brings every such pair together in one of the sorts (Manku, Jain and Das Sarma,
+differences lie; so sorting by each choice of r blocks brings every two such together in one of the sorts (Manku, Jain and Das Sarma,
 WWW 2007). With more r there are more sorts and fewer strangers among neighbours: r is chosen by the number of hashes. r = 0 compares
 all with all, which is the fastest for a few thousand.
 """
@@ -14,32 +14,32 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["MOST_BITS", "Pairs", "near_pairs"]
+__all__ = ["NearRows", "UInt64s", "near_rows"]
 
 UInt64s = NDArray[np.uint64]
 Rows = NDArray[np.int64]
 
-MOST_BITS = 10
-PAIRS_AT_ONCE = 1 << 22
-"""Pairs that are compared in one step: 34 MB per array."""
+COMPARED_AT_ONCE = 1 << 22
+"""Rows of both lists that are compared in one step: 34 MB per array."""
 
 
-class Pairs(NamedTuple):
-    """Rows of the one and of the other list, one pair per position, ascending."""
+class NearRows(NamedTuple):
+    """Rows of the one list and the near rows of the other, position by position, ascending."""
 
     left: Rows
     right: Rows
 
 
-def near_pairs(hashes: UInt64s, others: UInt64s | None = None, *, bits: int) -> Pairs:
-    """Every pair of `hashes` and `others` that differ in at most `bits` bits (0..10).
+def near_rows(hashes: UInt64s, others: UInt64s | None = None, *, bits: int, agreeing: int | None = None) -> NearRows:
+    """Every two rows of `hashes` and `others` that differ in at most `bits` bits (0..10).
 
-    Without `others` the pairs within `hashes`, each once, left < right. Memory is that of the lists, of PAIRS_AT_ONCE comparisons and of
-    the pairs that are found: hashes that occur many times should be given once.
+    Without `others` every two within `hashes`, each once, left < right. `agreeing` is the r of above, None what costs least; the result
+    is the same. Memory is that of the lists, of COMPARED_AT_ONCE comparisons and of what is found: hashes that occur many times should
+    be given once.
     """
     right = hashes if others is None else others
-    found = [Pairs(np.empty(0, np.int64), np.empty(0, np.int64))]
-    for mask in _masks(bits, _agreeing(bits, len(hashes), len(right))):
+    found = [NearRows(np.empty(0, np.int64), np.empty(0, np.int64))]
+    for mask in _masks(bits, _cheapest(bits, len(hashes), len(right)) if agreeing is None else agreeing):
         for left_rows, right_rows in _compared(hashes & mask, right & mask, is_same=others is None):
             near = np.bitwise_count(hashes[left_rows] ^ right[right_rows]) <= bits
             found.append(_ordered(left_rows[near], right_rows[near], is_same=others is None))
@@ -47,7 +47,7 @@ def near_pairs(hashes: UInt64s, others: UInt64s | None = None, *, bits: int) -> 
     return _distinct(found, len(right))
 
 
-def _agreeing(bits: int, count: int, others: int) -> int:
+def _cheapest(bits: int, count: int, others: int) -> int:
     """The r that costs least: a sort costs about as much per hash as twenty comparisons."""
 
     def cost(r: int) -> float:
@@ -65,8 +65,8 @@ def _masks(bits: int, agreeing: int) -> Iterator[np.uint64]:
         yield np.uint64(sum(chosen))
 
 
-def _compared(keys: UInt64s, others: UInt64s, *, is_same: bool) -> Iterator[Pairs]:
-    """Rows of all pairs with equal keys, at most PAIRS_AT_ONCE at a time; with `is_same` each pair of two rows once."""
+def _compared(keys: UInt64s, others: UInt64s, *, is_same: bool) -> Iterator[NearRows]:
+    """All rows with equal keys, at most COMPARED_AT_ONCE at a time; with `is_same` each two rows once."""
     order = np.argsort(others, kind="stable")
     ordered = others[order]
     rows = order if is_same else np.arange(len(keys))
@@ -74,22 +74,22 @@ def _compared(keys: UInt64s, others: UInt64s, *, is_same: bool) -> Iterator[Pair
     stops = np.searchsorted(ordered, ordered if is_same else keys, "right")
     ends = np.cumsum(stops - starts)
     total = int(ends[-1]) if len(ends) else 0
-    for first in range(0, total, PAIRS_AT_ONCE):
-        last = min(first + PAIRS_AT_ONCE, total)
+    for first in range(0, total, COMPARED_AT_ONCE):
+        last = min(first + COMPARED_AT_ONCE, total)
         low, high = np.searchsorted(ends, [first, last - 1], "right")
         begins = np.maximum(ends[low : high + 1] - (stops - starts)[low : high + 1], first)
         counts = np.minimum(ends[low : high + 1], last) - begins
         group = np.repeat(np.arange(low, high + 1), counts)
         place = np.arange(first, last) - (ends - (stops - starts))[group] + starts[group]
-        yield Pairs(rows[group], order[place])
+        yield NearRows(rows[group], order[place])
 
 
-def _ordered(left: Rows, right: Rows, *, is_same: bool) -> Pairs:
-    return Pairs(np.minimum(left, right), np.maximum(left, right)) if is_same else Pairs(left, right)
+def _ordered(left: Rows, right: Rows, *, is_same: bool) -> NearRows:
+    return NearRows(np.minimum(left, right), np.maximum(left, right)) if is_same else NearRows(left, right)
 
 
-def _distinct(found: list[Pairs], count: int) -> Pairs:
-    """A pair is found once for every choice of blocks in which it agrees."""
+def _distinct(found: list[NearRows], count: int) -> NearRows:
+    """Two rows are found once for every choice of blocks in which they agree."""
     left, right = (np.concatenate(side) for side in zip(*found, strict=True))
     codes = np.unique(left * np.int64(count or 1) + right)
-    return Pairs(*np.divmod(codes, count or 1))
+    return NearRows(*np.divmod(codes, count or 1))
