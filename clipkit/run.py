@@ -274,7 +274,7 @@ def _refuse_difference(out: Path, known: Mapping[str, Any], wanted: Mapping[str,
         )
     earlier = {"recipe": _with_defaults(recipe, known.get("recipe")), "inputs": known.get("inputs") or {}}
     for part, word in (("recipe", "knob"), ("inputs", "option")):
-        before, after = flatten(earlier[part]), flatten(wanted[part])
+        before, after = (flatten(tree) if tree else {} for tree in (earlier[part], wanted[part]))
         for name in sorted((before.keys() | after.keys()) - free_knobs(type(recipe))):
             if before.get(name) != after.get(name):
                 raise UserError(

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from clipkit import UserError
 from clipkit.cli.options import JsonOption, OutOption, QuietOption, RecipeArgument, SetOption, show
 from clipkit.recipe import BuildRecipe, load_recipe
 from clipkit.report.tables import build_tables
@@ -26,7 +27,7 @@ def build_dataset(
     extend: Annotated[
         Path | None,
         typer.Option(
-            "--extend", metavar="RUN", help="A finished run of which this recipe has more sources: only what is new is downloaded."
+            "--extend", metavar="RUN", help="A finished run, which must stay until this one is: what it downloaded is not fetched again."
         ),
     ] = None,
     as_json: JsonOption = False,
@@ -41,6 +42,8 @@ def build_dataset(
     """
     given = [f"engine.{name}={json.dumps(value)}" for name, value in (("name", engine), ("address", address)) if value is not None]
     knobs = load_recipe(BuildRecipe, find("recipes/build-dataset", recipe), [*(set_ or ()), *given])
+    if extend is not None and extend.resolve() == out.resolve():
+        raise UserError(f"`--extend {extend}` is `--out` itself: a run cannot extend itself, give a new `--out`")
     inputs = {} if extend is None else {"extend": str(extend.resolve())}
     with Run.open(out, command="build-dataset", recipe=knobs, inputs=inputs, quiet=quiet) as run:
         if (report := run.report) is None:

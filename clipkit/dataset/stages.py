@@ -17,7 +17,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from clipkit import UserError
+from clipkit.dataset.images.fetch import is_passing
 from clipkit.dataset.pages import PAIR_SCHEMA
+from clipkit.recipe import DownloadKnobs
 from clipkit.run import Run, replacing, write_json
 
 __all__ = [
@@ -97,14 +99,20 @@ class Stages:
         return sum(map(len, tables))
 
 
-def earlier_downloads(extends: Path | None, *, say: Callable[[str], None]) -> list[Path]:
+DECISIVE = ("user_agent", "obey_opt_outs", "obey_robots_txt", "obey_ai_txt", "allow_private_addresses", "max_image_bytes", "max_redirects")
+"""Knobs of a download that decide for good what becomes of a URL."""
+
+
+def earlier_downloads(extends: Path | None, knobs: DownloadKnobs, *, say: Callable[[str], None]) -> list[Path]:
     """The download folders of a finished run of build-dataset, and of the runs that it extends in turn; [] without one.
 
-    Raises UserError where it is no such run. Where its downloads were deleted, `say` tells that nothing can be taken from there.
+    Raises UserError where it is no such run, or one whose `knobs` judged otherwise what is not asked for again. Where its downloads were
+    deleted, `say` tells that nothing can be taken from there.
     """
     folders: list[Path] = []
     while extends is not None and len(folders) < MOST_EXTENDED:
         known = _finished_build(extends)
+        _refuse_other_judgement(extends, known, knobs)
         folder = extends / "stages" / "06-download" / "images"
         if not folder.is_dir():
             say(f"the downloads of `{extends}` were deleted: what it has fetched is fetched anew")
@@ -112,6 +120,17 @@ def earlier_downloads(extends: Path | None, *, say: Callable[[str], None]) -> li
         inputs = known.get("inputs") or {}
         extends = Path(inputs["extend"]) if isinstance(inputs.get("extend"), str) else None
     return folders
+
+
+def _refuse_other_judgement(extends: Path, known: Mapping[str, Any], knobs: DownloadKnobs) -> None:
+    download = (known.get("recipe") or {}).get("download") or {}
+    for name in DECISIVE:
+        now = getattr(knobs, name)
+        if download.get(name, now) != now:
+            raise UserError(
+                f"`--extend {extends}`: there knob `download.{name}` was {json.dumps(download[name])}, now it is {json.dumps(now)}, which "
+                "may judge its URLs otherwise: set it as it was, or build without `--extend`"
+            )
 
 
 def _finished_build(run: Path) -> dict[str, Any]:
@@ -257,6 +276,8 @@ def _remedy(line: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
         return "set `download.allow_private_addresses = true` and give a new `--out`, if these hosts are yours"
     if commonest in ("no_such_host", "dns_failure", "connection", "timeout"):
         return "see whether this machine reaches the hosts, then give a new `--out`"
+    if line["stage"] == "download" and is_passing(commonest):
+        return "this may pass: try again later with a new `--out`"
     if commonest in ("not_http", "bad_url") and line["stage"] == "images on pages":
         return "where URLs of images are relative, name the pages' own URL with `base_url` of the source"
     return "change the sources or the knobs of these rules"

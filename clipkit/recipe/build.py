@@ -274,7 +274,8 @@ class ImageKnobs(Section):
 
     rules: tuple[str, ...] = Field(
         ("undecodable", "few_bytes", "too_small", "too_large", "aspect_ratio", "placeholder", "duplicate"),
-        description="names of image rules, in order; `clipkit.dataset.images.image_rules.RULES` lists them",
+        description="names of image rules, in order: undecodable, few_bytes, too_small, too_large, aspect_ratio, placeholder, duplicate, "
+        "near_duplicate, nsfw",
     )
     processes: int | None = Field(
         None, ge=1, le=512, json_schema_extra=FREE, description="processes that decode and store images; none: one per core"
@@ -319,7 +320,9 @@ class ImageKnobs(Section):
         description="fit: keep_ratio: the shorter side is shrunk to max_side_pixels; keep_ratio_largest: the longer; center_crop: the "
         "shorter, and the middle square is kept; border: the longer, and white is added to a square; no picture is ever enlarged",
     )
-    resize_filter: Literal["lanczos", "bicubic", "bilinear", "box"] = Field("lanczos", description="fit: how pixels become fewer")
+    resize_filter: Literal["lanczos", "bicubic", "bilinear", "box"] = Field(
+        "lanczos", description="fit: how pixels become fewer: lanczos, bicubic, bilinear, or box, the mean over the area"
+    )
     max_side_pixels: int = Field(
         512, ge=0, le=2**31 - 1, description="fit: larger images are shrunk until the side of resize_mode has this many pixels; 0: never"
     )

@@ -385,6 +385,13 @@ def test_only_a_finished_build_can_be_extended(site: Path, port: int, tmp_path: 
         build_dataset(recipe_of(site, port), Run.scratch(tmp_path / "out"), extends=tmp_path)
 
 
+def test_a_run_that_judged_urls_otherwise_cannot_be_extended(site: Path, port: int, tmp_path: Path) -> None:
+    write_json(tmp_path / "run.json", {"command": "build-dataset", "recipe": {"download": {"obey_robots_txt": False}}})
+    write_json(tmp_path / "report.json", {})
+    with pytest.raises(UserError, match=r"there knob `download.obey_robots_txt` was false, now it is true, .* set it as it was"):
+        build_dataset(recipe_of(site, port), Run.scratch(tmp_path / "out"), extends=tmp_path)
+
+
 def read(stage: Path) -> list[dict[str, Any]]:
     return list(pq.read_table(stage / "pairs.parquet").to_pylist())
 

@@ -217,18 +217,24 @@ class Hosts:
         state.errors = 0
         seconds = FIRST_PAUSE_SECONDS * 2 ** (state.pauses - 1) * random.uniform(0.5, 1.5) if retry_after is None else retry_after
         state.closed_until = max(state.closed_until, now + seconds)
+        interval, burst = self._rate(host)
+        state.conforms_from = max(state.conforms_from, state.closed_until + (burst - 1) * interval)  # then one by one, no burst
         if seconds > self.knobs.max_wait_seconds or state.pauses > PAUSES_IN_A_ROW:
             state.refused = _BUSY
         if self._on_closed is not None:
             self._on_closed(host, state.closed_until)
 
+    def _rate(self, host: str) -> tuple[float, int]:
+        """Seconds between two requests, 0.0 where there is no limit, and how many may come at once: one for each connection."""
+        if host in self._slow:
+            return self._slow[host], 1
+        return self._interval, max(1, self.knobs.host_connections)
+
     def _conform(self, host: str, state: HostState, now: float, *, books_ahead: bool) -> float:
         """Seconds until one more request conforms to the rate; it is booked where that is none, or with `books_ahead` in any case."""
-        interval = self._slow.get(host, self._interval)
+        interval, burst = self._rate(host)
         if not interval:
             return 0.0
-        # As many requests as there are connections may come at once.
-        burst = 1 if host in self._slow else max(1, self.knobs.host_connections)
         due = max(state.conforms_from, now)
         wait = due - now - (burst - 1) * interval
         if wait < _A_MOMENT:

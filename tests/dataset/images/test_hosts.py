@@ -1,6 +1,7 @@
 """Politeness, judged by a clock that the tests turn themselves and by the times at which a real server is asked."""
 
 import asyncio
+import itertools
 import math
 import multiprocessing
 import time
@@ -135,6 +136,18 @@ def test_without_retry_after_pauses_double_give_or_take_a_half_and_end(clock: Cl
     assert len(set(pauses)) == 3
     hosts.answered("a", 429, None)
     assert refusal(hosts, "a") == "host_busy"
+
+
+def test_after_a_pause_requests_come_one_by_one(clock: Clock) -> None:
+    hosts = Hosts(knobs(host_connections=4))
+    hosts.answered("a", 429, 20.0)
+    clock.now += 20.001
+    asked = []
+    for _ in range(4):
+        while seconds := hosts.take("a").seconds:
+            clock.now += seconds
+        asked.append(clock.now)
+    assert [round(later - earlier, 3) for earlier, later in itertools.pairwise(asked)] == pytest.approx([0.1] * 3, abs=0.002)
 
 
 def test_many_who_are_told_at_once_count_as_one_pause(clock: Clock) -> None:
