@@ -87,6 +87,10 @@ MISTAKES = {
     "an option of no command": (["--loud"], "error: no such option `--loud`"),
     "a missing option": (["build-dataset", "demo"], "error: missing option `--out`"),
     "an option's wrong type": (["demo", "--seed", "x", "--out", "OUT"], "error: invalid value for `--seed`"),
+    "a seed that no recipe takes": (
+        ["shards", "merge", "a", "b", "--seed", "9" * 23, "--out", "OUT"],
+        "error: `--seed 99999999999999999999999`",
+    ),
     "no recipe of that name": (["recipes", "show", "demo"], "write COMMAND/NAME"),
     "an architecture that is not there": (["models", "show", "ViT-B-23"], "ViT-B-32"),
 }

@@ -8,7 +8,7 @@ import typer
 
 from clipkit import UserError
 from clipkit.cli.options import JsonOption, OutOption, QuietOption, made_run, scratch_run, show
-from clipkit.recipe import ImportRecipe, MergeRecipe, ReshardRecipe
+from clipkit.recipe import ImportRecipe, MergeRecipe, ReshardRecipe, from_options
 from clipkit.report.shard_tables import pair_tables, recut_tables, stats_tables, verify_tables
 
 if TYPE_CHECKING:
@@ -21,10 +21,8 @@ ShardsArgument = Annotated[Path, typer.Argument(metavar="SHARDS", help=SHARDS_HE
 ProcessesOption = Annotated[
     int | None, typer.Option("--processes", min=1, max=512, help="Processes that share the work; default: the cores.")
 ]
-PairsPerShardOption = Annotated[
-    int | None, typer.Option("--pairs-per-shard", min=1, max=10**9, help="Pairs per shard; default: as the source.")
-]
-SeedOption = Annotated[int | None, typer.Option("--seed", min=0, help="Shuffle the pairs by this seed; default: the source's order.")]
+PairsPerShardOption = Annotated[int | None, typer.Option("--pairs-per-shard", help="Pairs per shard; default: as the source.")]
+SeedOption = Annotated[int | None, typer.Option("--seed", help="Shuffle the pairs by this seed; default: the source's order.")]
 WHERE_HELP = """A condition over the columns `key`, `image_url`, `text`, `page_url`, `source`, `queries`, `width`, `height`, `sha256`, for
 example `width >= 256 and not text like '%logo%'` or `length(text) > 20 and queries contains 12`."""
 
@@ -140,8 +138,8 @@ def reshard(
     Examples: `clipkit shards reshard runs/data --keep scores.parquet --where "score >= 0.28" --out runs/best`,
     `clipkit shards reshard runs/data --drop runs/overlap/overlap-pairs.parquet --out runs/clean`
     """
-    given = {"keep": keep and str(keep), "drop": drop and str(drop), "where": where, "pairs_per_shard": pairs_per_shard, "seed": seed}
-    knobs = ReshardRecipe.model_validate(given)
+    lists = {"keep": keep and str(keep), "drop": drop and str(drop)}
+    knobs = from_options(ReshardRecipe, **lists, where=where, pairs_per_shard=pairs_per_shard, seed=seed)
     opened = _opened(shards)
     from clipkit.dataset.shards import resharding
 
@@ -168,7 +166,7 @@ def merge(
 
     Example: `clipkit shards merge runs/2021 runs/2022 --out runs/both --seed 0`
     """
-    knobs = MergeRecipe(pairs_per_shard=pairs_per_shard, seed=seed)
+    knobs = from_options(MergeRecipe, pairs_per_shard=pairs_per_shard, seed=seed)
     opened = [_opened(path) for path in shards]
     from clipkit.dataset.shards.merging import merge as engine
 
@@ -182,7 +180,7 @@ def merge(
 def import_(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="What img2dataset wrote with `output_format=webdataset`.")],
     out: OutOption,
-    pairs_per_shard: Annotated[int, typer.Option("--pairs-per-shard", min=1, max=10**9, help="Pairs per shard.")] = 10_000,
+    pairs_per_shard: Annotated[int, typer.Option("--pairs-per-shard", help="Pairs per shard.")] = 10_000,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
@@ -195,7 +193,7 @@ def import_(
     """
     from clipkit.dataset.shards import importing
 
-    knobs = ImportRecipe(pairs_per_shard=pairs_per_shard)
+    knobs = from_options(ImportRecipe, pairs_per_shard=pairs_per_shard)
     inputs = {"folder": str(folder), "tars": importing.folder_hash(importing.find_tars(folder))}
     with made_run(out, command="shards import", recipe=knobs, inputs=inputs, quiet=quiet) as (run, report):
         report = report or _finished(run, importing.import_shards(knobs, folder, run))
