@@ -117,8 +117,8 @@ def hash_suite(
     """
     if out.suffix != ".parquet" or out.is_dir():
         raise UserError(f"`--out {out}` should be the name of a file that ends in .parquet")
-    from clipkit.dataset.engine import cores_here
     from clipkit.dataset.images.left_out import write_hashes
+    from clipkit.dataset.workers import cores_here
     from clipkit.evaluation.suite import load_suite
 
     splits, failed = _test_splits(load_suite(suite), data)

@@ -35,7 +35,7 @@ def verify(shards: ShardsArgument, processes: ProcessesOption = None, as_json: J
 
     Example: `clipkit shards verify runs/data`
     """
-    from clipkit.dataset.engine import cores_here
+    from clipkit.dataset.workers import cores_here
 
     opened = _opened(shards, check_sizes=False)
     with (

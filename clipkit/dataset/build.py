@@ -25,7 +25,7 @@ from clipkit import UserError
 from clipkit.dataset import frames
 from clipkit.dataset.balance import Balance, Int64s, Kept, balance, oversampled
 from clipkit.dataset.collect import Collection, counts_of, describe, merge_examples
-from clipkit.dataset.engine import Workforce, cores_here, start_engine
+from clipkit.dataset.engine import Workforce, start_engine
 from clipkit.dataset.gather import gather
 from clipkit.dataset.images import judging
 from clipkit.dataset.images.download import Downloads, download, earlier_downloads, find_downloads
@@ -40,6 +40,7 @@ from clipkit.dataset.shards import MANIFEST, Pair, Shards, write_shards
 from clipkit.dataset.stages import MATCHED_SCHEMA, Selection, Stages, funnel_line, marked, read_pairs
 from clipkit.dataset.texts import text_rules
 from clipkit.dataset.texts.matching import QueryIndex
+from clipkit.dataset.workers import cores_here
 from clipkit.recipe import BuildRecipe, dump
 from clipkit.run import Run, replacing
 
