@@ -132,7 +132,7 @@ def hash_suite(
             run.progress("hashing", total=total, unit="pictures") as advance,
         ):
             counts = write_hashes(named, out, processes=cores_here(), advance=advance)
-    report = {"suite": suite, "hashes": str(out) if splits else None, "tasks": counts, "failed": failed}
+    report = {"command": "suites hashes", "suite": suite, "hashes": str(out) if splits else None, "tasks": counts, "failed": failed}
     if counts or as_json:
         show(report, hash_tables(report), as_json=as_json, where=out)
     exit_for_failures(failed, has_results=bool(counts))

@@ -67,7 +67,7 @@ def stats(
     opened = _opened(shards)
     counting = _texts_over_context if tokens else None
     with scratch_run(quiet=quiet) as run, run.progress("reading tables", total=opened.count, unit="pairs") as advance:
-        report = {"command": "shards stats", **summarise(opened, top=top, advance=advance, count_over_context=counting)}
+        report = summarise(opened, top=top, advance=advance, count_over_context=counting)
     show(report, stats_tables(report), as_json=as_json)
 
 
@@ -98,8 +98,8 @@ def show_pairs(
         with run.progress("choosing pairs", total=opened.count, unit="pairs") as advance:
             report = showing.choose_pairs(opened, count=wanted, seed=seed, keys=key or (), where=where, advance=advance)
         if out is not None:
-            with run.progress("drawing pictures", total=len(report["pairs"]), unit="pictures") as advance:
-                pairs = showing.with_pictures(opened, report["pairs"], advance=advance)
+            with run.progress("drawing pictures", total=len(report["shown"]), unit="pictures") as advance:
+                pairs = showing.with_pictures(opened, report["shown"], advance=advance)
             _write_page(out, shards, report, pairs, where)
     show(report, pair_tables(report), as_json=as_json)
     if out is not None and not as_json:

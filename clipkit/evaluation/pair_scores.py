@@ -53,7 +53,7 @@ def score_pairs(encoder: Encoder, shards: Shards, out: Path, *, run: Run, batch_
     if not encoder.has_text:
         raise UserError(f"model `{encoder.name}` encodes images only: a pair's score needs a model with a text tower")
     started = time.monotonic()
-    facts = {"shards": shards.fingerprint, "model": encoder.name, "encoder": encoder.fingerprint}
+    made_from = {"shards": shards.fingerprint, "model": encoder.name, "encoder": encoder.fingerprint}
     folder = _parts_folder(out)
     with run.progress("scoring pairs", total=shards.count, unit="pairs") as advance, ThreadPoolExecutor(max(1, workers)) as pool:
         parts = []
@@ -67,8 +67,15 @@ def score_pairs(encoder: Encoder, shards: Shards, out: Path, *, run: Run, batch_
             else:
                 advance(shard.count)
             parts.append(part)
-    _write(out, (pq.read_table(part, partitioning=None) for part in parts), {b"clipkit": json.dumps(facts).encode()})
-    report = {"command": "score", "model": encoder.name, "out": str(out), **facts, **_described(parts)}
+    _write(out, (pq.read_table(part, partitioning=None) for part in parts), {b"clipkit": json.dumps(made_from).encode()})
+    report = {
+        "command": "score",
+        **shards.facts,
+        "model": encoder.name,
+        "encoder": encoder.fingerprint,
+        "out": str(out),
+        **_described(parts),
+    }
     shutil.rmtree(folder, ignore_errors=True)
     return {**report, "seconds": round(time.monotonic() - started, 3)}
 
@@ -169,7 +176,7 @@ def _described(parts: Sequence[Path]) -> dict[str, Any]:
         places = np.clip(np.rint((scores + 1) * (_BINS / 2)), 0, _BINS).astype(np.int64)
         histogram += np.bincount(places, minlength=_BINS + 1)
     scored = count - undecodable
-    told = {"pairs": count, "scored": scored, "undecodable": undecodable, "mean": round(total / scored, 6) if scored else None}
+    told = {"scored": scored, "undecodable": undecodable, "mean": round(total / scored, 6) if scored else None}
     if not scored:
         return {**told, "quantiles": None}
     ranks = {name: max(1, math.ceil(share * scored)) for name, share in QUANTILES.items()}

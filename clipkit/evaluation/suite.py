@@ -154,7 +154,7 @@ def load_suite(name_or_path: str) -> Suite:
 
 def describe(suite: Suite) -> dict[str, Any]:
     """A suite as plain JSON: what `clipkit suites show` prints."""
-    return {"suite": suite.name, "title": suite.title, "tasks": [_describe_task(task) for task in suite.tasks]}
+    return {"command": "suites show", "suite": suite.name, "title": suite.title, "tasks": [_describe_task(task) for task in suite.tasks]}
 
 
 def _describe_task(task: Task) -> dict[str, Any]:

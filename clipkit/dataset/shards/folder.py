@@ -67,6 +67,11 @@ class Shards:
         """A hash over the tars' hashes: equal for equal pairs in equal order and cut, on any machine."""
         return hashlib.sha256("".join(f"{shard.sha256}\n" for shard in self.shards).encode()).hexdigest()
 
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What every report says of shards: where they are, how many tars and pairs, and their fingerprint."""
+        return {"shards": str(self.root), "tars": len(self.shards), "pairs": self.count, "fingerprint": self.fingerprint}
+
     def told(self) -> dict[str, Any]:
         """The whole manifest: beside the tars the recipe, the funnel, the query list, and where the shards came from."""
         return load_manifest(self.root / MANIFEST)
@@ -95,10 +100,10 @@ class Shards:
     def verify(self, *, processes: int = 1, advance: Callable[[float], None] | None = None) -> dict[str, Any]:
         """Re-hash every file, re-hash every image, compare every pair with its metadata and its row in the parquet.
 
-        `processes` of this machine share the tars; `advance` is told of megabytes. Returns {"count", "shards", "bytes", "problems":
+        `processes` of this machine share the tars; `advance` is told of megabytes. Returns the facts and {"bytes", "problems":
         [{"shard", "key", "problem"}], "notes": [...]}; `key` is None where a whole file is meant.
         """
-        return verify(self.root, self.shards, processes=processes, advance=advance)
+        return {"command": "shards verify", **self.facts, **verify(self.root, self.shards, processes=processes, advance=advance)}
 
 
 def damaged(path: Path, broken: BrokenTarError) -> UserError:

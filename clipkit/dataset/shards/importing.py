@@ -58,8 +58,7 @@ def import_shards(recipe: ImportRecipe, folder: Path, run: Run) -> dict[str, Any
         written = write_shards(
             source.pairs(advance, line), run.path / "shards", pairs_per_shard=recipe.pairs_per_shard, recipe={}, funnel=funnel
         )
-    report = {"command": "shards import", "shards": str(written.root), "pairs": written.count, "tars": len(written.shards)}
-    return report | {"fingerprint": written.fingerprint, "funnel": funnel, "broken_tars": source.broken, "other_files": source.others}
+    return {"command": "shards import", **written.facts, "funnel": funnel, "broken_tars": source.broken, "other_files": source.others}
 
 
 class _Source:

@@ -39,8 +39,7 @@ def merge(recipe: MergeRecipe, sources: Sequence[Shards], run: Run) -> dict[str,
     with run.progress("writing shards", total=len(positions), unit="pairs") as advance:
         recut = Recut(origins, positions, recipe.pairs_per_shard)
         written = write_recut(run.path / "shards", recut, told=told, queries=queries, advance=advance)
-    report = {"command": "shards merge", "shards": str(written.root), "pairs": written.count, "tars": len(written.shards)}
-    report |= {"fingerprint": written.fingerprint, "queries": len(queries) if queries else None}
+    report = {"command": "shards merge", **written.facts, "queries": len(queries) if queries else None}
     return report | {"funnel": [line], "lineage": told["lineage"]}
 
 

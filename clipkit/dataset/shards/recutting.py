@@ -37,7 +37,7 @@ class Origin:
     @property
     def facts(self) -> dict[str, Any]:
         """What a lineage says of it."""
-        return {"fingerprint": self.shards.fingerprint, "pairs": self.shards.count, "shards": len(self.shards.shards)}
+        return {"fingerprint": self.shards.fingerprint, "pairs": self.shards.count, "tars": len(self.shards.shards)}
 
 
 @dataclass(frozen=True)

@@ -96,8 +96,7 @@ def reshard(recipe: ReshardRecipe, shards: Shards, run: Run) -> dict[str, Any]:
     recut = Recut([Origin(shards)], positions, recipe.pairs_per_shard)
     with run.progress("writing shards", total=len(positions), unit="pairs") as advance:
         written = write_recut(run.path / "shards", recut, told=told, queries=queries_of(shards), advance=advance)
-    report = {"command": "shards reshard", "shards": str(written.root), "pairs": written.count, "tars": len(written.shards)}
-    return report | {"fingerprint": written.fingerprint, "funnel": told["funnel"], "lineage": told["lineage"]}
+    return {"command": "shards reshard", **written.facts, "funnel": told["funnel"], "lineage": told["lineage"]}
 
 
 def checked_table(shards: Shards, shard: Shard, columns: list[str]) -> pa.Table:

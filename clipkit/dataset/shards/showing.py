@@ -38,8 +38,8 @@ def choose_pairs(
 ) -> dict[str, Any]:
     """`count` pairs of those that meet the condition, those with the smallest keyed hashes; or those with the keys, in their order.
 
-    Returns {"pairs": rows with their query texts, "found": how many there were to choose from}. Reads the tables alone. Raises UserError
-    for a condition that does not fit, for a key that is not there, and where nothing meets the condition.
+    Returns the facts and {"shown": rows with their query texts, "found": how many there were to choose from}. Reads the tables alone.
+    Raises UserError for a condition that does not fit, for a key that is not there, and where nothing meets the condition.
     """
     if not 1 <= count <= MAX_SHOWN:
         raise UserError(f"`--count {count}`: from 1 to {MAX_SHOWN:,} pairs are shown")
@@ -55,7 +55,7 @@ def choose_pairs(
         pairs = _in_order(pairs, keys, shards)
     elif not pairs:
         raise UserError(f"no pair of `{shards.root}` meets `--where {where}`" if where else f"`{shards.root}` holds no pairs")
-    return {"command": "shards show", "found": found, "pairs": _with_queries(pairs, shards)}
+    return {"command": "shards show", **shards.facts, "found": found, "shown": _with_queries(pairs, shards)}
 
 
 def with_pictures(shards: Shards, pairs: Sequence[dict[str, Any]], *, advance: Callable[..., None]) -> list[dict[str, Any]]:

@@ -42,10 +42,9 @@ def summarise(
         advance(shard.count)
     told = shards.told()
     return {
-        "shards": len(shards.shards),
-        "pairs": shards.count,
+        "command": "shards stats",
+        **shards.facts,
         "bytes": sum(shard.bytes for shard in shards.shards),
-        "fingerprint": shards.fingerprint,
         **_formats(shards),
         "quantiles": {name: quantiles_of_counts(counts[name]) for name in ("width", "height", "characters", "words")},
         "over_context": over_context if count_over_context is not None else None,

@@ -89,6 +89,7 @@ def test_what_img2dataset_wrote_becomes_shards(downloaded: tuple[Path, list[Pair
         {"stage": "import", "in": 10, "out": 10, "dropped": {}},
     ]
     assert written.told()["funnel"] == report["funnel"]
+    assert {name: report[name] for name in written.facts} == written.facts
 
 
 Files = list[tuple[str, bytes]]

@@ -117,7 +117,7 @@ def test_the_lineage_names_the_source_and_what_was_asked(make_shards: Make, tmp_
     second, _ = resharded(first, tmp_path / "second", where="width >= 20")
     lineage = second.told()["lineage"]
     assert lineage["ancestors"] == [source.fingerprint, first.fingerprint]
-    assert lineage["sources"] == [{"fingerprint": first.fingerprint, "pairs": first.count, "shards": len(first.shards)}]
+    assert lineage["sources"] == [{"fingerprint": first.fingerprint, "pairs": first.count, "tars": len(first.shards)}]
     assert lineage["asked"] == {"where": "width >= 20", "pairs_per_shard": None, "seed": None}
     assert [line["stage"] for line in second.told()["funnel"]] == ["final balance", "reshard", "reshard"]
     assert second.told()["recipe"] == source.told()["recipe"]
