@@ -5,9 +5,7 @@ second one only searches. Two passes over the shards for each task: the search k
 a detector that can verifies them.
 """
 
-import hashlib
 import itertools
-import json
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -23,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from clipkit import UserError
-from clipkit.dataset.shards import Pair, Shard, Shards
+from clipkit.dataset.shards import Pair, Shard, Shards, made_from
 from clipkit.dataset.shards.thumbnails import caption
 from clipkit.evaluation.embeddings import Embeddings, Pictures, embed
 from clipkit.evaluation.metrics import top_k
@@ -113,12 +111,8 @@ class ShardPictures:
     @cached_property
     def content_hash(self) -> str:
         """The tar's own sha256, not what the manifest claims. Raises UserError where they differ: it was changed after it was written."""
-        path = self._shards.root / self.name
-        with open(path, "rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
-        if found != self._shard.sha256:
-            raise UserError(f"`{path}` is not what its manifest says (another sha256): `clipkit shards verify` lists all damage")
-        return found
+        self._shards.check(self._shard)
+        return self._shard.sha256
 
     def read(self, start: int, stop: int) -> list[bytes]:
         """Encoded pictures start..stop. Raises UserError where the tar holds fewer than the manifest says."""
@@ -308,9 +302,8 @@ def _task_row(finding: Finding, *, num_tasks: int) -> dict[str, Any]:
 
 def _write_table(path: Path, schema: pa.Schema, tables: Sequence[pa.Table], shards: Shards) -> None:
     """With the training shards' fingerprint, so that nobody drops by it from others."""
-    metadata = {b"clipkit": json.dumps({"shards": shards.fingerprint}).encode()}
     with replacing(path) as temporary:
-        pq.write_table(pa.concat_tables([schema.empty_table(), *tables]).replace_schema_metadata(metadata), temporary)
+        pq.write_table(pa.concat_tables([schema.empty_table(), *tables]).replace_schema_metadata(made_from(shards)), temporary)
 
 
 def _matches(finding: Finding, shards: Shards) -> pa.Table:

@@ -16,12 +16,12 @@ from clipkit import UserError
 from clipkit.dataset.queries import QueryList
 from clipkit.dataset.shards.folder import Shards
 from clipkit.dataset.shards.key_lists import hash_keys
-from clipkit.dataset.shards.manifest import MANIFEST, QUERIES, Shard
+from clipkit.dataset.shards.manifest import MANIFEST, Shard
 from clipkit.dataset.shards.places import PairPlaces
 from clipkit.dataset.shards.tars import Pair
 from clipkit.dataset.shards.writing import finish_shards, finished_shard, shard_name, write_shard
 
-__all__ = ["Origin", "Recut", "ancestors_of", "queries_of", "shuffled", "write_recut"]
+__all__ = ["Origin", "Recut", "shuffled", "write_recut"]
 
 Positions = npt.NDArray[np.int64]
 DEFAULT_PAIRS_PER_SHARD = 10_000
@@ -59,18 +59,6 @@ class Recut:
 def shuffled(keys: pa.ChunkedArray, positions: Positions, seed: int) -> Positions:
     """Positions in an order that looks random and depends on seed and keys alone: that in which a build writes its pairs."""
     return positions[np.argsort(hash_keys(keys, seed, "shards"), kind="stable")]
-
-
-def ancestors_of(shards: Shards) -> list[str]:
-    """Fingerprints of the shards that these were made from, the oldest first, and their own."""
-    lineage = shards.told().get("lineage")
-    known = lineage.get("ancestors", []) if isinstance(lineage, Mapping) else []
-    return [*(str(one) for one in known), shards.fingerprint]
-
-
-def queries_of(shards: Shards) -> QueryList | None:
-    """The list that numbers of queries refer to, or None where the shards came without one."""
-    return QueryList.read(shards.root / QUERIES) if (shards.root / QUERIES).exists() else None
 
 
 def write_recut(root: Path, recut: Recut, *, told: Mapping[str, Any], queries: QueryList | None, advance: Callable[..., None]) -> Shards:

@@ -15,8 +15,6 @@ from clipkit.dataset.shards.folder import Shards
 from clipkit.dataset.shards.key_lists import hash_keys
 from clipkit.dataset.shards.manifest import Shard
 from clipkit.dataset.shards.places import PairPlaces
-from clipkit.dataset.shards.recutting import queries_of
-from clipkit.dataset.shards.resharding import selection_of
 from clipkit.dataset.shards.tables import TABLE_SCHEMA
 from clipkit.dataset.shards.thumbnails import picture_uri
 
@@ -43,7 +41,7 @@ def choose_pairs(
     """
     if not 1 <= count <= MAX_SHOWN:
         raise UserError(f"`--count {count}`: from 1 to {MAX_SHOWN:,} pairs are shown")
-    condition = selection_of(shards, keep=None, drop=None, where=where).where
+    condition = Condition.of(where, TABLE_SCHEMA)
     best, found = _Chosen(np.zeros(0, np.uint64), _located(TABLE_SCHEMA.empty_table(), 0)), 0
     for number, shard in enumerate(shards.shards):
         chosen = _of_shard(shards, number, shard, condition, keys, seed)
@@ -114,6 +112,6 @@ def _in_order(pairs: Sequence[dict[str, Any]], keys: Sequence[str], shards: Shar
 
 
 def _with_queries(pairs: Sequence[dict[str, Any]], shards: Shards) -> list[dict[str, Any]]:
-    known = queries_of(shards)
+    known = shards.queries()
     texts = known.texts if known is not None else ()
     return [{**pair, "query_texts": [texts[n] if 0 <= n < len(texts) else f"query {n}" for n in pair["queries"] or ()]} for pair in pairs]

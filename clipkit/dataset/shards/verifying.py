@@ -63,9 +63,6 @@ def _each_shard(root: Path, shards: Sequence[Shard], processes: int) -> Iterator
         yield from workers.each(_shard_problems, tasks)
 
 
-# ----------------------------------------------------------------- one shard
-
-
 def _shard_problems(task: tuple[Path, Shard]) -> list[Problem]:
     root, shard = task
     try:
@@ -134,9 +131,6 @@ def pair_problem(key: str, parts: Mapping[str, bytes], row: Mapping[str, Any] | 
     if row is not None and row != {column: pair.metadata.get(column) for column in row}:
         return "its row in the parquet differs from its JSON"
     return None
-
-
-# ---------------------------------------------------------------- the folder
 
 
 def _folder_problems(root: Path, shards: Sequence[Shard]) -> Iterator[tuple[str, str]]:

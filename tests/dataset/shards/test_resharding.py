@@ -23,7 +23,6 @@ from clipkit.dataset.keyed_hashes import keyed_hash
 from clipkit.dataset.shards import Shards
 from clipkit.dataset.shards.key_lists import KeyList, hash_keys
 from clipkit.dataset.shards.merging import first_of_each, merge
-from clipkit.dataset.shards.recutting import queries_of
 from clipkit.dataset.shards.resharding import reshard
 from clipkit.recipe import MergeRecipe, ReshardRecipe
 from clipkit.run import Run
@@ -61,7 +60,7 @@ def test_without_a_wish_the_pairs_stay_as_they_are_and_only_the_cut_changes(make
     assert read_all(written) == read_all(source)
     assert [shard.count for shard in written.shards] == [11, 11, 11, 7]
     assert written.verify()["problems"] == []
-    assert queries_of(written) == queries_of(source)
+    assert written.queries() == source.queries()
     assert report["funnel"][-1] == {"stage": "reshard", "in": 40, "out": 40, "dropped": {}}
 
 
@@ -262,7 +261,7 @@ def test_a_merge_holds_every_key_once_and_renumbers_the_queries(
     both, report = merged([a, b], tmp_path / "both", pairs_per_shard=9)
     assert both.verify()["problems"] == []
     assert report["funnel"] == [{"stage": "merge", "in": 24, "out": 20, "dropped": {"repeated_key": 4}}]
-    queries = queries_of(both)
+    queries = both.queries()
     assert queries is not None
     assert queries.texts == ("cat", "dog", "fox", "owl", "elk", "bee", "yak")  # `Dog` matches as `dog` does
     names = {"a": ("cat", "dog", "fox", "owl", "elk", "bee"), "b": ("fox", "dog", "yak", "bee", "cat", "elk")}
@@ -298,7 +297,7 @@ def test_what_cannot_be_merged_is_told(make_shards: Make, made_pair: Any, tmp_pa
         merged([a, unknown], tmp_path / "out2")
     none = write_shards([made_pair(51, queries=None)], tmp_path / "c", pairs_per_shard=4, recipe={}, funnel=[])
     assert merged([a, none], tmp_path / "out3")[0].count == 5
-    wrong = write_shards([made_pair(52, queries=[-1])], tmp_path / "d", pairs_per_shard=4, recipe={}, funnel=[], queries=queries_of(a))
+    wrong = write_shards([made_pair(52, queries=[-1])], tmp_path / "d", pairs_per_shard=4, recipe={}, funnel=[], queries=a.queries())
     with pytest.raises(UserError, match="name queries that are not in its list of 6"):
         merged([a, wrong], tmp_path / "out4")
 
