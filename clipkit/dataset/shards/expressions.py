@@ -106,7 +106,7 @@ Node = Column | Literal | Call | Compared | OneOf | Combined
 def parse(text: str) -> Node:
     """The condition as a tree. Raises UserError that names the position (from 1) of what cannot be understood."""
     if not text.strip():
-        raise UserError("`--where` is empty: give a condition, for example `width >= 256`")
+        complain(text, 0, "there is nothing: give a condition, for example `width >= 256`")
     if len(text) > MAX_CHARACTERS:
         raise UserError(f"`--where` has {len(text):,} characters: at most {MAX_CHARACTERS:,} are read, put long lists of keys into a file")
     return _Parser(text).whole()

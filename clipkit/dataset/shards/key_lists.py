@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from clipkit import UserError
 from clipkit.dataset.keyed_hashes import keyed_hash
-from clipkit.dataset.shards.made_from import read_made_from
+from clipkit.dataset.shards.provenance import read_made_from
 from clipkit.dataset.shards.tables import TABLE_SCHEMA
 
 __all__ = ["KeyList", "hash_keys", "read_dropped", "read_kept"]

@@ -190,7 +190,7 @@ def test_lists_that_do_not_fit_are_told(make_shards: Make, read_all: Any, tmp_pa
     assert "cannot be read as parquet" in told(keep=str(tmp_path / "g.parquet"))
     (tmp_path / "h.pkl").write_bytes(b"x")
     assert "ends in .parquet, .csv or .txt" in told(keep=str(tmp_path / "h.pkl"))
-    assert "`--where` is empty" in told(where="  ")
+    assert "there is nothing: give a condition" in told(where="  ")
     assert not (tmp_path / "out" / "shards" / "shards.json").exists()
 
 

@@ -210,7 +210,8 @@ def test_no_pairs_at_all_are_shards_without_tars(tmp_path: Path) -> None:
     assert Shards.open(tmp_path) == shards
     assert shards.count == 0
     assert shards.table().num_rows == 0
-    assert shards.verify() == {"count": 0, "shards": 0, "bytes": 0, "problems": [], "notes": []}
+    assert shards.verify() == {"command": "shards verify", **shards.facts, "bytes": 0, "problems": [], "notes": []}
+    assert (shards.facts["tars"], shards.facts["pairs"]) == (0, 0)
 
 
 def test_a_build_run_is_opened_by_its_own_folder_and_travels_to_other_processes(tmp_path: Path) -> None:
