@@ -22,7 +22,7 @@ from torch import Tensor
 
 from clipkit import UserError
 from clipkit.dataset.shards import Pair, Shard, Shards, made_from
-from clipkit.dataset.shards.thumbnails import caption
+from clipkit.dataset.shards.thumbnails import picture_uri
 from clipkit.evaluation.embeddings import Embeddings, Pictures, embed
 from clipkit.evaluation.metrics import top_k
 from clipkit.evaluation.splits import Split
@@ -30,16 +30,19 @@ from clipkit.evaluation.suite import Suite, Task
 from clipkit.evaluation.zero_shot import Predictions, predict
 from clipkit.model.detector import Detector, Verify, load_detector
 from clipkit.model.encoder import Encoded, Encoder
+from clipkit.model.preprocess import FORMATS
 from clipkit.overlap.effect import LEVEL, Effect, measure_effect, summarise
 from clipkit.overlap.matches import MATCH_SCHEMA, matches
 from clipkit.overlap.neighbours import KEY_TYPE, NearestSearch, Neighbours
-from clipkit.overlap.pairs import choose_pairs, find_training_pairs, picture_uri
+from clipkit.overlap.pairs import choose_pairs, find_training_pairs
 from clipkit.overlap.review import Review, apply_review, load_review, review_path
 from clipkit.recipe import OverlapRecipe
 from clipkit.report.page import OverlapPage, ShownPair, TaskSection, write_overlap_page
+from clipkit.report.pages import one_line
 from clipkit.run import Run, replacing
 
 PAIRS_AT_ONCE = 512
+MAX_CAPTION = 300
 Describe = Callable[[Pictures], Embeddings]
 ROWS_PER_SHARD = 2**32
 """A place is shard index x this + row."""
@@ -345,7 +348,7 @@ def _sections(recipe: OverlapRecipe, findings: Sequence[Finding], shards: Shards
     for finding, choice in zip(findings, choices, strict=True):
         for place in finding.nearest.place_N[list(choice.all)].tolist():
             wanted[place // ROWS_PER_SHARD].append(place % ROWS_PER_SHARD)
-    training = {place: (pair, picture_uri(pair.image)) for place, pair in find_training_pairs(shards, wanted)}
+    training = {place: (pair, picture_uri(pair.image, formats=FORMATS)) for place, pair in find_training_pairs(shards, wanted)}
     show = partial(_shown, shards, training)
     return [
         TaskSection(
@@ -368,9 +371,9 @@ def _shown(shards: Shards, training: dict[tuple[int, int], tuple[Pair, str]], fi
         similarity=float(finding.nearest.similarity_N[index]),
         is_overlap=bool(finding.is_overlap_N[index]),
         verdict=finding.verdicts.get(index),
-        test_picture=picture_uri(split.read(index, index + 1)[0]),
+        test_picture=picture_uri(split.read(index, index + 1)[0], formats=FORMATS),
         train_picture=train_picture,
-        caption=caption(pair.text),
+        caption=one_line(pair.text, MAX_CAPTION),
         key=pair.key,
         shard=shards.shards[place[0]].name,
         label=classes[int(split.labels_N[index])][0],
