@@ -1,6 +1,5 @@
 """Files that name pairs by their keys: what to keep, what to drop, and what else is known of them (scores)."""
 
-import hashlib
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -14,11 +13,11 @@ import pyarrow.csv as pc_csv
 import pyarrow.parquet as pq
 
 from clipkit import UserError
-from clipkit.dataset.keyed_hashes import keyed_hash
+from clipkit.dataset.keyed_hashes import hash_keys
 from clipkit.dataset.shards.provenance import read_made_from
 from clipkit.dataset.shards.tables import TABLE_SCHEMA
 
-__all__ = ["KeyList", "hash_keys", "read_dropped", "read_kept"]
+__all__ = ["KeyList", "read_dropped", "read_kept"]
 
 MAX_FILE_BYTES = 20_000_000_000
 
@@ -53,15 +52,6 @@ class KeyList:
         # Two keys share a 64-bit hash once in 10^19 pairs of keys: the keys themselves decide.
         is_there = pc.equal(self.table["key"].take(pa.array(rows)), keys).to_numpy(zero_copy_only=False).astype(bool)
         return np.where(is_there, rows, -1)
-
-
-def hash_keys(keys: pa.ChunkedArray, seed: int = 0, purpose: str = "key lists") -> npt.NDArray[np.uint64]:
-    """A 64-bit hash of each key; as `keyed_hash`, but of keys that are no 32 hex characters too."""
-    try:
-        return keyed_hash(keys, seed, purpose)
-    except ValueError:
-        salted = (f"{seed}\n{purpose}\n{key}".encode() for key in keys.to_pylist())
-        return np.frombuffer(b"".join(hashlib.blake2b(key, digest_size=8).digest() for key in salted), np.uint64)
 
 
 def read_kept(path: Path, columns: Collection[str]) -> KeyList:

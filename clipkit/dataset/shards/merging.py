@@ -8,9 +8,9 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from clipkit import UserError
+from clipkit.dataset.keyed_hashes import hash_keys
 from clipkit.dataset.queries import QueryList
 from clipkit.dataset.shards.folder import Shards
-from clipkit.dataset.shards.key_lists import hash_keys
 from clipkit.dataset.shards.recutting import Origin, Recut, shuffled, write_recut
 from clipkit.dataset.texts.matching import normalise
 from clipkit.recipe import MergeRecipe

@@ -16,9 +16,9 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from clipkit import UserError
+from clipkit.dataset.keyed_hashes import hash_keys
 from clipkit.dataset.queries import QueryList
 from clipkit.dataset.shards.folder import Shards
-from clipkit.dataset.shards.key_lists import hash_keys
 from clipkit.dataset.shards.places import PairPlaces
 from clipkit.dataset.shards.tars import Pair
 from clipkit.dataset.shards.writing import resume_shards

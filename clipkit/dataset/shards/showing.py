@@ -10,9 +10,9 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from clipkit import UserError
+from clipkit.dataset.keyed_hashes import hash_keys
 from clipkit.dataset.shards.conditions import Condition
 from clipkit.dataset.shards.folder import Shards
-from clipkit.dataset.shards.key_lists import hash_keys
 from clipkit.dataset.shards.manifest import Shard
 from clipkit.dataset.shards.places import PairPlaces
 from clipkit.dataset.shards.tables import TABLE_SCHEMA

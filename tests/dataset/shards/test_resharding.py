@@ -19,9 +19,9 @@ from typer.testing import CliRunner
 
 from clipkit import UserError
 from clipkit.cli import app
-from clipkit.dataset.keyed_hashes import keyed_hash
+from clipkit.dataset.keyed_hashes import hash_keys, keyed_hash
 from clipkit.dataset.shards import Shards
-from clipkit.dataset.shards.key_lists import KeyList, hash_keys
+from clipkit.dataset.shards.key_lists import KeyList
 from clipkit.dataset.shards.merging import first_of_each, merge
 from clipkit.dataset.shards.resharding import reshard
 from clipkit.recipe import MergeRecipe, ReshardRecipe
