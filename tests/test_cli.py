@@ -87,6 +87,10 @@ MISTAKES = {
     "an option of no command": (["--loud"], "error: no such option `--loud`"),
     "a missing option": (["build-dataset", "demo"], "error: missing option `--out`"),
     "an option's wrong type": (["demo", "--seed", "x", "--out", "OUT"], "error: invalid value for `--seed`"),
+    "a seed that no recipe takes": (
+        ["shards", "merge", "a", "b", "--seed", "9" * 23, "--out", "OUT"],
+        "error: `--seed 99999999999999999999999`",
+    ),
     "no recipe of that name": (["recipes", "show", "demo"], "write COMMAND/NAME"),
     "an architecture that is not there": (["models", "show", "ViT-B-23"], "ViT-B-32"),
 }
@@ -182,6 +186,7 @@ def test_hashes_of_a_suite_are_written_and_a_task_without_data_does_not_stop_the
     given = ["--data", data, "--out", str(out), "--json"]
     whole = runner.invoke(app, ["suites", "hashes", str(color_files / "colors-suite.toml"), *given, "--quiet"])
     assert whole.exit_code == 0
+    assert json.loads(whole.stdout)["command"] == "suites hashes"
     assert json.loads(whole.stdout)["tasks"]["colors"]["pictures"] == 35 == pq.read_metadata(out).num_rows
     part = runner.invoke(app, ["suites", "hashes", str(tmp_path / "both.toml"), *given])
     assert part.exit_code == 1
@@ -222,3 +227,39 @@ def test_tables_show_data_and_do_not_obey_it():
     assert text(None) == ""
     rich = table.to_rich()
     assert [column.justify for column in rich.columns] == ["left", "right"]
+
+
+@pytest.fixture
+def shards(tmp_path, make_picture):
+    from clipkit.dataset.shards import Pair, pair_key, write_shards
+
+    pairs = [
+        Pair(pair_key(f"http://x/{i}", "red"), make_picture("red", seed=i, size=20), "red", {"image_url": f"http://x/{i}"})
+        for i in range(5)
+    ]
+    write_shards(pairs[:2], tmp_path / "other", pairs_per_shard=2, recipe={}, funnel=[])
+    return write_shards(pairs, tmp_path / "data", pairs_per_shard=2, recipe={}, funnel=[])
+
+
+@pytest.mark.parametrize(
+    ("command", "options", "holds"),
+    [
+        ("shards verify", [], "data"),
+        ("shards stats", [], "data"),
+        ("shards show", [], "data"),
+        ("score", ["--model", "color", "--out", "scores.parquet"], "data"),
+        ("shards reshard", ["--pairs-per-shard", "3", "--out", "run"], "run/shards"),
+        ("shards merge", ["other", "--out", "run"], "run/shards"),
+    ],
+)
+def test_reports_speak_of_shards_in_the_same_words(command, options, holds, shards, color_encoder, tmp_path, monkeypatch):
+    from clipkit.dataset.shards import Shards
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("clipkit.model.encoder.load_encoder", lambda spec, precision: color_encoder)
+    answer = runner.invoke(app, [*command.split(), "data", *options, "--json", "--quiet"])
+    assert answer.exit_code == 0, answer.output
+    told, meant = json.loads(answer.stdout), Shards.open(tmp_path / holds)
+    expected = {"command": command, "shards": holds, "tars": len(meant.shards), "pairs": 5, "fingerprint": meant.fingerprint}
+    assert {name: told[name] for name in expected} == expected
+    assert "count" not in told

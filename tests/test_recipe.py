@@ -10,7 +10,7 @@ import pytest
 from pydantic import ValidationError
 
 from clipkit import UserError
-from clipkit.recipe import COMMANDS, BuildRecipe, EvalRecipe, TrainRecipe, dump, flatten, knobs, load_recipe
+from clipkit.recipe import COMMANDS, BuildRecipe, EvalRecipe, MergeRecipe, TrainRecipe, dump, flatten, from_options, knobs, load_recipe
 from clipkit.recipe.section import Section
 from clipkit.resources import find, names, resource_root
 
@@ -206,3 +206,21 @@ def test_a_name_cannot_reach_outside_its_folder():
 def test_the_wheel_is_told_to_carry_recipes_tasks_and_suites():
     wheel = tomllib.loads((resource_root() / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]["force-include"]
     assert set(wheel) == {"recipes", "benchmarks/tasks", "benchmarks/suites"}
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"seed": 10**22}, "`--seed 10000000000000000000000`: input should be less than 9223372036854775808"),
+        ({"seed": -1}, "`--seed -1`: input should be greater than or equal to 0"),
+        ({"pairs_per_shard": 0}, "`--pairs-per-shard 0`: input should be greater than or equal to 1"),
+        ({"pairs_per_shard": 10**9 + 1}, "`--pairs-per-shard 1000000001`: input should be less than or equal to 1000000000"),
+    ],
+)
+def test_an_option_out_of_its_knobs_range_is_named(options, told):
+    with pytest.raises(UserError, match=f"^{told}$"):
+        from_options(MergeRecipe, **options)
+
+
+def test_options_make_the_recipe_that_its_knobs_make():
+    assert from_options(MergeRecipe, seed=2**63 - 1, pairs_per_shard=None) == MergeRecipe(seed=2**63 - 1)

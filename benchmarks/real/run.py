@@ -86,7 +86,7 @@ def run_openclipart(data: Path, work: Path) -> str:
             f"{len(drawings):,} drawings on {pages:,} HTML pages: alt = title, title = keywords, figcaption = description.\n",
             clipkit.block(),
             *(table.to_markdown() for table in build_tables(report)),
-            f"`shards verify`: {verified['count']:,} pairs in {verified['shards']} shards, {len(verified['problems'])} problems.\n",
+            f"`shards verify`: {verified['pairs']:,} pairs in {verified['tars']} shards, {len(verified['problems'])} problems.\n",
         ]
     )
 
@@ -115,7 +115,7 @@ def run_tuxpaint(data: Path, work: Path) -> str:
             "The funnel of the whole command:\n",
             funnel_table(report).to_markdown(),
             kept.to_markdown(),
-            f"`shards verify`: {verified['count']:,} pairs in {verified['shards']} shards, {len(verified['problems'])} problems.\n",
+            f"`shards verify`: {verified['pairs']:,} pairs in {verified['tars']} shards, {len(verified['problems'])} problems.\n",
         ]
     )
 

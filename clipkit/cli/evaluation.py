@@ -1,8 +1,7 @@
 """`clipkit eval ...` and `clipkit suites ...`."""
 
-import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -20,16 +19,13 @@ from clipkit.cli.options import (
     cache_dir,
     exit_for_failures,
     identity,
+    scratch_run,
     show,
 )
 from clipkit.recipe import EvalRecipe, load_recipe
 from clipkit.report.tables import hash_tables, score_tables, suite_tables
 from clipkit.resources import find, names
 from clipkit.run import Run
-
-if TYPE_CHECKING:
-    from clipkit.evaluation.splits import Split
-    from clipkit.evaluation.suite import Suite
 
 eval_app = typer.Typer(no_args_is_help=True, help="Evaluate a model on a suite of tasks.")
 suites_app = typer.Typer(no_args_is_help=True, help="List, show and hash the suites of tasks.")
@@ -117,34 +113,18 @@ def hash_suite(
     """
     if out.suffix != ".parquet" or out.is_dir():
         raise UserError(f"`--out {out}` should be the name of a file that ends in .parquet")
-    from clipkit.dataset.engine import cores_here
     from clipkit.dataset.images.left_out import write_hashes
-    from clipkit.evaluation.suite import load_suite
+    from clipkit.dataset.workers import cores_here
+    from clipkit.evaluation.suite import find_splits, load_suite
 
-    splits, failed = _test_splits(load_suite(suite), data)
+    splits, failed = find_splits(load_suite(suite), data)
     counts = {}
     if splits:
         total = sum(map(len, splits.values()))
         named = ((task, "test", split) for task, split in splits.items())
-        with (
-            tempfile.TemporaryDirectory() as folder,
-            Run.scratch(Path(folder), quiet=quiet) as run,
-            run.progress("hashing", total=total, unit="pictures") as advance,
-        ):
+        with scratch_run(quiet=quiet) as run, run.progress("hashing", total=total, unit="pictures") as advance:
             counts = write_hashes(named, out, processes=cores_here(), advance=advance)
-    report = {"suite": suite, "hashes": str(out) if splits else None, "tasks": counts, "failed": failed}
+    report = {"command": "suites hashes", "suite": suite, "hashes": str(out) if splits else None, "tasks": counts, "failed": failed}
     if counts or as_json:
         show(report, hash_tables(report), as_json=as_json, where=out)
     exit_for_failures(failed, has_results=bool(counts))
-
-
-def _test_splits(suite: "Suite", data: Path) -> tuple[dict[str, "Split"], dict[str, str]]:
-    """The test split of each task that has its data, and why the others have none."""
-    splits: dict[str, Split] = {}
-    failed: dict[str, str] = {}
-    for task in suite.tasks:
-        try:
-            splits[task.name] = task.split(data, "test")
-        except UserError as error:
-            failed[task.name] = str(error)
-    return splits, failed

@@ -13,13 +13,14 @@ import typer
 from rich.text import Text
 
 from clipkit import UserError, printable
-from clipkit.recipe import Section
 from clipkit.report.tables import Table, console
 from clipkit.run import Run
 
 if TYPE_CHECKING:
     from clipkit.evaluation.suite import Suite
 
+SHARDS_HELP = "A folder with `shards.json`, or a run that left one in its `shards/`."
+ShardsArgument = Annotated[Path, typer.Argument(metavar="SHARDS", help=SHARDS_HELP)]
 RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe file, or a name that `clipkit recipes list` shows.")]
 RecipeOption = Annotated[str | None, typer.Option("--recipe", metavar="RECIPE", help="A recipe file or name; without it, all defaults.")]
 OutOption = Annotated[Path, typer.Option("--out", metavar="DIR", help="The run's directory. The same command again resumes it.")]
@@ -81,15 +82,6 @@ def scratch_run(*, quiet: bool) -> Iterator[Run]:
             yield run
         finally:
             run.close()
-
-
-@contextlib.contextmanager
-def made_run(
-    out: Path, *, command: str, recipe: Section, inputs: Mapping[str, str], quiet: bool
-) -> Iterator[tuple[Run, dict[str, Any] | None]]:
-    """A run in `out`, and its report where it is finished already."""
-    with Run.open(out, command=command, recipe=recipe, inputs=inputs, quiet=quiet) as run:
-        yield run, run.report
 
 
 def show(report: Mapping[str, Any], tables: list[Table], *, as_json: bool, where: Path | None = None) -> None:

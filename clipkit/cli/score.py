@@ -5,8 +5,7 @@ from typing import Annotated
 
 import typer
 
-from clipkit.cli.options import JsonOption, ModelOption, QuietOption, scratch_run, show
-from clipkit.cli.shards import ShardsArgument
+from clipkit.cli.options import JsonOption, ModelOption, QuietOption, ShardsArgument, scratch_run, show
 from clipkit.report.shard_tables import score_pair_tables
 
 

@@ -1,30 +1,27 @@
 """`clipkit shards ...`."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from clipkit import UserError
-from clipkit.cli.options import JsonOption, OutOption, QuietOption, made_run, scratch_run, show
-from clipkit.recipe import ImportRecipe, MergeRecipe, ReshardRecipe
+from clipkit.cli.options import SHARDS_HELP, JsonOption, OutOption, QuietOption, ShardsArgument, scratch_run, show
+from clipkit.recipe import ImportRecipe, MergeRecipe, ReshardRecipe, from_options
 from clipkit.report.shard_tables import pair_tables, recut_tables, stats_tables, verify_tables
+from clipkit.run import Run
 
 if TYPE_CHECKING:
     from clipkit.dataset.shards import Shards
 
 app = typer.Typer(no_args_is_help=True, help="Check, describe, look at, select from, merge and import shards.")
 
-SHARDS_HELP = "A folder with `shards.json`, or a run that left one in its `shards/`."
-ShardsArgument = Annotated[Path, typer.Argument(metavar="SHARDS", help=SHARDS_HELP)]
 ProcessesOption = Annotated[
     int | None, typer.Option("--processes", min=1, max=512, help="Processes that share the work; default: the cores.")
 ]
-PairsPerShardOption = Annotated[
-    int | None, typer.Option("--pairs-per-shard", min=1, max=10**9, help="Pairs per shard; default: as the source.")
-]
-SeedOption = Annotated[int | None, typer.Option("--seed", min=0, help="Shuffle the pairs by this seed; default: the source's order.")]
+PairsPerShardOption = Annotated[int | None, typer.Option("--pairs-per-shard", help="Pairs per shard; default: as the source.")]
+SeedOption = Annotated[int | None, typer.Option("--seed", help="Shuffle the pairs by this seed; default: the source's order.")]
 WHERE_HELP = """A condition over the columns `key`, `image_url`, `text`, `page_url`, `source`, `queries`, `width`, `height`, `sha256`, for
 example `width >= 256 and not text like '%logo%'` or `length(text) > 20 and queries contains 12`."""
 
@@ -37,7 +34,7 @@ def verify(shards: ShardsArgument, processes: ProcessesOption = None, as_json: J
 
     Example: `clipkit shards verify runs/data`
     """
-    from clipkit.dataset.engine import cores_here
+    from clipkit.dataset.workers import cores_here
 
     opened = _opened(shards, check_sizes=False)
     with (
@@ -67,9 +64,13 @@ def stats(
     from clipkit.dataset.shards.summary import summarise
 
     opened = _opened(shards)
-    counting = _texts_over_context if tokens else None
+    counting: Callable[[Sequence[str]], int] | None = None
+    if tokens:
+        from clipkit.model.tokenizer import count_over_context
+
+        counting = count_over_context
     with scratch_run(quiet=quiet) as run, run.progress("reading tables", total=opened.count, unit="pairs") as advance:
-        report = {"command": "shards stats", **summarise(opened, top=top, advance=advance, count_over_context=counting)}
+        report = summarise(opened, top=top, advance=advance, count_over_context=counting)
     show(report, stats_tables(report), as_json=as_json)
 
 
@@ -100,8 +101,8 @@ def show_pairs(
         with run.progress("choosing pairs", total=opened.count, unit="pairs") as advance:
             report = showing.choose_pairs(opened, count=wanted, seed=seed, keys=key or (), where=where, advance=advance)
         if out is not None:
-            with run.progress("drawing pictures", total=len(report["pairs"]), unit="pictures") as advance:
-                pairs = showing.with_pictures(opened, report["pairs"], advance=advance)
+            with run.progress("drawing pictures", total=len(report["shown"]), unit="pictures") as advance:
+                pairs = showing.with_pictures(opened, report["shown"], advance=advance)
             _write_page(out, shards, report, pairs, where)
     show(report, pair_tables(report), as_json=as_json)
     if out is not None and not as_json:
@@ -140,16 +141,18 @@ def reshard(
     Examples: `clipkit shards reshard runs/data --keep scores.parquet --where "score >= 0.28" --out runs/best`,
     `clipkit shards reshard runs/data --drop runs/overlap/overlap-pairs.parquet --out runs/clean`
     """
-    given = {"keep": keep and str(keep), "drop": drop and str(drop), "where": where, "pairs_per_shard": pairs_per_shard, "seed": seed}
-    knobs = ReshardRecipe.model_validate(given)
+    lists = {"keep": keep and str(keep), "drop": drop and str(drop)}
+    knobs = from_options(ReshardRecipe, **lists, where=where, pairs_per_shard=pairs_per_shard, seed=seed)
     opened = _opened(shards)
     from clipkit.dataset.shards import resharding
 
     files = {name: path for name, path in (("keep", keep), ("drop", drop)) if path is not None}
     resharding.selection_of(opened, keep=knobs.keep, drop=knobs.drop, where=knobs.where)  # mistakes, before anything is written
     inputs = {"shards": opened.fingerprint, **{f"{name} sha256": resharding.hash_of(path) for name, path in files.items()}}
-    with made_run(out, command="shards reshard", recipe=knobs, inputs=inputs, quiet=quiet) as (run, report):
-        report = report or _finished(run, resharding.reshard(knobs, opened, run))
+    with Run.open(out, command="shards reshard", recipe=knobs, inputs=inputs, quiet=quiet) as run:
+        if (report := run.report) is None:
+            report = resharding.reshard(knobs, opened, run)
+            run.finish(report)
     show(report, recut_tables(report), as_json=as_json, where=out / "shards")
 
 
@@ -168,13 +171,15 @@ def merge(
 
     Example: `clipkit shards merge runs/2021 runs/2022 --out runs/both --seed 0`
     """
-    knobs = MergeRecipe(pairs_per_shard=pairs_per_shard, seed=seed)
+    knobs = from_options(MergeRecipe, pairs_per_shard=pairs_per_shard, seed=seed)
     opened = [_opened(path) for path in shards]
     from clipkit.dataset.shards.merging import merge as engine
 
     inputs = {f"shards {number}": one.fingerprint for number, one in enumerate(opened, start=1)}
-    with made_run(out, command="shards merge", recipe=knobs, inputs=inputs, quiet=quiet) as (run, report):
-        report = report or _finished(run, engine(knobs, opened, run))
+    with Run.open(out, command="shards merge", recipe=knobs, inputs=inputs, quiet=quiet) as run:
+        if (report := run.report) is None:
+            report = engine(knobs, opened, run)
+            run.finish(report)
     show(report, recut_tables(report), as_json=as_json, where=out / "shards")
 
 
@@ -182,7 +187,7 @@ def merge(
 def import_(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="What img2dataset wrote with `output_format=webdataset`.")],
     out: OutOption,
-    pairs_per_shard: Annotated[int, typer.Option("--pairs-per-shard", min=1, max=10**9, help="Pairs per shard.")] = 10_000,
+    pairs_per_shard: Annotated[int, typer.Option("--pairs-per-shard", help="Pairs per shard.")] = 10_000,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
@@ -195,10 +200,12 @@ def import_(
     """
     from clipkit.dataset.shards import importing
 
-    knobs = ImportRecipe(pairs_per_shard=pairs_per_shard)
+    knobs = from_options(ImportRecipe, pairs_per_shard=pairs_per_shard)
     inputs = {"folder": str(folder), "tars": importing.folder_hash(importing.find_tars(folder))}
-    with made_run(out, command="shards import", recipe=knobs, inputs=inputs, quiet=quiet) as (run, report):
-        report = report or _finished(run, importing.import_shards(knobs, folder, run))
+    with Run.open(out, command="shards import", recipe=knobs, inputs=inputs, quiet=quiet) as run:
+        if (report := run.report) is None:
+            report = importing.import_shards(knobs, folder, run)
+            run.finish(report)
     show(report, recut_tables(report), as_json=as_json, where=out / "shards")
     if report["broken_tars"]:
         raise typer.Exit(1)
@@ -210,22 +217,8 @@ def _opened(path: Path, *, check_sizes: bool = True) -> "Shards":
     return Shards.open(path, check_sizes=check_sizes)
 
 
-def _finished(run: Any, report: dict[str, Any]) -> dict[str, Any]:
-    run.finish(report)
-    return report
-
-
 def _write_page(out: Path, shards: Path, report: dict[str, Any], pairs: Sequence[dict[str, Any]], where: str | None) -> None:
     from clipkit.report.pairs_page import write_pairs_page
 
     note = f"{len(pairs):,} of {report['found']:,} pairs" + (f" where {where}" if where else "")
     write_pairs_page(out, title=f"Pairs of {shards.resolve().name}", note=note, pairs=pairs)
-
-
-def _texts_over_context(texts: Sequence[str]) -> int:
-    """Texts of more than 77 tokens, start and end included: what CLIP's text tower cuts."""
-    from clipkit.model.tokenizer import END_OF_TEXT, Tokenizer
-
-    context = 77
-    ids_BL = Tokenizer(context + 1)(texts, padded=True)
-    return int((ids_BL[:, context] == END_OF_TEXT).sum())

@@ -25,7 +25,7 @@ from clipkit import UserError
 from clipkit.dataset import frames
 from clipkit.dataset.balance import Balance, Int64s, Kept, balance, oversampled
 from clipkit.dataset.collect import Collection, counts_of, describe, merge_examples
-from clipkit.dataset.engine import Workforce, cores_here, start_engine
+from clipkit.dataset.engine import Workforce, start_engine
 from clipkit.dataset.gather import gather
 from clipkit.dataset.images import judging
 from clipkit.dataset.images.download import Downloads, download, find_downloads
@@ -36,10 +36,12 @@ from clipkit.dataset.keyed_hashes import keyed_hash, query_salts
 from clipkit.dataset.pages import Part, parts_of
 from clipkit.dataset.pages.reading import broken_file
 from clipkit.dataset.queries import QueryList, load_queries
-from clipkit.dataset.shards import MANIFEST, Pair, Shards, write_shards
+from clipkit.dataset.shards import MANIFEST, Pair, Shards, resume_shards
+from clipkit.dataset.shards.tars import file_sha256
 from clipkit.dataset.stages import MATCHED_SCHEMA, Selection, Stages, earlier_downloads, funnel_line, marked, read_pairs
 from clipkit.dataset.texts import text_rules
 from clipkit.dataset.texts.matching import QueryIndex
+from clipkit.dataset.workers import cores_here
 from clipkit.recipe import BuildRecipe, dump
 from clipkit.run import Run, replacing
 
@@ -290,21 +292,26 @@ def _write_shards(recipe: BuildRecipe, stages: Stages, queries: QueryList, final
         pairs = pq.read_table(final / "pairs.parquet")
         order = np.argsort(keyed_hash(pairs["key"], recipe.seed, "shards"), kind="stable")
         with run.progress("writing shards", total=len(pairs), unit="pairs") as advance:
-            shuffled = _pairs(pairs, order, stored, advance)
             size = recipe.shards.pairs_per_shard
-            write_shards(shuffled, root, pairs_per_shard=size, recipe=dump(recipe), funnel=stages.funnel, queries=queries)
+            plan = hashlib.sha256(f"{file_sha256(final / 'pairs.parquet')} {recipe.seed} {size}".encode()).hexdigest()
+            told = {"recipe": dump(recipe), "funnel": stages.funnel}
+            reads = _pairs(pairs, order, stored)
+            resume_shards(reads, root, pairs_per_shard=size, plan=plan, told=lambda: told, queries=queries, advance=advance)
     for spool in sorted(stored.glob("*.bin")):
         spool.unlink()
     return Shards.open(root)
 
 
-def _pairs(pairs: pa.Table, order: Any, stored: Path, advance: Callable[..., None]) -> Iterator[Pair]:
-    fields = ("key", "image_url", "page_url", "source", "text", "queries", "width", "height", "sha256")
+def _pairs(pairs: pa.Table, order: Any, stored: Path) -> Iterator[Callable[[], Pair]]:
     for start in range(0, len(order), 1_000):
         for row in pairs.take(order[start : start + 1_000]).to_pylist():
-            image = read_stored(stored, row["file"], row["offset"], row["size"])
-            if hashlib.sha256(image).hexdigest() != row["sha256"]:
-                spool = stored / f"stored-{row['file']:05d}.bin"
-                raise UserError(f"`{spool}` is damaged at the image of {row['image_url']}: delete the file and run again to make it anew")
-            yield Pair(row["key"], image, row["text"], {name: row[name] for name in fields})
-            advance(1)
+            yield partial(_pair, row, stored)
+
+
+def _pair(row: Mapping[str, Any], stored: Path) -> Pair:
+    fields = ("key", "image_url", "page_url", "source", "text", "queries", "width", "height", "sha256")
+    image = read_stored(stored, row["file"], row["offset"], row["size"])
+    if hashlib.sha256(image).hexdigest() != row["sha256"]:
+        spool = stored / f"stored-{row['file']:05d}.bin"
+        raise UserError(f"`{spool}` is damaged at the image of {row['image_url']}: delete the file and run again to make it anew")
+    return Pair(row["key"], image, row["text"], {name: row[name] for name in fields})

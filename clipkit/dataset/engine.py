@@ -19,9 +19,10 @@ import daft
 from daft.execution import udf
 
 from clipkit import UserError, __version__
+from clipkit.dataset.workers import cores_here
 from clipkit.recipe import EngineKnobs
 
-__all__ = ["Workforce", "cores_here", "start_engine"]
+__all__ = ["Workforce", "start_engine"]
 
 # What fails comes as an exception too, and is told in our own words.
 logging.getLogger("daft_local_execution").addHandler(logging.NullHandler())
@@ -99,11 +100,6 @@ def _room(wanted: int | None, say: Callable[[str], None]) -> int:
 def _ray() -> Any:
     """Ray, which is an extra."""
     return importlib.import_module("ray")
-
-
-def cores_here() -> int:
-    """The cores of this machine that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _choose(name: str) -> None:

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from clipkit.dataset.texts.matching import normalise
 from clipkit.dataset.texts.tokens import Mode
 
-__all__ = ["Keys", "keyed_hash", "keys_of", "query_salts", "salted_hash"]
+__all__ = ["Keys", "hash_keys", "keyed_hash", "keys_of", "query_salts", "salted_hash"]
 
 UInt64s = npt.NDArray[np.uint64]
 
@@ -39,6 +39,15 @@ def keyed_hash(keys: pa.Array | pa.ChunkedArray, seed: int, purpose: str) -> UIn
     salt = _salts([f"{seed}\n{purpose}"])
     chunks = keys.chunks if isinstance(keys, pa.ChunkedArray) else [keys]
     return np.concatenate([np.empty(0, np.uint64), *(salted_hash(salt, keys_of(chunk)) for chunk in chunks)])
+
+
+def hash_keys(keys: pa.ChunkedArray, seed: int = 0, purpose: str = "key lists") -> UInt64s:
+    """A 64-bit hash of each key; as `keyed_hash`, but of keys that are no 32 hex characters too."""
+    try:
+        return keyed_hash(keys, seed, purpose)
+    except ValueError:
+        salted = (f"{seed}\n{purpose}\n{key}".encode() for key in keys.to_pylist())
+        return np.frombuffer(b"".join(hashlib.blake2b(key, digest_size=8).digest() for key in salted), np.uint64)
 
 
 def keys_of(keys: pa.Array) -> Keys:

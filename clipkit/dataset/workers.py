@@ -13,9 +13,14 @@ from typing import Any, Self
 
 from clipkit import UserError
 
-__all__ = ["Workers", "watch_parent"]
+__all__ = ["Workers", "cores_here", "watch_parent"]
 
 VALUES_PER_MESSAGE = 8
+
+
+def cores_here() -> int:
+    """The cores of this machine that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @functools.cache

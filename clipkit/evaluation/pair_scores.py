@@ -6,12 +6,11 @@ behind the last one. In memory are a few batches of pictures and one shard's sco
 
 import hashlib
 import itertools
-import json
 import math
 import shutil
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,7 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from clipkit import UserError
-from clipkit.dataset.shards import Pair, Shard, Shards
+from clipkit.dataset.shards import Pair, Shard, Shards, made_from, read_made_from
 from clipkit.model.encoder import Encoder
 from clipkit.model.preprocess import UndecodableImage
 from clipkit.run import Run, replacing
@@ -48,29 +47,45 @@ def score_pairs(encoder: Encoder, shards: Shards, out: Path, *, run: Run, batch_
     """Write `out`, a parquet of SCORE_SCHEMA in the order of the shards; returns the report.
 
     The file's metadata name the shards' and the encoder's fingerprints under `clipkit`, so that scores of other shards are told apart.
-    `workers` threads decode. Raises UserError for an image-only encoder, one that gives NaN, and a tar that is damaged.
+    A file that names both already is what is asked for: it is described again, not made again. `workers` threads decode.
+    Raises UserError for an image-only encoder, one that gives NaN, and a tar that is damaged.
     """
     if not encoder.has_text:
         raise UserError(f"model `{encoder.name}` encodes images only: a pair's score needs a model with a text tower")
     started = time.monotonic()
-    facts = {"shards": shards.fingerprint, "model": encoder.name, "encoder": encoder.fingerprint}
+    metadata = made_from(shards, model=encoder.name, encoder=encoder.fingerprint)
     folder = _parts_folder(out)
+    if not _is_finished(out, shards, metadata):
+        parts = _score_shards(encoder, shards, folder, run=run, batch_size=batch_size, workers=workers)
+        _write(out, (pq.read_table(part, partitioning=None) for part in parts), metadata)
+    shutil.rmtree(folder, ignore_errors=True)
+    report = {"command": "score", **shards.facts, "model": encoder.name, "encoder": encoder.fingerprint, "out": str(out), **_described(out)}
+    return {**report, "seconds": round(time.monotonic() - started, 3)}
+
+
+def _is_finished(out: Path, shards: Shards, metadata: Mapping[bytes, bytes]) -> bool:
+    """Whether `out` holds the scores that are asked for already."""
+    try:
+        schema, count = pq.read_schema(out), pq.read_metadata(out).num_rows
+    except (OSError, pa.ArrowException):
+        return False
+    wanted = SCORE_SCHEMA.with_metadata(metadata)
+    return schema.equals(wanted) and read_made_from(schema) == read_made_from(wanted) and count == shards.count
+
+
+def _score_shards(encoder: Encoder, shards: Shards, folder: Path, *, run: Run, batch_size: int, workers: int) -> list[Path]:
+    """Score shard after shard into files of `folder`; those of a run that was killed stay."""
+    parts = []
     with run.progress("scoring pairs", total=shards.count, unit="pairs") as advance, ThreadPoolExecutor(max(1, workers)) as pool:
-        parts = []
         for shard in shards.shards:
             part = folder / f"{_part_key(encoder, shard)}.parquet"
-            table = _known(part, shard)
-            if table is None:
-                _check_hash(shards, shard)
-                table = _scored(encoder, _batches(encoder, shards.read(shard), pool, batch_size), shard, advance)
-                _write(part, [table], {})
+            if _known(part, shard) is None:
+                shards.check(shard)
+                _write(part, [_scored(encoder, _batches(encoder, shards.read(shard), pool, batch_size), shard, advance)], {})
             else:
                 advance(shard.count)
             parts.append(part)
-    _write(out, (pq.read_table(part, partitioning=None) for part in parts), {b"clipkit": json.dumps(facts).encode()})
-    report = {"command": "score", "model": encoder.name, "out": str(out), **facts, **_described(parts)}
-    shutil.rmtree(folder, ignore_errors=True)
-    return {**report, "seconds": round(time.monotonic() - started, 3)}
+    return parts
 
 
 def _parts_folder(out: Path) -> Path:
@@ -90,13 +105,6 @@ def _known(part: Path, shard: Shard) -> pa.Table | None:
     except (OSError, pa.ArrowException):
         return None
     return table if table.schema.equals(SCORE_SCHEMA) and len(table) == shard.count else None
-
-
-def _check_hash(shards: Shards, shard: Shard) -> None:
-    path = shards.root / shard.name
-    with open(path, "rb") as file:
-        if hashlib.file_digest(file, "sha256").hexdigest() != shard.sha256:
-            raise UserError(f"`{path}` is not what its manifest says (another sha256): `clipkit shards verify` lists all damage")
 
 
 def _batches(encoder: Encoder, pairs: Iterator[Pair], pool: ThreadPoolExecutor, size: int) -> Iterator[_Batch]:
@@ -157,19 +165,20 @@ def _write(path: Path, tables: Any, metadata: dict[bytes, bytes]) -> None:
             writer.write_table(table.replace_schema_metadata(metadata or None))
 
 
-def _described(parts: Sequence[Path]) -> dict[str, Any]:
+def _described(out: Path) -> dict[str, Any]:
     """Counts, mean and quantiles. Quantiles are read off a histogram: right within 0.00001."""
     histogram, count, undecodable, total = np.zeros(_BINS + 1, np.int64), 0, 0, 0.0
-    for part in parts:
-        column = pq.read_table(part, columns=["score"], partitioning=None)["score"]
-        scores: NDArray[np.float64] = column.drop_null().to_numpy().astype(np.float64)
-        count += len(column)
-        undecodable += column.null_count
-        total += float(scores.sum())
-        places = np.clip(np.rint((scores + 1) * (_BINS / 2)), 0, _BINS).astype(np.int64)
-        histogram += np.bincount(places, minlength=_BINS + 1)
+    with pq.ParquetFile(out) as file:
+        for batch in file.iter_batches(columns=["score"]):
+            column = batch["score"]
+            scores: NDArray[np.float64] = column.drop_null().to_numpy().astype(np.float64)
+            count += len(column)
+            undecodable += column.null_count
+            total += float(scores.sum())
+            places = np.clip(np.rint((scores + 1) * (_BINS / 2)), 0, _BINS).astype(np.int64)
+            histogram += np.bincount(places, minlength=_BINS + 1)
     scored = count - undecodable
-    told = {"pairs": count, "scored": scored, "undecodable": undecodable, "mean": round(total / scored, 6) if scored else None}
+    told = {"scored": scored, "undecodable": undecodable, "mean": round(total / scored, 6) if scored else None}
     if not scored:
         return {**told, "quantiles": None}
     ranks = {name: max(1, math.ceil(share * scored)) for name, share in QUANTILES.items()}

@@ -152,9 +152,21 @@ def load_suite(name_or_path: str) -> Suite:
     return _validated(Suite, raw, path)
 
 
+def find_splits(suite: Suite, data_root: Path, name: SplitName = "test") -> tuple[dict[str, Split], dict[str, str]]:
+    """A split of each task that has its data, and why the others have none."""
+    splits: dict[str, Split] = {}
+    failed: dict[str, str] = {}
+    for task in suite.tasks:
+        try:
+            splits[task.name] = task.split(data_root, name)
+        except UserError as error:
+            failed[task.name] = str(error)
+    return splits, failed
+
+
 def describe(suite: Suite) -> dict[str, Any]:
     """A suite as plain JSON: what `clipkit suites show` prints."""
-    return {"suite": suite.name, "title": suite.title, "tasks": [_describe_task(task) for task in suite.tasks]}
+    return {"command": "suites show", "suite": suite.name, "title": suite.title, "tasks": [_describe_task(task) for task in suite.tasks]}
 
 
 def _describe_task(task: Task) -> dict[str, Any]:

@@ -40,6 +40,12 @@ class Tokenizer:
         return torch.from_numpy(ids_BL[:, :length].astype(np.int64))
 
 
+def count_over_context(texts: Sequence[str], context: int = 77) -> int:
+    """Texts of more tokens than the context holds, start and end included: what a text tower cuts."""
+    ids_BL = Tokenizer(context + 1)(texts, padded=True)
+    return int((ids_BL[:, context] == END_OF_TEXT).sum()) if texts else 0
+
+
 def clean(text: str) -> str:
     """Broken encodings mended, HTML entities resolved twice, white space folded, lower case: as the published tokenizers do."""
     text = text[:MAX_CHARACTERS]

@@ -5,9 +5,7 @@ second one only searches. Two passes over the shards for each task: the search k
 a detector that can verifies them.
 """
 
-import hashlib
 import itertools
-import json
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -23,8 +21,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from clipkit import UserError
-from clipkit.dataset.shards import Pair, Shard, Shards
-from clipkit.dataset.shards.thumbnails import caption
+from clipkit.dataset.shards import Pair, Shard, Shards, made_from
+from clipkit.dataset.shards.thumbnails import picture_uri
 from clipkit.evaluation.embeddings import Embeddings, Pictures, embed
 from clipkit.evaluation.metrics import top_k
 from clipkit.evaluation.splits import Split
@@ -32,16 +30,19 @@ from clipkit.evaluation.suite import Suite, Task
 from clipkit.evaluation.zero_shot import Predictions, predict
 from clipkit.model.detector import Detector, Verify, load_detector
 from clipkit.model.encoder import Encoded, Encoder
+from clipkit.model.preprocess import FORMATS
 from clipkit.overlap.effect import LEVEL, Effect, measure_effect, summarise
 from clipkit.overlap.matches import MATCH_SCHEMA, matches
 from clipkit.overlap.neighbours import KEY_TYPE, NearestSearch, Neighbours
-from clipkit.overlap.pairs import choose_pairs, find_training_pairs, picture_uri
+from clipkit.overlap.pairs import choose_pairs, find_training_pairs
 from clipkit.overlap.review import Review, apply_review, load_review, review_path
 from clipkit.recipe import OverlapRecipe
 from clipkit.report.page import OverlapPage, ShownPair, TaskSection, write_overlap_page
+from clipkit.report.pages import one_line
 from clipkit.run import Run, replacing
 
 PAIRS_AT_ONCE = 512
+MAX_CAPTION = 300
 Describe = Callable[[Pictures], Embeddings]
 ROWS_PER_SHARD = 2**32
 """A place is shard index x this + row."""
@@ -113,12 +114,8 @@ class ShardPictures:
     @cached_property
     def content_hash(self) -> str:
         """The tar's own sha256, not what the manifest claims. Raises UserError where they differ: it was changed after it was written."""
-        path = self._shards.root / self.name
-        with open(path, "rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
-        if found != self._shard.sha256:
-            raise UserError(f"`{path}` is not what its manifest says (another sha256): `clipkit shards verify` lists all damage")
-        return found
+        self._shards.check(self._shard)
+        return self._shard.sha256
 
     def read(self, start: int, stop: int) -> list[bytes]:
         """Encoded pictures start..stop. Raises UserError where the tar holds fewer than the manifest says."""
@@ -308,9 +305,8 @@ def _task_row(finding: Finding, *, num_tasks: int) -> dict[str, Any]:
 
 def _write_table(path: Path, schema: pa.Schema, tables: Sequence[pa.Table], shards: Shards) -> None:
     """With the training shards' fingerprint, so that nobody drops by it from others."""
-    metadata = {b"clipkit": json.dumps({"shards": shards.fingerprint}).encode()}
     with replacing(path) as temporary:
-        pq.write_table(pa.concat_tables([schema.empty_table(), *tables]).replace_schema_metadata(metadata), temporary)
+        pq.write_table(pa.concat_tables([schema.empty_table(), *tables]).replace_schema_metadata(made_from(shards)), temporary)
 
 
 def _matches(finding: Finding, shards: Shards) -> pa.Table:
@@ -352,7 +348,7 @@ def _sections(recipe: OverlapRecipe, findings: Sequence[Finding], shards: Shards
     for finding, choice in zip(findings, choices, strict=True):
         for place in finding.nearest.place_N[list(choice.all)].tolist():
             wanted[place // ROWS_PER_SHARD].append(place % ROWS_PER_SHARD)
-    training = {place: (pair, picture_uri(pair.image)) for place, pair in find_training_pairs(shards, wanted)}
+    training = {place: (pair, picture_uri(pair.image, formats=FORMATS)) for place, pair in find_training_pairs(shards, wanted)}
     show = partial(_shown, shards, training)
     return [
         TaskSection(
@@ -375,9 +371,9 @@ def _shown(shards: Shards, training: dict[tuple[int, int], tuple[Pair, str]], fi
         similarity=float(finding.nearest.similarity_N[index]),
         is_overlap=bool(finding.is_overlap_N[index]),
         verdict=finding.verdicts.get(index),
-        test_picture=picture_uri(split.read(index, index + 1)[0]),
+        test_picture=picture_uri(split.read(index, index + 1)[0], formats=FORMATS),
         train_picture=train_picture,
-        caption=caption(pair.text),
+        caption=one_line(pair.text, MAX_CAPTION),
         key=pair.key,
         shard=shards.shards[place[0]].name,
         label=classes[int(split.labels_N[index])][0],

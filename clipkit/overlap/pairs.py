@@ -6,8 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from clipkit.dataset.shards import Pair, Shards, thumbnails
-from clipkit.model.preprocess import FORMATS
+from clipkit.dataset.shards import Pair, Shards
 
 
 @dataclass(frozen=True)
@@ -50,8 +49,3 @@ def find_training_pairs(shards: Shards, wanted: Mapping[int, Sequence[int]]) -> 
                 yield (shard_index, row), pair
             if row >= max(needed):
                 break
-
-
-def picture_uri(data: bytes) -> str:
-    """A picture of a test set or a shard as a small `data:` URI."""
-    return thumbnails.picture_uri(data, formats=FORMATS)

@@ -21,7 +21,7 @@ from clipkit.recipe.build import (
 from clipkit.recipe.commands import COMMANDS
 from clipkit.recipe.evaluate import EvalRecipe, OverlapRecipe, ProbeKnobs
 from clipkit.recipe.queries import BigramKnobs, BuildQueriesRecipe, TitleKnobs, WikipediaKnobs, WordKnobs
-from clipkit.recipe.read import dump, flatten, free_knobs, knobs, load_recipe
+from clipkit.recipe.read import dump, flatten, free_knobs, from_options, knobs, load_recipe
 from clipkit.recipe.section import Section
 from clipkit.recipe.shards import ImportRecipe, MergeRecipe, ReshardRecipe
 from clipkit.recipe.train import DataKnobs, ModelKnobs, OptimiserKnobs, TrainRecipe
@@ -59,6 +59,7 @@ __all__ = [
     "dump",
     "flatten",
     "free_knobs",
+    "from_options",
     "knobs",
     "load_recipe",
 ]

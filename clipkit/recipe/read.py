@@ -35,6 +35,16 @@ def load_recipe(kind: type[R], path: Path | None, overrides: Sequence[str] = ())
         raise UserError(_first_problem(kind, error.errors(), path, overrides)) from None
 
 
+def from_options(kind: type[R], **options: Any) -> R:
+    """A recipe whose knobs are a command's options. Raises UserError naming the option that is out of its knob's range."""
+    try:
+        return kind.model_validate(options)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        shown = str(problem["input"])
+        raise UserError(f"`--{str(problem['loc'][0]).replace('_', '-')} {shown[:80]}`: {_expected(problem, shown)}") from None
+
+
 class Knob(NamedTuple):
     """A knob's dotted name, what it means, and its default as JSON values ("required" where it has none)."""
 

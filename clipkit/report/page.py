@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from clipkit.report.pages import environment
 from clipkit.run import replacing
 
 
@@ -59,17 +60,13 @@ def write_overlap_page(path: Path, page: OverlapPage) -> None:
 
 def render_overlap_page(page: OverlapPage) -> str:
     """The page as HTML text."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
     from clipkit.report.figures import overlap_panels, similarity_histogram
 
     # Every template is escaped, whatever its file is called.
-    environment = Environment(
-        loader=PackageLoader("clipkit.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters |= {"percent": percent, "points": points, "p_value": p_value}
+    templates = environment()
+    templates.filters |= {"percent": percent, "points": points, "p_value": p_value}
     compared = [section for section in page.sections if section.row["overlap"]]
-    return environment.get_template("overlap.html").render(
+    return templates.get_template("overlap.html").render(
         report=page.report,
         panels=_image_uri(overlap_panels([_point(section.row) for section in compared], confidence=page.report["confidence"]))
         if compared

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from clipkit.report.pages import environment, one_line
 from clipkit.run import replacing
 
 __all__ = ["render_pairs_page", "write_pairs_page"]
@@ -30,25 +31,18 @@ def write_pairs_page(path: Path, *, title: str, note: str, pairs: Sequence[Mappi
 
 def render_pairs_page(*, title: str, note: str, pairs: Sequence[Mapping[str, Any]]) -> str:
     """The page as HTML text. `pairs` are rows as `shards show` gives them, `picture` a `data:` URI or None."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(
-        loader=PackageLoader("clipkit.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
     style = (files("clipkit.report") / "templates" / "pairs.css").read_text(encoding="utf-8")
-    return environment.get_template("pairs.html").render(
-        title=one_line(title, MAX_TEXT),
-        note=one_line(note, MAX_TEXT),
-        style=style,
-        policy=_policy(style),
-        pairs=[_card(pair) for pair in pairs],
+    return (
+        environment()
+        .get_template("pairs.html")
+        .render(
+            title=one_line(title, MAX_TEXT),
+            note=one_line(note, MAX_TEXT),
+            style=style,
+            policy=_policy(style),
+            pairs=[_card(pair) for pair in pairs],
+        )
     )
-
-
-def one_line(text: str, most: int) -> str:
-    """A text on one line, cut, without characters that do not print: controls, and marks that turn the direction of writing."""
-    line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
-    return line if len(line) <= most else line[: most - 1] + "…"
 
 
 def link(url: str | None) -> dict[str, str | None] | None:

@@ -15,9 +15,7 @@ def verify_tables(report: Mapping[str, Any]) -> list[Table]:
     """What `shards verify` found."""
     problems = report["problems"]
     names = ("shards", "pairs", "megabytes", "problems")
-    summary = Table(
-        "shards", names, [(report["shards"], report["count"], report["bytes"] / 1e6, len(problems))], "\n".join(report["notes"])
-    )
+    summary = Table("shards", names, [(report["tars"], report["pairs"], report["bytes"] / 1e6, len(problems))], "\n".join(report["notes"]))
     if not problems:
         return [summary]
     note = f"and {len(problems) - _SHOWN_PROBLEMS:,} more: --json lists all" if len(problems) > _SHOWN_PROBLEMS else ""
@@ -40,7 +38,7 @@ def stats_tables(report: Mapping[str, Any]) -> list[Table]:
 def _facts(report: Mapping[str, Any]) -> list[tuple[str, Cell]]:
     facts: list[tuple[str, Cell]] = [
         ("pairs", report["pairs"]),
-        ("shards", report["shards"]),
+        ("shards", report["tars"]),
         ("megabytes", report["bytes"] / 1e6),
         ("fingerprint", report["fingerprint"]),
     ]
@@ -96,7 +94,7 @@ def pair_tables(report: Mapping[str, Any]) -> list[Table]:
             "host": _host(pair["image_url"]),
             "queries": ", ".join(pair["query_texts"][:5]) + (" …" if len(pair["query_texts"]) > 5 else ""),
         }
-        for pair in report["pairs"]
+        for pair in report["shown"]
     ]
     return [Table.from_dicts(f"{len(rows):,} of {report['found']:,} pairs", rows)]
 

@@ -145,13 +145,13 @@ def _host_tables(report: Mapping[str, Any]) -> list[Table]:
     hosts = report.get("hosts", [])
     if not hosts:
         return []
-    rows = [(host["host"], _counts(host["outcomes"])) for host in hosts[:WORST_HOSTS]]
+    rows = [(host["host"], _counts(host["outcomes"])) for host in hosts[:SHOWN_HOSTS]]
     return [
         Table("hosts that lost most", ("host", "URLs"), rows, f"of {report['num_hosts']:,} hosts; all of them: {report['hosts_table']}")
     ]
 
 
-WORST_HOSTS = 5
+SHOWN_HOSTS = 5
 """Rows of the table of hosts; the report has more."""
 BALANCE_ROWS = {
     "queries": "count",

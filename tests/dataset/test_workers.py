@@ -59,3 +59,8 @@ def is_running(process: int) -> bool:
         return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
+
+
+def test_cores_are_counted_without_the_engine():
+    code = "import sys; from clipkit.dataset.workers import cores_here; assert cores_here() >= 1; assert 'daft' not in sys.modules"
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, timeout=60)

@@ -83,19 +83,30 @@ def test_the_file_names_encoder_and_shards(shards: Shards, color_encoder: Any, s
     assert told == {"shards": shards.fingerprint, "model": "color", "encoder": "color-encoder"}
 
 
+@pytest.fixture
+def stop(color_encoder: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """`stop(3)`: from now on the encoder's third batch of pictures is interrupted."""
+
+    def stop_at(batch: int) -> None:
+        real, calls = type(color_encoder).encode_images, []
+
+        def failing(self: Any, pixels: Any) -> Any:
+            calls.append(pixels)
+            if len(calls) == batch:
+                monkeypatch.setattr(type(color_encoder), "encode_images", real)
+                raise KeyboardInterrupt
+            return real(self, pixels)
+
+        monkeypatch.setattr(type(color_encoder), "encode_images", failing)
+
+    return stop_at
+
+
 def test_a_stopped_scoring_goes_on_and_ends_at_the_same_bytes(
-    shards: Shards, color_encoder: Any, scratch_run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    shards: Shards, color_encoder: Any, scratch_run: Any, tmp_path: Path, stop: Callable[[int], None]
 ) -> None:
     score_pairs(color_encoder, shards, tmp_path / "whole.parquet", run=scratch_run)
-    real, calls = pair_scores._scored, []
-
-    def failing(*given: Any) -> Any:
-        calls.append(given)
-        if len(calls) == 3:
-            raise KeyboardInterrupt
-        return real(*given)
-
-    monkeypatch.setattr(pair_scores, "_scored", failing)
+    stop(3)
     with pytest.raises(KeyboardInterrupt):
         score_pairs(color_encoder, shards, tmp_path / "s.parquet", run=scratch_run)
     assert not (tmp_path / "s.parquet").exists()
@@ -106,16 +117,34 @@ def test_a_stopped_scoring_goes_on_and_ends_at_the_same_bytes(
     assert not list(tmp_path.glob(".s.parquet.parts/*"))
 
 
-def test_a_part_of_another_encoder_or_a_damaged_one_is_made_again(
-    shards: Shards, color_encoder: Any, scratch_run: Any, tmp_path: Path
-) -> None:
-    folder = tmp_path / ".s.parquet.parts"
-    folder.mkdir()
-    for shard in shards.shards:
-        (folder / f"{pair_scores._part_key(color_encoder, shard)}.parquet").write_bytes(b"PAR1")
-    assert score_pairs(color_encoder, shards, tmp_path / "s.parquet", run=scratch_run)["scored"] == 22
+def test_scores_that_are_there_are_not_made_again(shards: Shards, color_encoder: Any, scratch_run: Any, tmp_path: Path) -> None:
+    first = score_pairs(color_encoder, shards, tmp_path / "s.parquet", run=scratch_run)
+    seen, made = color_encoder.pictures_seen, (tmp_path / "s.parquet").stat().st_ino
+    again = score_pairs(color_encoder, shards, tmp_path / "s.parquet", run=scratch_run)
+    assert {**again, "seconds": 0} == {**first, "seconds": 0}
+    assert (color_encoder.pictures_seen, (tmp_path / "s.parquet").stat().st_ino) == (seen, made)
     other = type(color_encoder)(fingerprint="another")
-    assert pair_scores._part_key(other, shards.shards[0]) != pair_scores._part_key(color_encoder, shards.shards[0])
+    score_pairs(other, shards, tmp_path / "s.parquet", run=scratch_run)
+    assert other.pictures_seen == 22
+    (tmp_path / "s.parquet").write_bytes(b"PAR1")
+    assert score_pairs(other, shards, tmp_path / "s.parquet", run=scratch_run)["scored"] == 22
+    assert other.pictures_seen == 44
+
+
+def test_a_part_of_another_encoder_or_a_damaged_one_is_made_again(
+    shards: Shards, color_encoder: Any, scratch_run: Any, tmp_path: Path, stop: Callable[[int], None]
+) -> None:
+    for other, damage in ((type(color_encoder)(fingerprint="another"), False), (color_encoder, True)):
+        stop(4)
+        with pytest.raises(KeyboardInterrupt):
+            score_pairs(color_encoder, shards, tmp_path / "s.parquet", run=scratch_run)
+        parts = list(tmp_path.glob(".s.parquet.parts/*.parquet"))
+        assert len(parts) == 3
+        for part in parts if damage else ():
+            part.write_bytes(b"PAR1")
+        seen = other.pictures_seen
+        assert score_pairs(other, shards, tmp_path / "s.parquet", run=scratch_run)["scored"] == 22
+        assert other.pictures_seen - seen == 22
 
 
 def test_what_cannot_be_scored_is_told(

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clipkit.model.clip import architecture, build
-from clipkit.model.tokenizer import END_OF_TEXT, MAX_CHARACTERS, START_OF_TEXT, Tokenizer, clean
+from clipkit.model.tokenizer import END_OF_TEXT, MAX_CHARACTERS, START_OF_TEXT, Tokenizer, clean, count_over_context
 
 REFERENCE = json.loads((Path(__file__).parent / "open_clip_reference.json").read_text(encoding="utf-8"))
 
@@ -70,3 +70,10 @@ def test_lone_surrogates_are_replaced() -> None:
 
 def test_entities_are_resolved_twice_also_beside_a_tag_where_ftfy_leaves_them_alone() -> None:
     assert clean("1 <b> &amp;lt; 2") == "1 <b> < 2"
+
+
+def test_texts_over_the_context_are_those_that_are_cut():
+    texts = ["cat " * 75, "cat " * 76, "cat " * 77, "one", "", "cat cat"]
+    assert count_over_context(texts) == 2  # 76 and 77 cats with start and end
+    assert count_over_context(texts, context=3) == 4
+    assert count_over_context([]) == 0

@@ -2,7 +2,6 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clipkit.dataset.shards.thumbnails import caption
 from clipkit.overlap.pairs import choose_pairs
 
 
@@ -30,8 +29,3 @@ def test_both_sides_of_the_threshold_are_shown() -> None:
 def test_pictures_without_a_neighbour_are_not_shown() -> None:
     similarity = np.array([-np.inf, 0.9], np.float32)
     assert choose_pairs(similarity, similarity >= 0.5, shown=5, seed=0).all == (1,)
-
-
-def test_captions_are_one_line_of_printable_characters() -> None:
-    assert caption("a\n b\u202ec\x00 d") == "a b c d"
-    assert len(caption("x" * 5000)) == 300

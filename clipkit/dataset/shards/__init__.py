@@ -8,8 +8,22 @@ read the tars unchanged.
 
 from clipkit.dataset.shards.folder import Shards, pair_key
 from clipkit.dataset.shards.manifest import MANIFEST, Shard
+from clipkit.dataset.shards.provenance import made_from, read_made_from
 from clipkit.dataset.shards.tables import TABLE_SCHEMA
 from clipkit.dataset.shards.tars import MAX_IMAGE_BYTES, MAX_TEXT_BYTES, Pair
-from clipkit.dataset.shards.writing import write_shards
+from clipkit.dataset.shards.writing import resume_shards, write_shards
 
-__all__ = ["MANIFEST", "MAX_IMAGE_BYTES", "MAX_TEXT_BYTES", "TABLE_SCHEMA", "Pair", "Shard", "Shards", "pair_key", "write_shards"]
+__all__ = [
+    "MANIFEST",
+    "MAX_IMAGE_BYTES",
+    "MAX_TEXT_BYTES",
+    "TABLE_SCHEMA",
+    "Pair",
+    "Shard",
+    "Shards",
+    "made_from",
+    "pair_key",
+    "read_made_from",
+    "resume_shards",
+    "write_shards",
+]

@@ -1,7 +1,7 @@
 """Which rows of a table a condition selects, computed by Arrow; `expressions` has the language."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Self
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -33,14 +33,17 @@ class Condition:
         if self._kind(self._tree) != "truth":
             complain(text, self._tree.at, "it is a value, no condition: compare it with something")
 
+    @classmethod
+    def of(cls, text: str | None, schema: pa.Schema) -> Self | None:
+        """The condition where there is one."""
+        return None if text is None else cls(text, schema)
+
     def select(self, table: pa.Table) -> pa.ChunkedArray:
         """True for the rows that meet the condition, false or null for the others."""
         value = self._value(self._tree, table)
         if isinstance(value, pa.Scalar):
             return pa.chunked_array([pa.repeat(value, len(table))], pa.bool_())
         return value
-
-    # -------------------------------------------------------------- kinds
 
     def _kind(self, node: Node) -> str:
         """number, text, truth or list; complains where a part does not fit."""
@@ -97,8 +100,6 @@ class Condition:
     def _check(self, at: int, problem: str, *, holds: bool) -> None:
         if not holds:
             complain(self.text, at, problem)
-
-    # ------------------------------------------------------------- values
 
     def _value(self, node: Node, table: pa.Table) -> Any:
         match node:

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple, NoReturn
 
 from clipkit import UserError
 
-__all__ = ["Call", "Column", "Combined", "Compared", "Literal", "Node", "OneOf", "parse"]
+__all__ = ["Call", "Column", "Combined", "Compared", "Literal", "Node", "OneOf", "columns_of", "complain", "parse"]
 
 MAX_CHARACTERS = 10_000
 MAX_DEPTH = 50
@@ -105,6 +105,8 @@ Node = Column | Literal | Call | Compared | OneOf | Combined
 
 def parse(text: str) -> Node:
     """The condition as a tree. Raises UserError that names the position (from 1) of what cannot be understood."""
+    if not text.strip():
+        complain(text, 0, "there is nothing: give a condition, for example `width >= 256`")
     if len(text) > MAX_CHARACTERS:
         raise UserError(f"`--where` has {len(text):,} characters: at most {MAX_CHARACTERS:,} are read, put long lists of keys into a file")
     return _Parser(text).whole()

@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,9 +11,10 @@ from typing import Any, Self
 import pyarrow as pa
 
 from clipkit import UserError
-from clipkit.dataset.shards.manifest import MANIFEST, Shard, load_manifest, read_manifest
+from clipkit.dataset.queries import QueryList
+from clipkit.dataset.shards.manifest import MANIFEST, QUERIES, RESTORE, Shard, load_manifest, read_manifest
 from clipkit.dataset.shards.tables import picked, read_table
-from clipkit.dataset.shards.tars import BrokenTarError, Pair, open_file, pair_of, pair_parts
+from clipkit.dataset.shards.tars import BrokenTarError, Pair, file_sha256, open_file, pair_of, pair_parts
 from clipkit.dataset.shards.verifying import size_problem, verify
 
 __all__ = ["Shards", "damaged", "pair_key"]
@@ -52,9 +53,7 @@ class Shards:
         if check_sizes:
             for shard in shards.shards:
                 if problem := size_problem(root, shard):
-                    raise UserError(
-                        f"`{root / shard.name}` {problem}: build them again into a new `--out` (`clipkit shards verify` lists all damage)"
-                    )
+                    raise UserError(f"`{root / shard.name}` {problem}: {RESTORE} (`clipkit shards verify` lists all damage)")
         return shards
 
     @property
@@ -66,6 +65,22 @@ class Shards:
     def fingerprint(self) -> str:
         """A hash over the tars' hashes: equal for equal pairs in equal order and cut, on any machine."""
         return hashlib.sha256("".join(f"{shard.sha256}\n" for shard in self.shards).encode()).hexdigest()
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What every report says of shards: where they are, how many tars and pairs, and their fingerprint."""
+        return {"shards": str(self.root), "tars": len(self.shards), "pairs": self.count, "fingerprint": self.fingerprint}
+
+    @property
+    def ancestors(self) -> list[str]:
+        """Fingerprints of the shards that these were made from, the oldest first, and their own."""
+        lineage = self.told().get("lineage")
+        known = lineage.get("ancestors", []) if isinstance(lineage, Mapping) else []
+        return [*(str(one) for one in known), self.fingerprint]
+
+    def queries(self) -> QueryList | None:
+        """The list that numbers of queries refer to, or None where the shards came without one."""
+        return QueryList.read(self.root / QUERIES) if (self.root / QUERIES).exists() else None
 
     def told(self) -> dict[str, Any]:
         """The whole manifest: beside the tars the recipe, the funnel, the query list, and where the shards came from."""
@@ -79,7 +94,7 @@ class Shards:
                 for key, parts in pair_parts(file):
                     yield pair_of(key, parts)
         except FileNotFoundError:
-            raise UserError(f"`{path}` is missing: build them again into a new `--out`, or restore it") from None
+            raise UserError(f"`{path}` is missing: {RESTORE}") from None
         except BrokenTarError as broken:
             raise damaged(path, broken) from None
 
@@ -88,24 +103,39 @@ class Shards:
         tables = (self.table_of(shard, columns) for shard in self.shards)
         return pa.concat_tables([picked(columns).empty_table(), *tables])
 
-    def table_of(self, shard: Shard, columns: Sequence[str] | None = None) -> pa.Table:
-        """The metadata of one shard's pairs."""
-        return read_table(self.root / shard.table_name, picked(columns))
+    def table_of(self, shard: Shard, columns: Sequence[str] | None = None, *, checked: bool = False) -> pa.Table:
+        """The metadata of one shard's pairs; with `checked` a UserError where the parquet is not what the manifest says."""
+        path = self.root / shard.table_name
+        table = read_table(path, picked(columns))
+        is_changed = len(table) != shard.count or (shard.parquet_sha256 is not None and file_sha256(path) != shard.parquet_sha256)
+        if checked and is_changed:
+            raise UserError(f"`{path}` is not what its manifest says: {RESTORE}, `clipkit shards verify` lists all damage")
+        return table
+
+    def check(self, shard: Shard) -> None:
+        """Hash a tar. Raises UserError where it is missing or not what the manifest says: damage must not be copied."""
+        path = self.root / shard.name
+        try:
+            is_whole = file_sha256(path) == shard.sha256
+        except FileNotFoundError:
+            raise UserError(f"`{path}` is missing: {RESTORE}, `clipkit shards verify` lists all damage") from None
+        if not is_whole:
+            raise UserError(f"`{path}` is not what its manifest says (another sha256): {RESTORE}, `clipkit shards verify` lists all damage")
 
     def verify(self, *, processes: int = 1, advance: Callable[[float], None] | None = None) -> dict[str, Any]:
         """Re-hash every file, re-hash every image, compare every pair with its metadata and its row in the parquet.
 
-        `processes` of this machine share the tars; `advance` is told of megabytes. Returns {"count", "shards", "bytes", "problems":
+        `processes` of this machine share the tars; `advance` is told of megabytes. Returns the facts and {"bytes", "problems":
         [{"shard", "key", "problem"}], "notes": [...]}; `key` is None where a whole file is meant.
         """
-        return verify(self.root, self.shards, processes=processes, advance=advance)
+        return {"command": "shards verify", **self.facts, **verify(self.root, self.shards, processes=processes, advance=advance)}
 
 
 def damaged(path: Path, broken: BrokenTarError) -> UserError:
     """Damage in a tar as a sentence."""
     key, problem = broken.args
     where = f" at pair `{key}`" if key else ""
-    return UserError(f"`{path}` is damaged{where}: {problem}; build them again into a new `--out`, or restore it")
+    return UserError(f"`{path}` is damaged{where}: {problem}; {RESTORE}")
 
 
 def _advice(path: Path) -> str:

@@ -3,7 +3,8 @@
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from clipkit import UserError
 from clipkit.dataset.shards.folder import pair_key
 from clipkit.dataset.shards.foreign_tars import ForeignPair, foreign_pairs
 from clipkit.dataset.shards.tars import BrokenTarError, Pair, image_suffix, open_file
-from clipkit.dataset.shards.writing import write_shards
+from clipkit.dataset.shards.writing import resume_shards
 from clipkit.recipe import ImportRecipe
 from clipkit.run import Run
 
@@ -51,15 +52,27 @@ def import_shards(recipe: ImportRecipe, folder: Path, run: Run) -> dict[str, Any
     """
     tars = find_tars(folder)
     source = _Source(tars, run)
-    line: dict[str, Any] = {"stage": "import", "in": 0, "out": 0, "dropped": {}}
-    funnel = [*_downloads(tars), line]
-    # The funnel is written behind the last pair, when its line is filled in.
+    downloads = _downloads(tars)
+    plan = hashlib.sha256(f"{folder_hash(tars)} {recipe.pairs_per_shard}".encode()).hexdigest()
     with run.progress("importing", total=sum(path.stat().st_size for path in tars) / 1e6, unit="MB") as advance:
-        written = write_shards(
-            source.pairs(advance, line), run.path / "shards", pairs_per_shard=recipe.pairs_per_shard, recipe={}, funnel=funnel
+        written = resume_shards(
+            (partial(_same, pair) for pair in source.pairs(advance)),
+            run.path / "shards",
+            pairs_per_shard=recipe.pairs_per_shard,
+            plan=plan,
+            told=lambda: {"recipe": {}, "funnel": [*downloads, source.line()]},
         )
-    report = {"command": "shards import", "shards": str(written.root), "pairs": written.count, "tars": len(written.shards)}
-    return report | {"fingerprint": written.fingerprint, "funnel": funnel, "broken_tars": source.broken, "other_files": source.others}
+    return {
+        "command": "shards import",
+        **written.facts,
+        "funnel": [*downloads, source.line()],
+        "broken_tars": source.broken,
+        "other_files": source.others,
+    }
+
+
+def _same(pair: Pair) -> Pair:
+    return pair
 
 
 class _Source:
@@ -71,22 +84,25 @@ class _Source:
         self.broken: list[dict[str, str]] = []
         self.others = 0
         self._seen: set[bytes] = set()
+        self._dropped: Counter[str] = Counter()
+        self._num_out = 0
 
-    def pairs(self, advance: Any, line: dict[str, Any]) -> Iterator[Pair]:
-        """All pairs that can be used, in order. Fills in the funnel's line when the last one was given."""
-        dropped: Counter[str] = Counter()
-        num_in = num_out = 0
+    def line(self) -> dict[str, Any]:
+        """The funnel's line of what was read until now."""
+        dropped = dict(sorted(self._dropped.items()))
+        return {"stage": "import", "in": self._num_out + self._dropped.total(), "out": self._num_out, "dropped": dropped}
+
+    def pairs(self, advance: Callable[..., None]) -> Iterator[Pair]:
+        """All pairs that can be used, in order."""
         for path in self.tars:
             for found in self._read(path):
-                num_in += 1
                 pair = found if isinstance(found, str) else self._pair(found, path)
                 if isinstance(pair, str):
-                    dropped[pair] += 1
+                    self._dropped[pair] += 1
                 else:
-                    num_out += 1
+                    self._num_out += 1
                     yield pair
             advance(path.stat().st_size / 1e6)
-        line |= {"in": num_in, "out": num_out, "dropped": dict(sorted(dropped.items()))}
 
     def _read(self, path: Path) -> Iterator[ForeignPair | str]:
         """The pairs of one tar; at damage the reason, once."""

@@ -1,12 +1,9 @@
 """Files that name pairs by their keys: what to keep, what to drop, and what else is known of them (scores)."""
 
-import hashlib
-import json
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,14 +13,13 @@ import pyarrow.csv as pc_csv
 import pyarrow.parquet as pq
 
 from clipkit import UserError
-from clipkit.dataset.keyed_hashes import keyed_hash
+from clipkit.dataset.keyed_hashes import hash_keys
+from clipkit.dataset.shards.provenance import read_made_from
 from clipkit.dataset.shards.tables import TABLE_SCHEMA
 
-__all__ = ["KeyList", "hash_keys", "read_dropped", "read_kept"]
+__all__ = ["KeyList", "read_dropped", "read_kept"]
 
 MAX_FILE_BYTES = 20_000_000_000
-MADE_FROM = b"clipkit"
-"""The metadata of a parquet that clipkit made from shards: JSON whose `shards` is their fingerprint."""
 
 
 @dataclass(frozen=True)
@@ -58,15 +54,6 @@ class KeyList:
         return np.where(is_there, rows, -1)
 
 
-def hash_keys(keys: pa.ChunkedArray, seed: int = 0, purpose: str = "key lists") -> npt.NDArray[np.uint64]:
-    """A 64-bit hash of each key; as `keyed_hash`, but of keys that are no 32 hex characters too."""
-    try:
-        return keyed_hash(keys, seed, purpose)
-    except ValueError:
-        salted = (f"{seed}\n{purpose}\n{key}".encode() for key in keys.to_pylist())
-        return np.frombuffer(b"".join(hashlib.blake2b(key, digest_size=8).digest() for key in salted), np.uint64)
-
-
 def read_kept(path: Path, columns: Collection[str]) -> KeyList:
     """The list of `--keep`: a column `key`, and of the others those in `columns` that the shards have not themselves.
 
@@ -75,7 +62,7 @@ def read_kept(path: Path, columns: Collection[str]) -> KeyList:
     table, schema = _read(path, "--keep", columns)
     names = ["key", *(name for name in table.column_names if name in columns and name not in TABLE_SCHEMA.names)]
     others = pa.schema([field for field in schema if field.name not in TABLE_SCHEMA.names])
-    return _refuse_repeats(KeyList(path, _checked(table.select(names), path, "--keep"), others, _made_from(table)))
+    return _refuse_repeats(KeyList(path, _checked(table.select(names), path, "--keep"), others, read_made_from(table.schema).get("shards")))
 
 
 def read_dropped(path: Path) -> KeyList:
@@ -84,7 +71,7 @@ def read_dropped(path: Path) -> KeyList:
     A key may be named more than once: many test pictures can resemble one training picture.
     """
     table, _ = _read(path, "--drop", ("is_overlap",))
-    made_from = _made_from(table)
+    made_from = read_made_from(table.schema).get("shards")
     if "is_overlap" in table.column_names:
         if not pa.types.is_boolean(table.schema.field("is_overlap").type):
             raise UserError(f"`--drop {path}` has a column `is_overlap` that is not true or false: give what `overlap-report` wrote")
@@ -147,11 +134,3 @@ def _refuse_repeats(kept: KeyList) -> KeyList:
             "which one counts"
         )
     return kept
-
-
-def _made_from(table: pa.Table) -> str | None:
-    try:
-        told: Any = json.loads((table.schema.metadata or {})[MADE_FROM])
-        return str(told["shards"])
-    except (KeyError, ValueError, TypeError):
-        return None

@@ -11,7 +11,18 @@ from typing import Any
 from clipkit import UserError
 from clipkit.run import replacing
 
-__all__ = ["MANIFEST", "QUERIES", "SIZES", "Shard", "check_manifest", "load_manifest", "read_manifest", "sizes_of", "write_manifest"]
+__all__ = [
+    "MANIFEST",
+    "QUERIES",
+    "RESTORE",
+    "SIZES",
+    "Shard",
+    "check_manifest",
+    "load_manifest",
+    "read_manifest",
+    "sizes_of",
+    "write_manifest",
+]
 
 MANIFEST = "shards.json"
 QUERIES = "queries.parquet"
@@ -19,6 +30,9 @@ QUERIES = "queries.parquet"
 
 SIZES = "sizes.json"
 """Pairs of each tar, where open_clip and datacomp look for them."""
+
+RESTORE = "restore it, or make these shards anew"
+"""What to do about a file of a folder of shards that is damaged or gone."""
 
 FORMAT_VERSION = 1
 MAX_MANIFEST_BYTES = 256_000_000
@@ -73,9 +87,7 @@ def read_manifest(path: Path) -> tuple[Shard, ...]:
     except (ValueError, KeyError, TypeError) as error:
         raise _no_manifest(path, error) from None
     if len({shard.name for shard in shards}) != len(shards) or manifest.get("count") != sum(shard.count for shard in shards):
-        raise UserError(
-            f"`{path}` contradicts itself (a tar listed twice, or counts that do not add up): build them again into a new `--out`"
-        )
+        raise UserError(f"`{path}` contradicts itself (a tar listed twice, or counts that do not add up): {RESTORE}")
     return shards
 
 
@@ -115,7 +127,7 @@ def _content_hash(manifest: Mapping[str, Any]) -> str:
 
 
 def _no_manifest(path: Path, error: Exception) -> UserError:
-    return UserError(f"`{path}` is no manifest of shards ({type(error).__name__}: {error}): build them again into a new `--out`")
+    return UserError(f"`{path}` is no manifest of shards ({type(error).__name__}: {error}): {RESTORE}")
 
 
 def _manifest_entry(entry: Mapping[str, Any]) -> Shard:

@@ -8,11 +8,10 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from clipkit import UserError
+from clipkit.dataset.keyed_hashes import hash_keys
 from clipkit.dataset.queries import QueryList
 from clipkit.dataset.shards.folder import Shards
-from clipkit.dataset.shards.key_lists import hash_keys
-from clipkit.dataset.shards.recutting import Origin, Recut, ancestors_of, queries_of, shuffled, write_recut
-from clipkit.dataset.shards.resharding import checked_table
+from clipkit.dataset.shards.recutting import Origin, Recut, shuffled, write_recut
 from clipkit.dataset.texts.matching import normalise
 from clipkit.recipe import MergeRecipe
 from clipkit.run import Run
@@ -39,8 +38,7 @@ def merge(recipe: MergeRecipe, sources: Sequence[Shards], run: Run) -> dict[str,
     with run.progress("writing shards", total=len(positions), unit="pairs") as advance:
         recut = Recut(origins, positions, recipe.pairs_per_shard)
         written = write_recut(run.path / "shards", recut, told=told, queries=queries, advance=advance)
-    report = {"command": "shards merge", "shards": str(written.root), "pairs": written.count, "tars": len(written.shards)}
-    report |= {"fingerprint": written.fingerprint, "queries": len(queries) if queries else None}
+    report = {"command": "shards merge", **written.facts, "queries": len(queries) if queries else None}
     return report | {"funnel": [line], "lineage": told["lineage"]}
 
 
@@ -70,7 +68,7 @@ def united_queries(sources: Sequence[Shards]) -> tuple[QueryList | None, list[Re
     Two queries that match alike are one; the first one stands with its spelling, count and limit. Raises UserError where only some
     have a list: what would the numbers of the others mean?
     """
-    lists = [queries_of(shards) for shards in sources]
+    lists = [shards.queries() for shards in sources]
     known = [queries for queries in lists if queries is not None]
     if not known:
         return None, [None] * len(sources)
@@ -117,7 +115,7 @@ def _keys(sources: Sequence[Shards], run: Run) -> pa.ChunkedArray:
     with run.progress("reading keys", total=sum(shards.count for shards in sources), unit="pairs") as advance:
         for shards in sources:
             for shard in shards.shards:
-                chunks += checked_table(shards, shard, ["key"])["key"].chunks
+                chunks += shards.table_of(shard, ["key"], checked=True)["key"].chunks
                 advance(shard.count)
     return pa.chunked_array(chunks)
 
@@ -132,6 +130,6 @@ def _lineage(recipe: MergeRecipe, sources: Sequence[Shards]) -> dict[str, Any]:
         {**Origin(shards).facts, "recipe": known.get("recipe", {}), "funnel": known.get("funnel", [])}
         for shards, known in zip(sources, told, strict=True)
     ]
-    ancestors = list(dict.fromkeys(one for shards in sources for one in ancestors_of(shards)))
+    ancestors = list(dict.fromkeys(one for shards in sources for one in shards.ancestors))
     asked = {"pairs_per_shard": recipe.pairs_per_shard, "seed": recipe.seed}
     return {"command": "shards merge", "asked": asked, "sources": origins, "ancestors": ancestors}

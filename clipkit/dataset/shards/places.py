@@ -9,8 +9,8 @@ import numpy.typing as npt
 
 from clipkit import UserError
 from clipkit.dataset.shards.folder import Shards, damaged
-from clipkit.dataset.shards.manifest import Shard
-from clipkit.dataset.shards.tars import BLOCK, BrokenTarError, Pair, file_sha256, open_file, pair_of, parse_header, parts_of
+from clipkit.dataset.shards.manifest import RESTORE, Shard
+from clipkit.dataset.shards.tars import BLOCK, BrokenTarError, Pair, open_file, pair_of, parse_header, parts_of
 
 __all__ = ["PairPlaces"]
 
@@ -43,7 +43,7 @@ class PairPlaces:
         except BrokenTarError as broken:
             raise damaged(path, broken) from None
         except FileNotFoundError:
-            raise UserError(f"`{path}` is missing: restore it, `clipkit shards verify` lists all damage") from None
+            raise UserError(f"`{path}` is missing: {RESTORE}, `clipkit shards verify` lists all damage") from None
 
     def _file(self, number: int) -> BufferedReader:
         if number not in self._files:
@@ -56,12 +56,12 @@ class PairPlaces:
     def _starts_of(self, number: int, shard: Shard) -> npt.NDArray[np.int64]:
         """Where the pairs of a shard begin and the last one ends (bytes). The whole tar is hashed first: damage must not be copied."""
         if number not in self._starts:
-            path = self._shards.root / shard.name
-            if file_sha256(path) != shard.sha256:
-                raise UserError(f"`{path}` is not what its manifest says (another sha256): `clipkit shards verify` lists all damage")
+            self._shards.check(shard)
             starts = _walk(self._file(number))
             if len(starts) != shard.count + 1:
-                raise UserError(f"`{path}` holds {len(starts) - 1:,} pairs where the manifest says {shard.count:,}: build them again")
+                raise UserError(
+                    f"`{self._shards.root / shard.name}` holds {len(starts) - 1:,} pairs where the manifest says {shard.count:,}: {RESTORE}"
+                )
             self._starts[number] = starts
         return self._starts[number]
 

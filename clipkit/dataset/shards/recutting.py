@@ -3,8 +3,11 @@
 A shard that an earlier, killed run finished is kept; the result is the same either way.
 """
 
+import hashlib
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +16,14 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from clipkit import UserError
+from clipkit.dataset.keyed_hashes import hash_keys
 from clipkit.dataset.queries import QueryList
 from clipkit.dataset.shards.folder import Shards
-from clipkit.dataset.shards.key_lists import hash_keys
-from clipkit.dataset.shards.manifest import MANIFEST, QUERIES, Shard
 from clipkit.dataset.shards.places import PairPlaces
 from clipkit.dataset.shards.tars import Pair
-from clipkit.dataset.shards.writing import finish_shards, finished_shard, shard_name, write_shard
+from clipkit.dataset.shards.writing import resume_shards
 
-__all__ = ["Origin", "Recut", "ancestors_of", "queries_of", "shuffled", "write_recut"]
+__all__ = ["Origin", "Recut", "shuffled", "write_recut"]
 
 Positions = npt.NDArray[np.int64]
 DEFAULT_PAIRS_PER_SHARD = 10_000
@@ -37,7 +39,7 @@ class Origin:
     @property
     def facts(self) -> dict[str, Any]:
         """What a lineage says of it."""
-        return {"fingerprint": self.shards.fingerprint, "pairs": self.shards.count, "shards": len(self.shards.shards)}
+        return {"fingerprint": self.shards.fingerprint, "pairs": self.shards.count, "tars": len(self.shards.shards)}
 
 
 @dataclass(frozen=True)
@@ -55,48 +57,28 @@ class Recut:
             return self.pairs_per_shard
         return max((shard.count for shard in self.origins[0].shards.shards), default=DEFAULT_PAIRS_PER_SHARD)
 
+    @property
+    def plan(self) -> str:
+        """A hash of all that decides what is written."""
+        sources = [[origin.shards.fingerprint, origin.shards.told().get("queries")] for origin in self.origins]
+        plan = hashlib.sha256(json.dumps([sources, self.chunk]).encode())
+        plan.update(self.positions.astype("<i8").tobytes())
+        return plan.hexdigest()
+
 
 def shuffled(keys: pa.ChunkedArray, positions: Positions, seed: int) -> Positions:
     """Positions in an order that looks random and depends on seed and keys alone: that in which a build writes its pairs."""
     return positions[np.argsort(hash_keys(keys, seed, "shards"), kind="stable")]
 
 
-def ancestors_of(shards: Shards) -> list[str]:
-    """Fingerprints of the shards that these were made from, the oldest first, and their own."""
-    lineage = shards.told().get("lineage")
-    known = lineage.get("ancestors", []) if isinstance(lineage, Mapping) else []
-    return [*(str(one) for one in known), shards.fingerprint]
-
-
-def queries_of(shards: Shards) -> QueryList | None:
-    """The list that numbers of queries refer to, or None where the shards came without one."""
-    return QueryList.read(shards.root / QUERIES) if (shards.root / QUERIES).exists() else None
-
-
 def write_recut(root: Path, recut: Recut, *, told: Mapping[str, Any], queries: QueryList | None, advance: Callable[..., None]) -> Shards:
     """Write the pairs as shards into `root`, the manifest last. Raises UserError where a tar is not what its manifest says."""
-    root.mkdir(parents=True, exist_ok=True)
-    (root / MANIFEST).unlink(missing_ok=True)
     reader = _Reader(recut.origins)
-    shards: list[Shard] = []
+    reads = (partial(reader.read, int(position)) for position in recut.positions)
     try:
-        for start in range(0, len(recut.positions), recut.chunk):
-            positions = recut.positions[start : start + recut.chunk]
-            name = shard_name(len(shards))
-            shard = finished_shard(root, name, len(positions))
-            if shard is None:
-                shard = write_shard(root, name, (_counted(reader.read(int(position)), advance) for position in positions))
-            else:
-                advance(shard.count)
-            shards.append(shard)
+        return resume_shards(reads, root, pairs_per_shard=recut.chunk, plan=recut.plan, told=lambda: told, queries=queries, advance=advance)
     finally:
         reader.close()
-    return finish_shards(root, shards, told=told, queries=queries)
-
-
-def _counted(pair: Pair, advance: Callable[..., None]) -> Pair:
-    advance(1)
-    return pair
 
 
 class _Reader:

@@ -15,14 +15,13 @@ from clipkit.dataset.shards.conditions import Condition
 from clipkit.dataset.shards.expressions import columns_of, parse
 from clipkit.dataset.shards.folder import Shards
 from clipkit.dataset.shards.key_lists import KeyList, read_dropped, read_kept
-from clipkit.dataset.shards.manifest import Shard
-from clipkit.dataset.shards.recutting import Origin, Recut, ancestors_of, queries_of, shuffled, write_recut
+from clipkit.dataset.shards.recutting import Origin, Recut, shuffled, write_recut
 from clipkit.dataset.shards.tables import TABLE_SCHEMA
 from clipkit.dataset.shards.tars import file_sha256
 from clipkit.recipe import ReshardRecipe
 from clipkit.run import Run
 
-__all__ = ["Selection", "checked_table", "hash_of", "reshard", "selection_of"]
+__all__ = ["Selection", "hash_of", "reshard", "selection_of"]
 
 
 @dataclass(frozen=True)
@@ -64,13 +63,11 @@ class Selection:
 
 def selection_of(shards: Shards, *, keep: str | None, drop: str | None, where: str | None) -> Selection:
     """What is asked for. Raises UserError for a list or a condition that does not fit these shards."""
-    if where is not None and not where.strip():
-        raise UserError("`--where` is empty: give a condition, for example `width >= 256`")
     kept = read_kept(Path(keep), columns_of(parse(where)) if where else ()) if keep is not None else None
     dropped = read_dropped(Path(drop)) if drop is not None else None
     schema = TABLE_SCHEMA if kept is None else pa.schema([*TABLE_SCHEMA, *kept.schema])
-    condition = Condition(where, schema) if where is not None else None
-    own = set(ancestors_of(shards))
+    condition = Condition.of(where, schema)
+    own = set(shards.ancestors)
     for option, listed in (("--keep", kept), ("--drop", dropped)):
         if listed is not None and listed.fingerprint is not None and listed.fingerprint not in own:
             raise UserError(
@@ -95,18 +92,8 @@ def reshard(recipe: ReshardRecipe, shards: Shards, run: Run) -> dict[str, Any]:
     told = {"recipe": source.get("recipe", {}), "funnel": [*source.get("funnel", []), line], "lineage": _lineage(recipe, shards)}
     recut = Recut([Origin(shards)], positions, recipe.pairs_per_shard)
     with run.progress("writing shards", total=len(positions), unit="pairs") as advance:
-        written = write_recut(run.path / "shards", recut, told=told, queries=queries_of(shards), advance=advance)
-    report = {"command": "shards reshard", "shards": str(written.root), "pairs": written.count, "tars": len(written.shards)}
-    return report | {"fingerprint": written.fingerprint, "funnel": told["funnel"], "lineage": told["lineage"]}
-
-
-def checked_table(shards: Shards, shard: Shard, columns: list[str]) -> pa.Table:
-    """Some columns of one shard's table. Raises UserError where the parquet is not what the manifest says."""
-    path = shards.root / shard.table_name
-    table = shards.table_of(shard, columns)
-    if len(table) != shard.count or (shard.parquet_sha256 is not None and file_sha256(path) != shard.parquet_sha256):
-        raise UserError(f"`{path}` is not what its manifest says: restore it, `clipkit shards verify` lists all damage")
-    return table
+        written = write_recut(run.path / "shards", recut, told=told, queries=shards.queries(), advance=advance)
+    return {"command": "shards reshard", **written.facts, "funnel": told["funnel"], "lineage": told["lineage"]}
 
 
 def _select(
@@ -116,7 +103,7 @@ def _select(
     positions, keys, dropped, start = [np.zeros(0, np.int64)], [pa.array([], pa.string())], Counter[str](), 0
     with run.progress("selecting pairs", total=shards.count, unit="pairs") as advance:
         for shard in shards.shards:
-            table = checked_table(shards, shard, selection.columns)
+            table = shards.table_of(shard, selection.columns, checked=True)
             reasons = selection.reasons(table)
             wanted = np.flatnonzero(reasons == "")
             positions.append(start + wanted)
@@ -136,11 +123,12 @@ def _refuse_unknown(selection: Selection, dropped: Mapping[str, int], shards: Sh
     ):
         if listed is not None and not is_known:
             raise UserError(
-                f"none of the {len(listed):,} keys of `{option} {listed.path}` is in `{shards.root}`: it is a list of other shards"
+                f"none of the {len(listed):,} keys of `{option} {listed.path}` is in `{shards.root}`: it is a list of other shards, "
+                "make it from these"
             )
     if not num_kept:
         reasons = ", ".join(f"{reason} {count:,}" for reason, count in sorted(dropped.items()))
-        raise UserError(f"nothing of `{shards.root}` is left ({reasons or 'it has no pairs'}): ask for something that is there")
+        raise UserError(f"nothing of `{shards.root}` is left ({reasons or 'it has no pairs'}): keep more, drop less, or widen `--where`")
 
 
 def _has_any(listed: KeyList, shards: Shards) -> bool:
@@ -151,7 +139,7 @@ def _lineage(recipe: ReshardRecipe, shards: Shards) -> dict[str, Any]:
     """Where the new shards come from. Files are named without their folders: nothing of the machine gets into the bytes."""
     files = {option: _file_facts(path) for option, path in (("keep", recipe.keep), ("drop", recipe.drop)) if path is not None}
     asked = {"where": recipe.where, "pairs_per_shard": recipe.pairs_per_shard, "seed": recipe.seed, **files}
-    return {"command": "shards reshard", "asked": asked, "sources": [Origin(shards).facts], "ancestors": ancestors_of(shards)}
+    return {"command": "shards reshard", "asked": asked, "sources": [Origin(shards).facts], "ancestors": shards.ancestors}
 
 
 def _file_facts(path: str) -> dict[str, str]:

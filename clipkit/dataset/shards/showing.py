@@ -10,13 +10,11 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from clipkit import UserError
+from clipkit.dataset.keyed_hashes import hash_keys
 from clipkit.dataset.shards.conditions import Condition
 from clipkit.dataset.shards.folder import Shards
-from clipkit.dataset.shards.key_lists import hash_keys
 from clipkit.dataset.shards.manifest import Shard
 from clipkit.dataset.shards.places import PairPlaces
-from clipkit.dataset.shards.recutting import queries_of
-from clipkit.dataset.shards.resharding import selection_of
 from clipkit.dataset.shards.tables import TABLE_SCHEMA
 from clipkit.dataset.shards.thumbnails import picture_uri
 
@@ -38,12 +36,12 @@ def choose_pairs(
 ) -> dict[str, Any]:
     """`count` pairs of those that meet the condition, those with the smallest keyed hashes; or those with the keys, in their order.
 
-    Returns {"pairs": rows with their query texts, "found": how many there were to choose from}. Reads the tables alone. Raises UserError
-    for a condition that does not fit, for a key that is not there, and where nothing meets the condition.
+    Returns the facts and {"shown": rows with their query texts, "found": how many there were to choose from}. Reads the tables alone.
+    Raises UserError for a condition that does not fit, for a key that is not there, and where nothing meets the condition.
     """
     if not 1 <= count <= MAX_SHOWN:
         raise UserError(f"`--count {count}`: from 1 to {MAX_SHOWN:,} pairs are shown")
-    condition = selection_of(shards, keep=None, drop=None, where=where).where
+    condition = Condition.of(where, TABLE_SCHEMA)
     best, found = _Chosen(np.zeros(0, np.uint64), _located(TABLE_SCHEMA.empty_table(), 0)), 0
     for number, shard in enumerate(shards.shards):
         chosen = _of_shard(shards, number, shard, condition, keys, seed)
@@ -55,7 +53,7 @@ def choose_pairs(
         pairs = _in_order(pairs, keys, shards)
     elif not pairs:
         raise UserError(f"no pair of `{shards.root}` meets `--where {where}`" if where else f"`{shards.root}` holds no pairs")
-    return {"command": "shards show", "found": found, "pairs": _with_queries(pairs, shards)}
+    return {"command": "shards show", **shards.facts, "found": found, "shown": _with_queries(pairs, shards)}
 
 
 def with_pictures(shards: Shards, pairs: Sequence[dict[str, Any]], *, advance: Callable[..., None]) -> list[dict[str, Any]]:
@@ -114,6 +112,6 @@ def _in_order(pairs: Sequence[dict[str, Any]], keys: Sequence[str], shards: Shar
 
 
 def _with_queries(pairs: Sequence[dict[str, Any]], shards: Shards) -> list[dict[str, Any]]:
-    known = queries_of(shards)
+    known = shards.queries()
     texts = known.texts if known is not None else ()
     return [{**pair, "query_texts": [texts[n] if 0 <= n < len(texts) else f"query {n}" for n in pair["queries"] or ()]} for pair in pairs]

@@ -14,7 +14,6 @@ from clipkit.dataset.shards.conditions import hosts
 from clipkit.dataset.shards.counts import quantiles_of_counts
 from clipkit.dataset.shards.folder import Shards
 from clipkit.dataset.shards.manifest import Shard
-from clipkit.dataset.shards.recutting import queries_of
 
 __all__ = ["summarise"]
 
@@ -42,10 +41,9 @@ def summarise(
         advance(shard.count)
     told = shards.told()
     return {
-        "shards": len(shards.shards),
-        "pairs": shards.count,
+        "command": "shards stats",
+        **shards.facts,
         "bytes": sum(shard.bytes for shard in shards.shards),
-        "fingerprint": shards.fingerprint,
         **_formats(shards),
         "quantiles": {name: quantiles_of_counts(counts[name]) for name in ("width", "height", "characters", "words")},
         "over_context": over_context if count_over_context is not None else None,
@@ -87,7 +85,7 @@ def _top(counts: Counter[str], top: int) -> list[dict[str, Any]]:
 
 def _top_queries(shards: Shards, counts: Any, top: int) -> dict[str, Any]:
     """The queries that most pairs contain, by name where the list is there."""
-    known = queries_of(shards)
+    known = shards.queries()
     best = sorted(np.flatnonzero(counts).tolist(), key=lambda number: (-counts[number], number))[:top]
     names = {number: known.texts[number] if known is not None and number < len(known) else f"query {number}" for number in best}
     matched = int((counts > 0).sum())

@@ -7,6 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from clipkit import UserError
+from clipkit.dataset.shards.manifest import RESTORE
 
 __all__ = ["TABLE_SCHEMA", "picked", "read_table"]
 
@@ -39,7 +40,7 @@ def read_table(path: Path, schema: pa.Schema = TABLE_SCHEMA) -> pa.Table:
         table.validate(full=True)  # bytes that are no UTF-8 would surface far from here
         return table
     except FileNotFoundError:
-        raise UserError(f"`{path}` is missing: build them again into a new `--out`, or restore it") from None
+        raise UserError(f"`{path}` is missing: {RESTORE}") from None
     except (OSError, KeyError, pa.ArrowException) as error:
         reason = str(error).splitlines()[0].rpartition(f"'{path}': ")[2]  # Arrow names the file again
-        raise UserError(f"`{path}` is no table of pairs ({reason}): build them again into a new `--out`, or restore it") from None
+        raise UserError(f"`{path}` is no table of pairs ({reason}): {RESTORE}") from None

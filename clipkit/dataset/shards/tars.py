@@ -80,9 +80,6 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-# ------------------------------------------------------------------- writing
-
-
 class TarWriter:
     """Writes files of pairs as one tar, whose bytes depend on names and contents alone, and hashes what it writes."""
 
@@ -132,9 +129,6 @@ def image_suffix(image: bytes) -> str | None:
     if image[:4] == b"RIFF" and image[8:12] == b"WEBP":
         return "webp"
     return None
-
-
-# ------------------------------------------------------------------- reading
 
 
 def pair_parts(file: BufferedReader) -> Iterator[tuple[str, dict[str, bytes]]]:

@@ -5,12 +5,11 @@ import io
 
 from PIL import Image
 
-__all__ = ["MAX_CAPTION", "PICTURE_SIDE", "caption", "picture_uri"]
+__all__ = ["PICTURE_SIDE", "picture_uri"]
 
 PICTURE_SIDE = 200
 """Longer side of a picture on a page (pixels)."""
 
-MAX_CAPTION = 300
 MAX_PIXELS = 89_478_485
 """Width x height of the largest picture that is decoded (Pillow's own limit)."""
 
@@ -33,9 +32,3 @@ def picture_uri(data: bytes, *, formats: tuple[str, ...] = FORMATS, side: int = 
     kind = "png" if max(paper.size) <= 64 else "jpeg"
     paper.save(out, kind, **({"quality": 85} if kind == "jpeg" else {"optimize": True}))
     return f"data:image/{kind};base64,{base64.b64encode(out.getvalue()).decode()}"
-
-
-def caption(text: str, most: int = MAX_CAPTION) -> str:
-    """A text on one line, cut to `most` characters, without characters that do not print (controls, marks that turn the direction)."""
-    line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
-    return line if len(line) <= most else line[: most - 1] + "…"

@@ -29,7 +29,7 @@ Problem = tuple[str | None, str]
 
 
 def verify(root: Path, shards: Sequence[Shard], *, processes: int = 1, advance: Callable[[float], None] | None = None) -> dict[str, Any]:
-    """What `Shards.verify` returns."""
+    """What `Shards.verify` returns beside the facts."""
     found: dict[str, list[Problem]] = {}
     for index, problems in _each_shard(root, shards, processes):
         found[shards[index].name] = problems
@@ -38,8 +38,7 @@ def verify(root: Path, shards: Sequence[Shard], *, processes: int = 1, advance: 
     told = [_told(shard.name, key, text) for shard in shards for key, text in found[shard.name]]
     told += [_told(name, None, text) for name, text in _folder_problems(root, shards)]
     told += [_told(None, key, "the key occurs more than once") for key in _repeated_keys(root, shards)]
-    counts = {"count": sum(shard.count for shard in shards), "shards": len(shards), "bytes": sum(shard.bytes for shard in shards)}
-    return {**counts, "problems": told, "notes": _notes(root, shards)}
+    return {"bytes": sum(shard.bytes for shard in shards), "problems": told, "notes": _notes(root, shards)}
 
 
 def size_problem(root: Path, shard: Shard) -> str | None:
@@ -62,9 +61,6 @@ def _each_shard(root: Path, shards: Sequence[Shard], processes: int) -> Iterator
         return
     with Workers(min(processes, len(shards))) as workers:
         yield from workers.each(_shard_problems, tasks)
-
-
-# ----------------------------------------------------------------- one shard
 
 
 def _shard_problems(task: tuple[Path, Shard]) -> list[Problem]:
@@ -135,9 +131,6 @@ def pair_problem(key: str, parts: Mapping[str, bytes], row: Mapping[str, Any] | 
     if row is not None and row != {column: pair.metadata.get(column) for column in row}:
         return "its row in the parquet differs from its JSON"
     return None
-
-
-# ---------------------------------------------------------------- the folder
 
 
 def _folder_problems(root: Path, shards: Sequence[Shard]) -> Iterator[tuple[str, str]]:

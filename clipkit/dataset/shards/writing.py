@@ -4,7 +4,8 @@ import hashlib
 import itertools
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,16 @@ from clipkit.dataset.shards.tables import TABLE_SCHEMA
 from clipkit.dataset.shards.tars import Pair, TarWriter, file_sha256, image_suffix
 from clipkit.run import replacing, write_json
 
-__all__ = ["finish_shards", "finished_shard", "shard_name", "write_shard", "write_shards"]
+__all__ = ["Read", "resume_shards", "write_shards"]
+
+PLAN = "plan.txt"
+"""What the tars of an unfinished folder are part of."""
+
+Read = Callable[[], Pair]
+"""Reads a pair when it is needed."""
 
 _OWN_FILE = re.compile(
-    r"[0-9]{5,9}(\.tar|\.parquet|_stats\.json)|\.([0-9]{5,9}(\.tar|\.parquet|_stats\.json)|queries\.parquet|(shards|sizes)\.json)\.[0-9]+\.tmp"
+    r"[0-9]{5,9}(\.tar|\.parquet|_stats\.json)|\.([0-9]{5,9}(\.tar|\.parquet|_stats\.json)|queries\.parquet|(shards|sizes)\.json|plan\.txt)\.[0-9]+\.tmp"
 )
 
 
@@ -43,27 +50,76 @@ def write_shards(
     `queries` are what the numbers in the pairs' `queries` mean; they are written to `queries.parquet`.
     Raises UserError for a key with other characters than letters, digits, `_` and `-`, and for an image that is no JPEG, PNG or WebP.
     """
-    start_shards(root)
+    told = {"recipe": dict(recipe), "funnel": [dict(stage) for stage in funnel]}
+    reads = (partial(_given, pair) for pair in pairs)
+    return resume_shards(reads, root, pairs_per_shard=pairs_per_shard, plan=None, told=lambda: told, queries=queries)
+
+
+def resume_shards(
+    reads: Iterable[Read],
+    root: Path,
+    *,
+    pairs_per_shard: int,
+    plan: str | None,
+    told: Callable[[], Mapping[str, Any]],
+    queries: QueryList | None = None,
+    advance: Callable[..., None] | None = None,
+) -> Shards:
+    """As `write_shards`, of pairs that are read one by one when they are written; `told` is asked for behind the last one.
+
+    `plan` is a hash of all that decides which pairs come, in what order and cut how: full tars that a killed writing by the same plan
+    finished are kept, their pairs not read. Without a plan all is written. `advance` is told of pairs.
+    """
+    _start_shards(root, plan)
     shards: list[Shard] = []
-    remaining = iter(pairs)
+    remaining = iter(reads)
     for first in remaining:
+        name = f"{len(shards):05d}.tar"
         chunk = itertools.chain([first], itertools.islice(remaining, pairs_per_shard - 1))
-        shards.append(write_shard(root, shard_name(len(shards)), chunk))
-    return finish_shards(root, shards, told={"recipe": dict(recipe), "funnel": [dict(stage) for stage in funnel]}, queries=queries)
+        shard = None if plan is None else _finished_shard(root, name, pairs_per_shard)
+        if shard is None:
+            shard = _write_shard(root, name, _read_each(chunk, advance))
+        elif sum(1 for _ in chunk) != shard.count:
+            raise UserError(f"`{root / name}` holds more pairs than there are: delete `{root}` and run the same command again")
+        elif advance is not None:
+            advance(shard.count)
+        shards.append(shard)
+    return _finish_shards(root, shards, told=told(), queries=queries)
 
 
-def shard_name(number: int) -> str:
-    """The name of a tar by its place."""
-    return f"{number:05d}.tar"
+def _given(pair: Pair) -> Pair:
+    return pair
 
 
-def start_shards(root: Path) -> None:
-    """A folder that holds no finished shards: a kill from here on leaves none either."""
+def _read_each(reads: Iterable[Read], advance: Callable[..., None] | None) -> Iterator[Pair]:
+    for read in reads:
+        yield read()
+        if advance is not None:
+            advance(1)
+
+
+def _start_shards(root: Path, plan: str | None) -> None:
+    """A folder that holds no finished shards, and no tar of another plan: a kill from here on leaves none either."""
     root.mkdir(parents=True, exist_ok=True)
     (root / MANIFEST).unlink(missing_ok=True)
+    path = root / PLAN
+    known = path.read_bytes()[:100] if path.is_file() else None
+    if plan is None:
+        path.unlink(missing_ok=True)
+    elif known != plan.encode():
+        _remove_others(root, ())
+        with replacing(path) as temporary:
+            temporary.write_bytes(plan.encode())
 
 
-def write_shard(root: Path, name: str, pairs: Iterable[Pair]) -> Shard:
+def _remove_others(root: Path, shards: Sequence[Shard]) -> None:
+    """Remove what an earlier writing left."""
+    kept = {name for shard in shards for name in (shard.name, shard.table_name, shard.stats_name)}
+    for path in [path for path in root.iterdir() if path.name not in kept and _OWN_FILE.fullmatch(path.name)]:
+        path.unlink()
+
+
+def _write_shard(root: Path, name: str, pairs: Iterable[Pair]) -> Shard:
     """Write one tar, its parquet and, last, its stats. Raises UserError as `write_shards` does."""
     rows, formats, sizes = [], [], []
     with replacing(root / name) as temporary, temporary.open("wb", buffering=1 << 20) as file:
@@ -87,7 +143,7 @@ def write_shard(root: Path, name: str, pairs: Iterable[Pair]) -> Shard:
     return _with_hashes(root, shard)
 
 
-def finished_shard(root: Path, name: str, count: int) -> Shard | None:
+def _finished_shard(root: Path, name: str, count: int) -> Shard | None:
     """A shard that an earlier writing finished, hashed anew; None where it is missing or not whole. Its stats were written last."""
     shard = Shard(name, count, 0, "")
     try:
@@ -101,11 +157,10 @@ def finished_shard(root: Path, name: str, count: int) -> Shard | None:
     return _with_hashes(root, Shard(name, count, size, file_sha256(root / name)))
 
 
-def finish_shards(root: Path, shards: Sequence[Shard], *, told: Mapping[str, Any], queries: QueryList | None = None) -> Shards:
+def _finish_shards(root: Path, shards: Sequence[Shard], *, told: Mapping[str, Any], queries: QueryList | None = None) -> Shards:
     """Remove what an earlier writing left, write the query list, open_clip's `sizes.json` and, last, the manifest with what is told."""
-    kept = {name for shard in shards for name in (shard.name, shard.table_name, shard.stats_name)}
-    for path in [path for path in root.iterdir() if path.name not in kept and _OWN_FILE.fullmatch(path.name)]:
-        path.unlink()
+    _remove_others(root, shards)
+    (root / PLAN).unlink(missing_ok=True)
     (root / QUERIES).unlink(missing_ok=True)
     listed = {}
     if queries is not None:

@@ -141,7 +141,7 @@ def test_lists_hosts_and_lengths() -> None:
         ("width > 99999999999999999999", 9, "a whole number has at most 64 bits"),
         ("width not 3", 11, "`3` stands where `in`, `like`, `ilike` or `contains` should"),
         ("width is 3", 10, "`3` stands where `null` should"),
-        ("", 1, "the end stands where"),
+        ("width =", 8, "the end stands where"),
         ("(" * 51 + "width = 1" + ")" * 51, 52, f"more than {MAX_DEPTH} conditions inside each other"),
         ("not " * 60 + "width = 1", 205, f"more than {MAX_DEPTH} conditions inside each other"),
     ],

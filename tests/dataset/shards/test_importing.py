@@ -4,7 +4,11 @@ import hashlib
 import io
 import json
 import os
+import signal
+import subprocess
+import sys
 import tarfile
+import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -89,6 +93,7 @@ def test_what_img2dataset_wrote_becomes_shards(downloaded: tuple[Path, list[Pair
         {"stage": "import", "in": 10, "out": 10, "dropped": {}},
     ]
     assert written.told()["funnel"] == report["funnel"]
+    assert {name: report[name] for name in written.facts} == written.facts
 
 
 Files = list[tuple[str, bytes]]
@@ -256,3 +261,29 @@ def test_keys_join_with_a_build_of_the_same_pairs(downloaded: tuple[Path, list[P
     written, _ = imported(downloaded[0], tmp_path / "out")
     table = written.table(["key", "image_url", "text"]).to_pylist()
     assert all(row["key"] == pair_key(row["image_url"], row["text"]) for row in table)
+
+
+def test_a_killed_import_does_not_write_finished_tars_again(tmp_path: Path, made_pair: Any, hashes: Any) -> None:
+    (tmp_path / "in").mkdir()
+    for tar in range(3):
+        pairs = [made_pair(3 * i) for i in range(60 * tar, 60 * tar + 60)]
+        write_tar(tmp_path / "in" / f"{tar:05d}.tar", [file for i, pair in enumerate(pairs) for file in files_of(pair, str(i)).items()])
+
+    def start(out: Path) -> subprocess.Popen[bytes]:
+        arguments = ["shards", "import", str(tmp_path / "in"), "--pairs-per-shard", "4", "--quiet", "--out", str(out)]
+        return subprocess.Popen([sys.executable, "-m", "clipkit", *arguments], stdout=subprocess.DEVNULL)
+
+    assert start(tmp_path / "whole").wait(120) == 0
+    out, deadline = tmp_path / "killed", time.monotonic() + 120
+    process = start(out)
+    while process.poll() is None and len(list(out.glob("shards/*_stats.json"))) < 5 and time.monotonic() < deadline:
+        time.sleep(0.001)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert not (out / "shards" / "shards.json").exists()
+    finished = [path.with_name(path.name.replace("_stats.json", ".tar")) for path in out.glob("shards/0*_stats.json")]
+    inodes = {path.name: path.stat().st_ino for path in finished}
+    assert len(inodes) >= 5
+    assert start(out).wait(120) == 0
+    assert {name: (out / "shards" / name).stat().st_ino for name in inodes} == inodes
+    assert hashes(out / "shards") == hashes(tmp_path / "whole" / "shards")

@@ -97,14 +97,14 @@ def test_the_choice_depends_on_seed_and_keys_alone(make_shards: Make) -> None:
     forward, backward = make_shards(range(40), name="a"), make_shards(range(39, -1, -1), name="b", pairs_per_shard=11)
 
     def keys(shards: Shards, seed: int, **wish: Any) -> list[str]:
-        return [pair["key"] for pair in choose_pairs(shards, count=8, seed=seed, advance=nothing, **wish)["pairs"]]
+        return [pair["key"] for pair in choose_pairs(shards, count=8, seed=seed, advance=nothing, **wish)["shown"]]
 
     assert keys(forward, 1) == keys(backward, 1)
     assert keys(forward, 1) != keys(forward, 2)
     assert len(set(keys(forward, 1))) == 8
     chosen = choose_pairs(forward, count=100, seed=0, where="text like '%fox%'", advance=nothing)
-    assert chosen["found"] == len(chosen["pairs"]) == 7
-    assert all("fox" in pair["text"] and pair["query_texts"] == ["fox"] for pair in chosen["pairs"])
+    assert chosen["found"] == len(chosen["shown"]) == 7
+    assert all("fox" in pair["text"] and pair["query_texts"] == ["fox"] for pair in chosen["shown"])
     wanted = keys(forward, 3)[:3][::-1]
     assert keys(forward, 0, keys=wanted) == wanted
 
@@ -194,7 +194,7 @@ def test_the_terminal_and_json_get_no_escapes_either(evil: Shards) -> None:
     table = command("show", str(evil.root), "--quiet").output
     assert not re.search("[\x00-\x08\x0b-\x1f\u202a-\u202e\u2066-\u2069]", table)
     report = json.loads(command("show", str(evil.root), "--quiet", "--json").stdout)
-    assert {pair["text"] for pair in report["pairs"]} == set(EVIL)  # data stay data
+    assert {pair["text"] for pair in report["shown"]} == set(EVIL)  # data stay data
 
 
 def test_pictures_are_made_anew_and_a_bomb_is_no_picture(write: Any, made_pair: Any, tmp_path: Path) -> None:
@@ -214,7 +214,7 @@ def test_pictures_are_made_anew_and_a_bomb_is_no_picture(write: Any, made_pair: 
     pairs = [secret, Pair(pair_key("u", "bomb"), bomb, "bomb", {"image_url": "u", "queries": []})]
     shards = write(tmp_path / "a", pairs)
     chosen = choose_pairs(shards, count=5, seed=0, keys=[pair.key for pair in pairs], advance=nothing)
-    shown = with_pictures(shards, chosen["pairs"], advance=nothing)
+    shown = with_pictures(shards, chosen["shown"], advance=nothing)
     assert shown[0]["picture"] is not None
     assert shown[1]["picture"] is None
     import base64

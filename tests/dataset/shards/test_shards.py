@@ -210,7 +210,8 @@ def test_no_pairs_at_all_are_shards_without_tars(tmp_path: Path) -> None:
     assert Shards.open(tmp_path) == shards
     assert shards.count == 0
     assert shards.table().num_rows == 0
-    assert shards.verify() == {"count": 0, "shards": 0, "bytes": 0, "problems": [], "notes": []}
+    assert shards.verify() == {"command": "shards verify", **shards.facts, "bytes": 0, "problems": [], "notes": []}
+    assert (shards.facts["tars"], shards.facts["pairs"]) == (0, 0)
 
 
 def test_a_build_run_is_opened_by_its_own_folder_and_travels_to_other_processes(tmp_path: Path) -> None:
@@ -319,11 +320,11 @@ def test_verify_compares_the_parquet_with_the_pairs(tmp_path: Path) -> None:
         ("00002.tar", None),
         ("00002.tar", None),
     ]
-    with pytest.raises(UserError, match=r"`\S+00001\.parquet` is no table of pairs \([^/]+\): build them again"):
+    with pytest.raises(UserError, match=r"`\S+00001\.parquet` is no table of pairs \([^/]+\): restore it, or make these shards anew"):
         shards.table()
     (tmp_path / "00001.parquet").unlink()
     [missing] = [p for p in shards.verify()["problems"] if p["shard"] == "00001.tar"]
-    assert missing["problem"] == f"`{tmp_path}/00001.parquet` is missing: build them again into a new `--out`, or restore it"
+    assert missing["problem"] == f"`{tmp_path}/00001.parquet` is missing: restore it, or make these shards anew"
 
 
 def test_a_parquet_with_bytes_that_are_no_text_is_no_table_of_pairs(tmp_path: Path) -> None:
