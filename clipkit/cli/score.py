@@ -12,7 +12,10 @@ from clipkit.report.shard_tables import score_pair_tables
 def score(
     shards: ShardsArgument,
     model: ModelOption,
-    out: Annotated[Path, typer.Option("--out", metavar="SCORES.parquet", help="The table: a key and a score for each pair.")],
+    out: Annotated[
+        Path,
+        typer.Option("--out", metavar="SCORES.parquet", help="The table: a key and a score for each pair. Nothing else is overwritten."),
+    ],
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, max=2**20, help="Pairs encoded at once.")] = 256,
     workers: Annotated[int, typer.Option("--workers", min=1, max=512, help="Threads that decode pictures.")] = 2,
     precision: Annotated[str, typer.Option("--precision", help="Arithmetic of the encoder: `fp32` or `bf16`.")] = "fp32",

@@ -48,7 +48,7 @@ def score_pairs(encoder: Encoder, shards: Shards, out: Path, *, run: Run, batch_
 
     The file's metadata name the shards' and the encoder's fingerprints under `clipkit`, so that scores of other shards are told apart.
     A file that names both already is what is asked for: it is described again, not made again. `workers` threads decode.
-    Raises UserError for an image-only encoder, one that gives NaN, and a tar that is damaged.
+    Raises UserError for an image-only encoder, one that gives NaN, a tar that is damaged, and an `out` that is there and something else.
     """
     if not encoder.has_text:
         raise UserError(f"model `{encoder.name}` encodes images only: a pair's score needs a model with a text tower")
@@ -56,6 +56,8 @@ def score_pairs(encoder: Encoder, shards: Shards, out: Path, *, run: Run, batch_
     metadata = made_from(shards, model=encoder.name, encoder=encoder.fingerprint)
     folder = _parts_folder(out)
     if not _is_finished(out, shards, metadata):
+        if out.exists():
+            raise UserError(f"`--out {out}` is there and holds no scores of these shards by this model: give another name, or remove it")
         parts = _score_shards(encoder, shards, folder, run=run, batch_size=batch_size, workers=workers)
         _write(out, (pq.read_table(part, partitioning=None) for part in parts), metadata)
     shutil.rmtree(folder, ignore_errors=True)

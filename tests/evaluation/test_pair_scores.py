@@ -124,11 +124,14 @@ def test_scores_that_are_there_are_not_made_again(shards: Shards, color_encoder:
     assert {**again, "seconds": 0} == {**first, "seconds": 0}
     assert (color_encoder.pictures_seen, (tmp_path / "s.parquet").stat().st_ino) == (seen, made)
     other = type(color_encoder)(fingerprint="another")
-    score_pairs(other, shards, tmp_path / "s.parquet", run=scratch_run)
-    assert other.pictures_seen == 22
-    (tmp_path / "s.parquet").write_bytes(b"PAR1")
-    assert score_pairs(other, shards, tmp_path / "s.parquet", run=scratch_run)["scored"] == 22
-    assert other.pictures_seen == 44
+    for damage in (None, b"PAR1"):  # somebody else's table is never overwritten
+        if damage:
+            (tmp_path / "s.parquet").write_bytes(damage)
+        before = (tmp_path / "s.parquet").read_bytes()
+        with pytest.raises(UserError, match="is there and holds no scores of these shards by this model: give another name, or remove it"):
+            score_pairs(other, shards, tmp_path / "s.parquet", run=scratch_run)
+        assert (tmp_path / "s.parquet").read_bytes() == before
+    assert other.pictures_seen == 0
 
 
 def test_a_part_of_another_encoder_or_a_damaged_one_is_made_again(
@@ -145,6 +148,7 @@ def test_a_part_of_another_encoder_or_a_damaged_one_is_made_again(
         seen = other.pictures_seen
         assert score_pairs(other, shards, tmp_path / "s.parquet", run=scratch_run)["scored"] == 22
         assert other.pictures_seen - seen == 22
+        (tmp_path / "s.parquet").unlink()
 
 
 def test_what_cannot_be_scored_is_told(

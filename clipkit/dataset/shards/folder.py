@@ -80,7 +80,13 @@ class Shards:
 
     def queries(self) -> QueryList | None:
         """The list that numbers of queries refer to, or None where the shards came without one."""
-        return QueryList.read(self.root / QUERIES) if (self.root / QUERIES).exists() else None
+        path = self.root / QUERIES
+        if not path.exists():
+            return None
+        try:
+            return QueryList.read(path)
+        except UserError:
+            raise UserError(f"`{path}` is damaged: {RESTORE}") from None
 
     def told(self) -> dict[str, Any]:
         """The whole manifest: beside the tars the recipe, the funnel, the query list, and where the shards came from."""

@@ -1,7 +1,9 @@
 """`clipkit shards import`: what img2dataset wrote, as shards. Images stay as they are, byte for byte."""
 
 import hashlib
+import io
 import json
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
@@ -11,6 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from PIL import Image
 
 from clipkit import UserError
 from clipkit.dataset.shards.folder import pair_key
@@ -137,7 +140,7 @@ class _Source:
         if bytes.fromhex(key) in self._seen:
             return "repeated_pair"
         self._seen.add(bytes.fromhex(key))
-        return Pair(key, found.image, text, _metadata(document, url, path))
+        return Pair(key, found.image, text, {**_metadata(document, url, path), **_sides(found.image)})
 
 
 def _document(data: bytes | None) -> dict[str, Any] | None:
@@ -164,12 +167,21 @@ def _text(found: ForeignPair, document: Mapping[str, Any]) -> str | None:
 
 
 def _metadata(document: Mapping[str, Any], url: str, path: Path) -> dict[str, Any]:
-    """What our JSON holds: size in pixels where it is told, the tar as the source, and img2dataset's other fields under their names."""
-    sides = {name: document.get(name) for name in ("width", "height")}
-    known = {name: side if type(side) is int and 0 < side < 2**31 else None for name, side in sides.items()}
+    """What our JSON holds: the tar as the source, and img2dataset's other fields under their names."""
     page = document.get("page_url")
     others = {_RENAMED.get(name, name): value for name, value in document.items() if name not in _LEFT_OUT}
-    return {**others, "image_url": url, "page_url": page if isinstance(page, str) else None, "source": path.name, "queries": None, **known}
+    return {**others, "image_url": url, "page_url": page if isinstance(page, str) else None, "source": path.name, "queries": None}
+
+
+def _sides(image: bytes) -> dict[str, int | None]:
+    """The size in pixels that the picture's own header tells, whatever was told beside it; null where it cannot be read."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of sizes near Pillow's limit, which are no matter here
+            with Image.open(io.BytesIO(image), formats=("JPEG", "PNG", "WEBP")) as opened:
+                return {"width": opened.width, "height": opened.height}
+    except Exception:  # Pillow answers hostile bytes with nearly every kind of exception there is.
+        return {"width": None, "height": None}
 
 
 def _downloads(tars: list[Path]) -> list[dict[str, Any]]:
