@@ -415,7 +415,7 @@ def test_stored_images_that_are_damaged_come_into_no_shard(
         raise OSError("no shards")
 
     with monkeypatch.context() as patched:
-        patched.setattr(build, "write_shards", fail)
+        patched.setattr(build, "resume_shards", fail)
         with pytest.raises(OSError, match="no shards"):
             build_dataset(recipe_of(site, port), Run.scratch(out))
     spool = out / "stages/07-images/stored-00000.bin"

@@ -125,7 +125,7 @@ def test_a_jpeg_of_thousands_of_scans_costs_nothing() -> None:
 
 def test_an_image_that_takes_too_long_is_undecodable_and_costs_itself_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stored_images, "SECONDS_PER_IMAGE", 1.0)
-    images = [encode(picture(0)), many_scans(4_000, 80), encode(picture(1))]
+    images = [encode(picture(0)), many_scans(8_000, 90), encode(picture(1))]
     assert store(images, tmp_path)["reason"].to_pylist() == [None, "undecodable", None]
 
 
