@@ -28,6 +28,10 @@ FAILURES_IN_A_ROW = 5
 """After so many requests to which a host said nothing at all it is left alone for the rest of the round."""
 PAUSES_IN_A_ROW = 3
 """After so many pauses without a good answer in between, too."""
+STUMBLES_IN_A_ROW = 25
+"""After so many requests without a whole response, whatever it said, too: a host that always stalls would take days."""
+PAUSES_IN_ALL = 20
+"""And after so many pauses in a round, good answers in between or not."""
 ERRORS_IN_A_ROW = 3
 """So many 5xx in a row, without Retry-After, are answered with a pause."""
 FIRST_PAUSE_SECONDS = 1.0
@@ -36,7 +40,7 @@ _OPEN, _BUSY, _DOWN = 0, 1, 2
 _REFUSED = {_BUSY: "host_busy", _DOWN: "host_down"}
 SECONDS_BETWEEN_LOOKS = 0.02
 _A_MOMENT = 1e-5
-_ENTRY = struct.Struct("<Qddiiiii4x")
+_ENTRY = struct.Struct("<Qddiiiiiii4x")
 _BUCKETS = 1 << 15
 _ENTRIES_PER_BUCKET = 8
 _BUCKET_BYTES = _ENTRIES_PER_BUCKET * _ENTRY.size
@@ -53,10 +57,13 @@ class HostState:
     errors: int = 0
     pauses: int = 0
     refused: int = _OPEN
+    stumbles: int = 0
+    all_pauses: int = 0
 
-    def fields(self) -> tuple[float, float, int, int, int, int, int]:
+    def fields(self) -> tuple[float | int, ...]:
         """In the order in which they were given."""
-        return self.conforms_from, self.closed_until, self.active, self.failures, self.errors, self.pauses, self.refused
+        counts = (self.active, self.failures, self.errors, self.pauses, self.refused, self.stumbles, self.all_pauses)
+        return self.conforms_from, self.closed_until, *counts
 
     def is_idle(self, now: float) -> bool:
         """Whether the entry may be given to another host; what it knew of failures in a row is lost then."""
@@ -188,7 +195,8 @@ class Hosts:
         with self._book.state(host) as state:
             if state is not None:
                 state.failures = state.failures + 1 if silent else 0
-                if state.failures >= FAILURES_IN_A_ROW:
+                state.stumbles += 1
+                if state.failures >= FAILURES_IN_A_ROW or state.stumbles >= STUMBLES_IN_A_ROW:
                     state.refused = _DOWN
 
     def answered(self, host: str, status: int, retry_after: float | None) -> None:
@@ -196,7 +204,7 @@ class Hosts:
         with self._book.state(host) as state:
             if state is None:
                 return
-            state.failures = 0
+            state.failures = state.stumbles = 0
             state.errors = state.errors + 1 if status >= 500 else 0
             if status == 429 or (status == 503 and retry_after is not None) or state.errors >= ERRORS_IN_A_ROW:
                 self._close(host, state, retry_after)
@@ -213,13 +221,15 @@ class Hosts:
 
     def _close(self, host: str, state: HostState, retry_after: float | None) -> None:
         now = time.time()
-        state.pauses += state.closed_until <= now  # several connections may be told the same at once
+        is_new = state.closed_until <= now  # several connections may be told the same at once
+        state.pauses += is_new
+        state.all_pauses += is_new
         state.errors = 0
         seconds = FIRST_PAUSE_SECONDS * 2 ** (state.pauses - 1) * random.uniform(0.5, 1.5) if retry_after is None else retry_after
         state.closed_until = max(state.closed_until, now + seconds)
         interval, burst = self._rate(host)
         state.conforms_from = max(state.conforms_from, state.closed_until + (burst - 1) * interval)  # then one by one, no burst
-        if seconds > self.knobs.max_wait_seconds or state.pauses > PAUSES_IN_A_ROW:
+        if seconds > self.knobs.max_wait_seconds or state.pauses > PAUSES_IN_A_ROW or state.all_pauses > PAUSES_IN_ALL:
             state.refused = _BUSY
         if self._on_closed is not None:
             self._on_closed(host, state.closed_until)

@@ -73,8 +73,9 @@ class Robots:
                 raise EndedError(found.failure)
             # ai.txt has the grammar of robots.txt; a page that a server shows for every missing file has not.
             if found.text and (name == "robots.txt" or "user-agent" in found.text.lower()):
-                rules.append(Protego.parse(found.text))
-                length += len(found.text)
+                ours = _groups_for(found.text, self._agent)
+                rules.append(Protego.parse(ours))
+                length += len(ours)
         self._lengths[origin] = length
         self._length += length
         for rule in rules:
@@ -105,6 +106,28 @@ class Robots:
             # What is no HTTP or leads nowhere is as good as no file; a host out of reach is the images' own misfortune.
             return Text("", None if ended.outcome in ("bad_response", "redirects", "bad_url", "too_long") else ended.outcome)
         return Text("", None)
+
+
+def _groups_for(text: str, agent: str) -> str:
+    """The groups of a file that may concern the agent, with no other names.
+
+    A parser that keeps every name's rules needs memory for names times rules: half a megabyte of both would fill any machine.
+    """
+    kept: list[str] = []
+    ours: set[str] = set()
+    is_header = False  # whether the line before was a name: then another one belongs to the same group
+    for line in text.splitlines():
+        field, colon, value = line.partition("#")[0].partition(":")
+        field, name = field.strip().lower(), value.strip().lower()
+        if field in ("user-agent", "useragent"):
+            ours = ours if is_header else set()
+            if name and (name == "*" or name in agent or agent in name):
+                ours.add(name)
+        elif colon and ours:
+            kept += [f"User-agent: {name}" for name in sorted(ours)] if is_header else []
+            kept.append(line)
+        is_header = field in ("user-agent", "useragent") or (is_header and not colon)
+    return "\n".join(kept)
 
 
 def _judged(response: Response) -> Text:

@@ -186,6 +186,21 @@ def test_a_host_that_says_nothing_five_times_in_a_row_is_left_alone(clock: Clock
     assert hosts.take("b").seconds == 0.0
 
 
+def test_a_host_that_never_ends_an_answer_or_pauses_again_and_again_takes_no_days(clock: Clock) -> None:
+    hosts = Hosts(knobs())
+    for _ in range(25):
+        assert hosts.take("stalls").seconds == 0.0
+        hosts.failed("stalls", silent=False)
+        hosts.leave("stalls")
+        clock.now += 10
+    assert refusal(hosts, "stalls") == "host_down"
+    for _ in range(21):
+        hosts.answered("pauses", 200, None)
+        hosts.answered("pauses", 429, 50.0)
+        clock.now += 60
+    assert refusal(hosts, "pauses") == "host_busy"
+
+
 def test_entries_of_hosts_that_nobody_needs_go_to_others_and_a_full_bucket_makes_wait(
     clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from protego import Protego
 
 from clipkit.dataset.images import robots as module
 from clipkit.dataset.images.connections import Origin
@@ -73,6 +74,32 @@ def test_a_long_file_is_read_to_its_cap_and_no_further(web: Any) -> None:
     web.rules["robots.txt"] = (200, FOR_ALL + padding * 60_000 + b"User-agent: *\nDisallow: /ok/late\n")
     assert fetch(web, "/ok/secret/1").outcome == "disallowed"
     assert fetch(web, "/ok/late").outcome == "ok"
+
+
+def test_a_file_of_many_names_and_many_rules_takes_no_more_than_its_length(web: Any) -> None:
+    names, rules = range(10_000), range(10_000)
+    bomb = "".join(f"User-agent: a{n}\n" for n in names) + "User-agent: clipkit\n" + "".join(f"Disallow: /ok/{n}$\n" for n in rules)
+    web.rules["robots.txt"] = (200, bomb.encode())
+    assert fetch(web, "/ok/77").outcome == "disallowed"
+    assert fetch(web, "/ok/x").outcome == "ok"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "User-agent: *\nDisallow: /a\n\nUser-agent: clipkit\nDisallow: /b\n",
+        "User-agent: other\nUser-agent: ClipKit\n# a remark\nDisallow: /b # and one\nAllow: /b/c\nUser-agent: *\nDisallow: /\n",
+        "Disallow: /a\nUser-agent: other\nDisallow: /b\nSitemap: http://a/\nUser-agent: *\n\nCrawl-delay: 4\nDisallow: /*.jpg$\n",
+        "User-agent: clipkit\nUser-agent: *\nDisallow:\nUser-agent: clipkit\nDisallow: /a\n",
+        "nothing of the kind\n:::\nUser-agent:\nDisallow: /a\n",
+        "",
+    ],
+)
+def test_the_groups_that_concern_us_say_what_the_whole_file_says(text: str) -> None:
+    whole, ours = Protego.parse(text), Protego.parse(module._groups_for(text, "clipkit"))
+    for path in ("/", "/a", "/b", "/b/c", "/x.jpg", "/x.jpg?y"):
+        assert ours.can_fetch(f"http://h{path}", "clipkit") == whole.can_fetch(f"http://h{path}", "clipkit"), path
+    assert ours.crawl_delay("clipkit") == whole.crawl_delay("clipkit")
 
 
 def test_a_host_that_cannot_be_reached_ends_its_images_as_that_and_is_asked_once(web: Any) -> None:
