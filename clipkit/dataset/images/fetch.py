@@ -28,7 +28,7 @@ from clipkit.dataset.images.robots import Robots
 from clipkit.dataset.opt_outs import agent_of, opts_out, reserves_rights
 from clipkit.recipe import DownloadKnobs
 
-__all__ = ["Fetched", "Fetcher", "check_knobs", "host_of", "is_passing"]
+__all__ = ["Fetched", "Fetcher", "Visit", "check_knobs", "host_of", "is_passing"]
 
 _PASSING = {"timeout", "connection", "dns_failure", "http_error_429", "robots_unreachable", "host_busy", "host_down"}
 _REDIRECTS = (301, 302, 303, 307, 308)
@@ -40,6 +40,17 @@ class Fetched(NamedTuple):
 
     outcome: str
     image: bytes | None = None
+
+
+class Visit(NamedTuple):
+    """A URL on its way: where it leads now, how many redirects were followed, and the seconds left for its requests.
+
+    Reading robots.txt has a deadline of its own, and waiting for a turn has none.
+    """
+
+    url: str
+    redirects: int
+    seconds: float
 
 
 def is_passing(outcome: str) -> bool:
@@ -81,31 +92,54 @@ class Fetcher:
         """Close connections and let the resolvers' threads end, without waiting for those that still ask."""
         self.connections.close()
 
-    async def fetch(self, url: str) -> Fetched:
-        """Fetch one image. Does not raise for anything that a URL, a server or a network does.
+    def begin(self, url: str) -> Visit:
+        """The first visit of a URL."""
+        return Visit(url, 0, self.knobs.timeout_seconds)
 
-        The caller has taken the turn of the URL's own host; other hosts, to which redirects lead, are waited for here. The deadline
-        is that of the image's own requests: reading robots.txt has another, and waiting for a turn has none.
+    async def visit(self, visit: Visit) -> Fetched | Visit:
+        """Ask for a URL under a turn of its host, which the caller holds. Does not raise for anything that a server or a network does.
+
+        Redirects within that host are followed; what leads to another one comes back as the visit to be made there, under its turn.
         """
-        left = self.knobs.timeout_seconds
-        own = None
+        own, is_paid = host_of(visit.url), True
         try:
-            for hop in range(self.knobs.max_redirects + 1):
-                origin, target = parse_url(url)
-                own = own or origin.host
-                async with contextlib.nullcontext() if origin.host == own else self.hosts.turn(origin.host):
-                    if hop and origin.host == own:  # the first request was paid with the turn that the caller holds
-                        await self.hosts.pace(own)
-                    await self.robots.check(origin, target)
-                    started = time.monotonic()
-                    response = await self._ask(origin, target, left)
-                    left = max(0.001, left - (time.monotonic() - started))
+            while True:
+                origin, target = parse_url(visit.url)
+                if origin.host != own:
+                    return visit
+                if not is_paid:  # the first request was paid with the turn
+                    await self.hosts.pace(own)
+                is_paid = False
+                await self._ask_leave(origin, target)
+                started = time.monotonic()
+                response = await self._ask(origin, target, visit.seconds)
+                left = max(0.001, visit.seconds - (time.monotonic() - started))
                 if response.status not in _REDIRECTS or self._is_opted_out(response):
                     return self._fetched(response)
-                url = redirected(url, response.first("location"))
-            return Fetched("redirects")
+                if visit.redirects == self.knobs.max_redirects:
+                    return Fetched("redirects")
+                visit = Visit(redirected(visit.url, response.first("location")), visit.redirects + 1, left)
         except EndedError as ended:
             return Fetched(ended.outcome)
+
+    async def fetch(self, url: str) -> Fetched:
+        """Fetch one image, with the turns of all hosts that it leads to. Does not raise for anything that a URL or a server does."""
+        found: Fetched | Visit = self.begin(url)
+        try:
+            while isinstance(found, Visit):
+                host = host_of(found.url)
+                async with self.hosts.turn(host) if host else contextlib.nullcontext():
+                    found = await self.visit(found)
+        except EndedError as ended:
+            return Fetched(ended.outcome)
+        return found
+
+    async def _ask_leave(self, origin: Origin, target: str) -> None:
+        """Raise EndedError where robots.txt or ai.txt say no; where they ask for a pause between requests, the first one keeps it too."""
+        was_slow = self.hosts.is_slow(origin.host)
+        await self.robots.check(origin, target)
+        if self.hosts.is_slow(origin.host) and not was_slow:
+            await self.hosts.pace(origin.host)
 
     async def _ask(self, origin: Origin, target: str, seconds: float) -> Response:
         """One request for an image; its host is judged by how it ended."""
@@ -124,7 +158,10 @@ class Fetcher:
         await self.hosts.pace(origin.host)
         headers = {"User-Agent": self.knobs.user_agent, "Accept": "text/plain,*/*;q=0.5"}
         wish = Wish(lambda response: response.status < 300, most, cut=True)
-        return await self.connections.get(origin, target, headers, wish, seconds=self.knobs.timeout_seconds)
+        response = await self.connections.get(origin, target, headers, wish, seconds=self.knobs.timeout_seconds)
+        if response.status in (429, 503):  # a good answer says nothing of the images; who is busy is busy
+            self.hosts.answered(origin.host, response.status, _retry_after(response))
+        return response
 
     def _is_opted_out(self, response: Response) -> bool:
         # A 404 that should not be indexed is a 404.
@@ -157,7 +194,7 @@ def _is_text(response: Response) -> bool:
 def _retry_after(response: Response) -> float | None:
     """Retry-After in seconds from now, given in seconds or as a date (RFC 9110, 10.2.3); None where there is none."""
     value = (response.first("retry-after") or "").strip()
-    if value.isdecimal() and len(value) < 10:
+    if value.isdecimal() and len(value) < 16:
         return float(value)
     with contextlib.suppress(ValueError, TypeError, OverflowError):
         date = parsedate_to_datetime(value)

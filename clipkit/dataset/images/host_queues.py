@@ -30,14 +30,15 @@ class HostQueues:
         self._ready = list(range(len(self._names)))  # a heap of ranks, which are indices of names
         self._later: list[tuple[float, int]] = []  # a heap of (when, rank)
         self._held: Counter[int] = Counter()
+        self._busy = 0
         self._parked: set[int] = set()
         self._ranks = {host: rank for rank, host in enumerate(self._names)}
         self._changed = asyncio.Event()
 
     async def next(self) -> tuple[int, str, str | None] | None:
         """(position, host, None), whose turn is taken and must be given back with `done`; or (position, host, outcome) for a URL of a
-        host that is left alone. None: nothing is left, though turns may still be held."""
-        while self._positions:
+        host that is left alone. None: nothing is left, and no turn is held any more."""
+        while self._positions or self._busy:
             now = time.monotonic()
             while self._later and self._later[0][0] <= now:
                 heapq.heappush(self._ready, heapq.heappop(self._later)[1])
@@ -49,9 +50,22 @@ class HostQueues:
                 return found
         return None
 
+    def add(self, position: int, host: str) -> None:
+        """One more URL of a host, known or new: where a redirect leads."""
+        if host not in self._ranks:
+            self._ranks[host] = len(self._names)
+            self._names.append(host)
+        if host in self._positions:
+            self._positions[host].append(position)
+        else:
+            self._positions[host] = deque([position])
+            heapq.heappush(self._ready, self._ranks[host])
+        self._changed.set()
+
     def done(self, host: str) -> None:
-        """Give back the turn of a URL."""
+        """Give back the turn of a URL. What it has become is added before."""
         rank = self._ranks[host]
+        self._busy -= 1
         if host:
             self._hosts.leave(host)
         self._held[rank] -= 1
@@ -68,6 +82,7 @@ class HostQueues:
             return self._pop(rank), host, ended.outcome
         if not turn.seconds:
             self._held[rank] += 1
+            self._busy += 1
             return self._pop(rank), host, None
         if turn.is_full and self._held[rank]:
             self._parked.add(rank)  # until `done` of one of its own

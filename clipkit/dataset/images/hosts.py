@@ -112,14 +112,18 @@ class HostBook:
                 fcntl.lockf(self._file, fcntl.LOCK_UN, _BUCKET_BYTES, start)
 
     def _place(self, name: int, start: int) -> int | None:
-        free, now = None, time.time()
+        free, refused, now = None, None, time.time()
         for place in range(start, start + _BUCKET_BYTES, _ENTRY.size):
             known, *fields = _ENTRY.unpack_from(self._map, place)
             if known == name:
                 return place
-            if free is None and (known == 0 or HostState(*fields).is_idle(now)):
+            state = HostState(*fields)
+            if free is None and (known == 0 or state.is_idle(now)):
                 free = place
-        return free
+            elif state.refused and state.active == 0:
+                refused = place
+        # A bucket full of hosts that are left alone: one of them is forgotten, and tried once more if it comes up again.
+        return refused if free is None else free
 
 
 class Turn(NamedTuple):
@@ -146,6 +150,10 @@ class Hosts:
     def slow_down(self, host: str, seconds: float) -> None:
         """Obey a crawl delay: one connection, and so many seconds between two requests, at most what a pause may take."""
         self._slow[host] = min(seconds, self.knobs.max_wait_seconds)
+
+    def is_slow(self, host: str) -> bool:
+        """Whether it has asked for a pause between requests."""
+        return host in self._slow
 
     def take(self, host: str) -> Turn:
         """Ask for a turn. Raises EndedError for a host that is left alone."""
@@ -188,7 +196,7 @@ class Hosts:
         with self._book.state(host) as state:
             wait = 0.0 if state is None else self._conform(host, state, time.time(), books_ahead=True)
         if wait:
-            await asyncio.sleep(min(wait, self.knobs.max_wait_seconds))
+            await asyncio.sleep(wait)
 
     def failed(self, host: str, *, silent: bool) -> None:
         """A request ended without a response; `silent`: nobody answered at all, at an address that is known."""

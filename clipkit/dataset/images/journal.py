@@ -51,6 +51,7 @@ class PartJournal:
         self._end = 0
         digest = hashlib.sha256("\n".join(urls).encode("utf-8", "surrogatepass")).hexdigest()
         kept = self._read(digest)
+        self._table_path.unlink(missing_ok=True)  # of a tar that is gone: until the part is finished anew it has no table
         self._journal = os.open(self._lines, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         self._tar = os.open(self._growing, os.O_WRONLY | os.O_CREAT, 0o644)
         os.ftruncate(self._journal, kept)

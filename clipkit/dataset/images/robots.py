@@ -6,6 +6,7 @@ where the host cannot be reached at all, its images end as that did. A missing o
 
 import asyncio
 import contextlib
+import re
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
@@ -95,6 +96,7 @@ class Robots:
         return known
 
     async def _fetch(self, url: str) -> Text:
+        own = url
         try:
             for _ in range(MAX_REDIRECTS + 1):
                 origin, target = parse_url(url)
@@ -103,8 +105,11 @@ class Robots:
                     return _judged(response)
                 url = redirected(url, response.first("location"))
         except EndedError as ended:
-            # What is no HTTP or leads nowhere is as good as no file; a host out of reach is the images' own misfortune.
-            return Text("", None if ended.outcome in ("bad_response", "redirects", "bad_url", "too_long") else ended.outcome)
+            # What is no HTTP or leads nowhere is as good as no file; a host out of reach is the images' own misfortune, unless it is
+            # another host, to which their own one has sent us.
+            if ended.outcome in ("bad_response", "redirects", "bad_url", "too_long"):
+                return Text("", None)
+            return Text("", ended.outcome if url == own else "robots_unreachable")
         return Text("", None)
 
 
@@ -121,8 +126,9 @@ def _groups_for(text: str, agent: str) -> str:
         field, name = field.strip().lower(), value.strip().lower()
         if field in ("user-agent", "useragent"):
             ours = ours if is_header else set()
-            if name and (name == "*" or name in agent or agent in name):
-                ours.add(name)
+            # Product tokens are equal or not (RFC 9309, 2.2.1); `clipkit/0.1` is ours, and `clip` is somebody else's.
+            if (token := re.split(r"[/\s]", name)[0]) in ("*", agent):
+                ours.add(token)
         elif colon and ours:
             kept += [f"User-agent: {name}" for name in sorted(ours)] if is_header else []
             kept.append(line)
@@ -136,6 +142,9 @@ def _judged(response: Response) -> Text:
         return Text("", "robots_unreachable")
     if response.status >= 300 or response.body is None:
         return Text("", None)
+    body = response.body
+    if len(body) == MAX_BYTES:  # half a line may forbid more than the whole one
+        body = body[: body.rfind(b"\n") + 1]
     with contextlib.suppress(UnicodeError):
-        return Text(response.body.decode("utf-8-sig"), None)
-    return Text(response.body.decode("utf-8", "replace"), None)
+        return Text(body.decode("utf-8-sig"), None)
+    return Text(body.decode("utf-8", "replace"), None)

@@ -28,7 +28,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from clipkit.dataset.images.fetch import Fetched, Fetcher, host_of
+from clipkit.dataset.images.fetch import Fetched, Fetcher, Visit, host_of
 from clipkit.dataset.images.host_queues import HostQueues
 from clipkit.dataset.images.host_store import HostStore
 from clipkit.dataset.images.hosts import HostBook, Hosts
@@ -106,19 +106,25 @@ async def fetch_part(
     fetcher = Fetcher(knobs, hosts, store)
     queues = HostQueues(hosts, [(position, host_of(urls[position])) for position in journal.missing()])
     room = asyncio.Semaphore(knobs.connections)
+    moved: dict[int, Visit] = {}
 
     def ended(position: int, fetched: Fetched) -> None:
         journal.add(position, fetched)
         mark(b"-" if fetched.image is None else b"+")
 
     async def one(position: int, host: str) -> None:
+        found: Fetched | Visit
         try:
             try:
-                fetched = await fetcher.fetch(urls[position])
+                found = await fetcher.visit(moved.pop(position) if position in moved else fetcher.begin(urls[position]))
             except Exception:  # A bug of ours must not cost the other URLs of the part.
                 traceback.print_exc()
-                fetched = Fetched("unexpected")
-            ended(position, fetched)
+                found = Fetched("unexpected")
+            if isinstance(found, Visit):  # to another host, whose turn it waits for without keeping others from theirs
+                moved[position] = found
+                queues.add(position, host_of(found.url))
+            else:
+                ended(position, found)
         finally:
             queues.done(host)
             room.release()

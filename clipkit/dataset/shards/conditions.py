@@ -6,6 +6,7 @@ from typing import Any, Self
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from clipkit import UserError
 from clipkit.dataset.shards.expressions import Call, Column, Combined, Compared, Literal, Node, OneOf, columns_of, complain, parse
 
 __all__ = ["Condition", "hosts"]
@@ -39,8 +40,16 @@ class Condition:
         return None if text is None else cls(text, schema)
 
     def select(self, table: pa.Table) -> pa.ChunkedArray:
-        """True for the rows that meet the condition, false or null for the others."""
-        value = self._value(self._tree, table)
+        """True for the rows that meet the condition, false or null for the others.
+
+        Raises UserError where Arrow cannot compare the types of the table's columns, or their values with the condition's.
+        """
+        try:
+            value = self._value(self._tree, table)
+        except pa.ArrowException as error:
+            raise UserError(
+                f"`--where {self.text}` cannot be computed ({str(error).splitlines()[0]}): compare columns of like types"
+            ) from None
         if isinstance(value, pa.Scalar):
             return pa.chunked_array([pa.repeat(value, len(table))], pa.bool_())
         return value

@@ -215,6 +215,14 @@ def test_entries_of_hosts_that_nobody_needs_go_to_others_and_a_full_bucket_makes
     assert hosts.take("host4").seconds > 0
 
 
+def test_a_bucket_full_of_hosts_that_are_left_alone_keeps_no_other_waiting(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_BUCKETS", 1)
+    hosts = Hosts(knobs())
+    for i in range(8):
+        hosts.answered(f"host{i}", 429, 3600.0)
+    assert hosts.take("ninth").seconds == 0.0
+
+
 def _hammer(path: str, seconds: float, asked: Any) -> None:
     hosts = Hosts(DownloadKnobs(host_connections=3, host_requests_per_second=200.0), HostBook(Path(path)))
     until, most, count = time.monotonic() + seconds, 0, 0

@@ -182,6 +182,29 @@ def test_closed_hosts_are_remembered_until_their_time(tmp_path: Path) -> None:
     store.close()
 
 
+def test_a_busy_robots_txt_closes_the_host_for_as_long_as_it_asks(web: Any) -> None:
+    web.rules["robots.txt"] = (429, b"", ("Retry-After", "3600"))
+    assert [f.outcome for f in fetch_all(web.knobs(), web.url("/ok/1"), web.url("/ok/2"))] == ["robots_unreachable", "host_busy"]
+
+
+def test_a_robots_txt_that_leads_to_a_private_address_is_out_of_reach(web: Any) -> None:
+    web.rules["robots.txt"] = (301, b"", ("Location", "http://169.254.169.254/robots.txt"))
+    assert fetch(web, "/ok/1").outcome == "robots_unreachable"
+
+
+def test_names_are_product_tokens_and_no_prefixes(web: Any) -> None:
+    web.rules["robots.txt"] = (200, b"User-agent: clip\nAllow: /\n\nUser-agent: *\nDisallow: /ok/1\n")
+    assert fetch(web, "/ok/1").outcome == "disallowed"
+    web.rules["robots.txt"] = (200, b"User-agent: ClipKit/0.1\nDisallow: /ok/1\n")
+    assert fetch(web, "/ok/1").outcome == "disallowed"
+
+
+def test_a_line_that_is_cut_off_by_the_cap_is_no_rule(web: Any) -> None:
+    beginning = b"User-agent: *\n" + b"# " + b"x" * (module.MAX_BYTES - 14 - 2 - 1 - len(b"Disallow: /")) + b"\n"
+    web.rules["robots.txt"] = (200, beginning + b"Disallow: /private\n")
+    assert fetch(web, "/ok/1").outcome == "ok"
+
+
 def test_a_crawl_delay_slows_the_host_down(web: Any) -> None:
     web.rules["robots.txt"] = (200, b"User-agent: *\nCrawl-delay: 3.5\n")
 

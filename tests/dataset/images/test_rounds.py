@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from clipkit.dataset.images import rounds
-from clipkit.dataset.images.fetch import Fetched, Fetcher
+from clipkit.dataset.images.fetch import Fetched, Fetcher, Visit
 from clipkit.dataset.images.host_store import HostStore
 from clipkit.dataset.images.hosts import Hosts
 from clipkit.dataset.images.journal import PartJournal, part_paths
@@ -33,14 +33,14 @@ def fetch_part(web: Any, folder: Path, urls: list[str], **changes: Any) -> tuple
 def test_a_mistake_of_ours_costs_one_url_and_is_told(
     web: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    real = Fetcher.fetch
+    real = Fetcher.visit
 
-    async def fetch(self: Fetcher, url: str) -> Fetched:
-        if url.endswith("/3"):
+    async def visit(self: Fetcher, visit: Visit) -> Fetched | Visit:
+        if visit.url.endswith("/3"):
             raise ZeroDivisionError("of our own")
-        return await real(self, url)
+        return await real(self, visit)
 
-    monkeypatch.setattr(Fetcher, "fetch", fetch)
+    monkeypatch.setattr(Fetcher, "visit", visit)
     outcomes, marks = fetch_part(web, tmp_path, [web.url(f"/ok/{i}") for i in range(6)])
     assert outcomes == ["ok", "ok", "ok", "unexpected", "ok", "ok"]
     assert sorted(marks) == [b"+"] * 5 + [b"-"]
@@ -88,3 +88,15 @@ def test_a_folder_with_the_characters_of_patterns_gets_a_name_without(tmp_path: 
     assert not set("[]*?{}") & set(name)
     assert os.listdir(name) == ["a file"]
     assert rounds._name_without_patterns(tmp_path) == str(tmp_path)
+
+
+def test_many_hosts_that_redirect_to_one_lose_nothing(web: Any, tmp_path: Path) -> None:
+    """The one is asked by two at once and takes its time; nobody gives up waiting for it, and nobody else waits."""
+    web.seconds_per_answer = 0.02
+    hosts = [f"h{i}.example" for i in range(60)]
+    here = {f"{host}:80": f"127.0.0.1:{web.port}" for host in [*hosts, "images.example"]}
+    urls = [f"http://{host}/redirect?to={web.url(f'/ok/{i}')}" for i, host in enumerate(hosts)]
+    outcomes, marks = fetch_part(web, tmp_path, urls, connect_to=here, connections=30, host_connections=2, timeout_seconds=0.5)
+    assert outcomes == ["ok"] * 60
+    assert len(marks) == 60
+    assert {path: hits for path, hits in web.hits.items() if path.startswith("/ok/")} == {f"/ok/{i}": 1 for i in range(60)}

@@ -181,3 +181,10 @@ def test_conditions_inside_each_other_are_checked_once() -> None:
 def test_a_column_of_another_kind_is_told() -> None:
     with pytest.raises(UserError, match=r"column `day` holds timestamp\[s\]"):
         Condition("day > 3", pa.schema([("day", pa.timestamp("s"))]))
+
+
+@pytest.mark.parametrize(("text", "value", "kind"), [("id > 0.5", 2**60 + 1, pa.int64()), ("id > 5", 2**63, pa.uint64())])
+def test_what_arrow_cannot_compare_is_a_sentence(text: str, value: int, kind: pa.DataType) -> None:
+    table = pa.table({"id": pa.array([value], kind)})
+    with pytest.raises(UserError, match=r"cannot be computed .*: compare columns of like types"):
+        Condition(text, table.schema).select(table)
