@@ -148,7 +148,10 @@ class Fetcher:
         try:
             response = await self.connections.get(origin, target, headers, wish, seconds=seconds)
         except EndedError as ended:
-            self.hosts.failed(origin.host, silent=ended.outcome in ("timeout", "connection") and not ended.reached)
+            if ended.outcome in ("timeout", "connection"):
+                self.hosts.failed(origin.host, silent=not ended.reached)
+            elif ended.outcome == "too_long":  # the host does what it should
+                self.hosts.answered(origin.host, 200, None)
             raise
         self.hosts.answered(origin.host, response.status, _retry_after(response))
         return response

@@ -199,7 +199,7 @@ class Hosts:
             await asyncio.sleep(wait)
 
     def failed(self, host: str, *, silent: bool) -> None:
-        """A request ended without a response; `silent`: nobody answered at all, at an address that is known."""
+        """A request met with silence or a broken connection; `silent`: the host, at an address that is known, said nothing at all."""
         with self._book.state(host) as state:
             if state is not None:
                 state.failures = state.failures + 1 if silent else 0

@@ -100,3 +100,9 @@ def test_many_hosts_that_redirect_to_one_lose_nothing(web: Any, tmp_path: Path) 
     assert outcomes == ["ok"] * 60
     assert len(marks) == 60
     assert {path: hits for path, hits in web.hits.items() if path.startswith("/ok/")} == {f"/ok/{i}": 1 for i in range(60)}
+
+
+def test_images_that_are_too_long_are_no_fault_of_their_host(web: Any, tmp_path: Path) -> None:
+    urls = [web.url(f"/ok/{'long' * 40}/{i}") for i in range(30)] + [web.url("/ok/1")]
+    outcomes, _ = fetch_part(web, tmp_path, urls, max_image_bytes=2_000)
+    assert outcomes == ["too_long"] * 30 + ["ok"]
