@@ -74,7 +74,7 @@ def host_of(url: str) -> str:
 
 
 class Fetcher:
-    """Fetches images by the rules of the knobs. Use from one event loop; `fetch` may run many times at once."""
+    """Fetches images by the rules of the knobs. Use from one event loop; `visit` may run many times at once."""
 
     def __init__(self, knobs: DownloadKnobs, hosts: Hosts | None = None, store: HostStore | None = None) -> None:
         """`hosts` and `store` are what the processes of a round share; without them this fetcher is alone.
@@ -121,18 +121,6 @@ class Fetcher:
                 visit = Visit(redirected(visit.url, response.first("location")), visit.redirects + 1, left)
         except EndedError as ended:
             return Fetched(ended.outcome)
-
-    async def fetch(self, url: str) -> Fetched:
-        """Fetch one image, with the turns of all hosts that it leads to. Does not raise for anything that a URL or a server does."""
-        found: Fetched | Visit = self.begin(url)
-        try:
-            while isinstance(found, Visit):
-                host = host_of(found.url)
-                async with self.hosts.turn(host) if host else contextlib.nullcontext():
-                    found = await self.visit(found)
-        except EndedError as ended:
-            return Fetched(ended.outcome)
-        return found
 
     async def _ask_leave(self, origin: Origin, target: str) -> None:
         """Raise EndedError where robots.txt or ai.txt say no; where they ask for a pause between requests, the first one keeps it too."""

@@ -14,7 +14,7 @@ import os
 import random
 import struct
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -177,19 +177,6 @@ class Hosts:
         with self._book.state(host) as state:
             if state is not None:
                 state.active = max(0, state.active - 1)
-
-    @contextlib.asynccontextmanager
-    async def turn(self, host: str) -> AsyncIterator[None]:
-        """A turn at a host to which a redirect leads. It is waited for as long as one image may take, then EndedError is raised."""
-        deadline = time.monotonic() + self.knobs.timeout_seconds
-        while seconds := self.take(host).seconds:
-            if time.monotonic() + seconds > deadline:
-                raise EndedError("host_busy", reached=True)
-            await asyncio.sleep(seconds)
-        try:
-            yield
-        finally:
-            self.leave(host)
 
     async def pace(self, host: str) -> None:
         """Book one more request at a host, and wait until it conforms to the rate."""

@@ -19,8 +19,25 @@ from hypothesis import strategies as st
 from clipkit import UserError
 from clipkit.dataset.addresses import is_public
 from clipkit.dataset.images import fetch as fetch_module
-from clipkit.dataset.images.fetch import Fetched, Fetcher, check_knobs, is_passing
+from clipkit.dataset.images.fetch import Fetched, Fetcher, Visit, check_knobs, host_of, is_passing
+from clipkit.dataset.images.http1 import EndedError
 from clipkit.recipe import DownloadKnobs
+
+
+async def fetch_one(fetcher: Fetcher, url: str) -> Fetched:
+    """Visit after visit, each under a turn of its host, as a round does it for many URLs at once."""
+    found: Fetched | Visit = fetcher.begin(url)
+    while isinstance(found, Visit):
+        host = host_of(found.url)
+        try:
+            while host and (seconds := fetcher.hosts.take(host).seconds):
+                await asyncio.sleep(seconds)
+        except EndedError as ended:
+            return Fetched(ended.outcome)
+        found = await fetcher.visit(found)
+        if host:
+            fetcher.hosts.leave(host)
+    return found
 
 
 def fetch_all(knobs: DownloadKnobs, *urls: str, tls: Path | None = None) -> list[Fetched]:
@@ -31,7 +48,7 @@ def fetch_all(knobs: DownloadKnobs, *urls: str, tls: Path | None = None) -> list
         if tls is not None:
             fetcher.connections.tls.load_verify_locations(tls)
         try:
-            return [await fetcher.fetch(url) for url in urls]
+            return [await fetch_one(fetcher, url) for url in urls]
         finally:
             fetcher.close()
 

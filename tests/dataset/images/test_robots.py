@@ -14,7 +14,7 @@ from clipkit.dataset.images.connections import Origin
 from clipkit.dataset.images.fetch import Fetched, Fetcher
 from clipkit.dataset.images.host_store import HostStore, Text
 from clipkit.dataset.images.hosts import Hosts
-from tests.dataset.images.test_fetch import fetch, fetch_all
+from tests.dataset.images.test_fetch import fetch, fetch_all, fetch_one
 
 FOR_ALL = b"User-agent: *\nDisallow: /ok/secret\nAllow: /ok/secret/but-this\n"
 
@@ -117,7 +117,7 @@ def test_each_file_is_fetched_once_for_all_images_of_an_origin(web: Any) -> None
     async def run() -> list[Fetched]:
         fetcher = Fetcher(web.knobs())
         try:
-            return await asyncio.gather(*(fetcher.fetch(web.url(f"/ok/{i}")) for i in range(30)))
+            return await asyncio.gather(*(fetch_one(fetcher, web.url(f"/ok/{i}")) for i in range(30)))
         finally:
             fetcher.close()
 
@@ -134,7 +134,7 @@ def test_fetchers_of_several_processes_share_what_one_has_fetched(web: Any, tmp_
         async def run() -> None:
             store = HostStore(tmp_path / "hosts.sqlite")
             fetcher = Fetcher(web.knobs(), Hosts(web.knobs()), store)
-            found.extend([(await fetcher.fetch(web.url(f"/ok/{name}"))).outcome for name in ("1", "secret/2")])
+            found.extend([(await fetch_one(fetcher, web.url(f"/ok/{name}"))).outcome for name in ("1", "secret/2")])
             fetcher.close()
             store.close()
 
@@ -210,7 +210,7 @@ def test_a_crawl_delay_slows_the_host_down(web: Any) -> None:
 
     async def run() -> float:
         fetcher = Fetcher(web.knobs())
-        await fetcher.fetch(web.url("/ok/1"))
+        await fetch_one(fetcher, web.url("/ok/1"))
         fetcher.close()
         return fetcher.hosts._slow["images.example"]
 
