@@ -111,6 +111,9 @@ def earlier_downloads(extends: Path | None, knobs: DownloadKnobs, *, say: Callab
     """
     folders: list[Path] = []
     while extends is not None and len(folders) < MOST_EXTENDED:
+        if folders and not extends.is_dir():
+            say(f"`{extends}`, which a run that is extended has extended, is gone: what it has fetched is fetched anew")
+            break
         known = _finished_build(extends)
         _refuse_other_judgement(extends, known, knobs)
         folder = extends / "stages" / "06-download" / "images"

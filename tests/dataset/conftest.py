@@ -101,9 +101,12 @@ class _Handler(BaseHTTPRequestHandler):
         return parse_qs(urlsplit(self.path).query)[name]
 
     def serve_rules(self, name: str) -> None:
-        """robots.txt and ai.txt, which are not among the hits: `web.rules` has (status, body, headers)."""
+        """robots.txt and ai.txt, which are not among the hits: `web.rules` has (status, body, headers); status 0 hangs up."""
         self.server.web.asked_rules[name] += 1
         status, body, *headers = self.server.web.rules.get(name, (404, b""))
+        if not status:
+            self.serve_hang_up()
+            return
         self.answer(body, *headers, status=status)
 
     def serve_ok(self) -> None:

@@ -22,9 +22,10 @@ from clipkit.dataset.images.http1 import Connection, EndedError, Response, Wish,
 __all__ = ["Connections", "Origin", "parse_url", "redirected"]
 
 MAX_URL_LENGTH = 8_192
-
 IDLE_SECONDS = 15.0
 MAX_IDLE = 512
+ADDRESS_SECONDS = 3.0
+"""After which the next address of a name is tried."""
 _ADDRESSES_TRIED = 4
 _RESOLVERS = 128
 
@@ -173,7 +174,7 @@ class Connections:
         failure: Exception = ConnectionError("no address")
         for left, (family, (address, port, *_)) in zip(range(len(addresses) - 1, -1, -1), addresses, strict=True):
             try:
-                async with asyncio.timeout(3.0 if left else None):
+                async with asyncio.timeout(ADDRESS_SECONDS if left else None):
                     _, connection = await loop.create_connection(made, address, port, family=family, ssl=tls, server_hostname=name)
                 self._open.add(connection)
                 return connection

@@ -17,6 +17,8 @@ __all__ = ["Connection", "EndedError", "Response", "Wish", "outcome_of"]
 MAX_HEADER_BYTES = 65_536
 MAX_HEADERS = 256
 MAX_DRAINED_BYTES = 65_536
+MAX_FRAME_BYTES = 1_000_000
+"""Most bytes in a row that are neither header nor body: sizes of chunks, and what may follow the last one."""
 DRAIN_SECONDS = 2.0
 
 
@@ -80,15 +82,13 @@ class Connection(asyncio.Protocol):
         self._draining: asyncio.TimerHandle | None = None
         self._is_lost = False
 
-    # ------------------------------------------------------------- the request
-
     def ask(self, target: str, headers: Mapping[str, str], wish: Wish) -> "asyncio.Future[Response]":
         """Send a GET; the future is its response, or raises EndedError. Cancelling it closes the connection."""
         lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
         request = f"GET {target} HTTP/1.1\r\nHost: {self._authority}\r\n{lines}Accept-Encoding: identity\r\n\r\n"
         self._parser = httptools.HttpResponseParser(self)
         self._wish = wish
-        self._header_bytes = 0
+        self._header_bytes = self._frame_bytes = 0
         self.is_reached = self._is_complete = False
         self._begin()
         self._waiting = asyncio.get_running_loop().create_future()
@@ -126,8 +126,6 @@ class Connection(asyncio.Protocol):
         if self._waiting is not None and not self._waiting.done():
             self._waiting.set_result(self._response._replace(body=body))
 
-    # ------------------------------------------------------ asyncio's callbacks
-
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Take the socket."""
         assert isinstance(transport, asyncio.Transport)
@@ -141,6 +139,7 @@ class Connection(asyncio.Protocol):
         self.is_reached = True
         if self._response is None:
             self._header_bytes += len(data)
+        self._frame_bytes += len(data)
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade:
@@ -150,6 +149,8 @@ class Connection(asyncio.Protocol):
             self._fail("bad_response" if self._response is None else "connection")
         if self._response is None and self._header_bytes > MAX_HEADER_BYTES:
             self._fail("bad_response")
+        elif self._frame_bytes > MAX_FRAME_BYTES:
+            self._fail("connection")
 
     def eof_received(self) -> bool:
         """Nothing more comes: the end of a body that has no other."""
@@ -166,8 +167,6 @@ class Connection(asyncio.Protocol):
         self._is_lost = True
         self._on_lost(self)
         self._fail("connection" if error is None else outcome_of(error))
-
-    # ----------------------------------------------------- httptools' callbacks
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """A header, whole."""
@@ -199,6 +198,7 @@ class Connection(asyncio.Protocol):
 
     def on_body(self, data: bytes) -> None:
         """A piece of the body."""
+        self._frame_bytes = 0
         if self._body is None:
             self._drained += len(data)
             if self._drained > MAX_DRAINED_BYTES:
@@ -234,8 +234,6 @@ class Connection(asyncio.Protocol):
             self._on_free(self)
         else:
             self.transport.close()
-
-    # ------------------------------------------------------------------ details
 
     def _finish_body(self) -> None:
         if self._inflate is not None and not self._inflate.eof and not self._is_ended():

@@ -76,6 +76,7 @@ class Judge:
         thumbnails = partial(read_thumbnails, out)
 
         def watch(name: str, count: int) -> AbstractContextManager[Callable[..., None]]:
+            """A bar for a rule on all images."""
             return run.progress(f"image rule {name}", total=count, unit="images")
 
         if self.left_out is not None:

@@ -51,6 +51,7 @@ def _cheapest(bits: int, count: int, others: int) -> int:
     """The r that costs least: a sort costs about as much per hash as twenty comparisons."""
 
     def cost(r: int) -> float:
+        """In comparisons."""
         sorts = math.comb(bits + r, r)
         strangers = count * others / math.pow(2, 64 * r / (bits + r or 1))
         return sorts * (20.0 * (count + others) * (r > 0) + strangers)

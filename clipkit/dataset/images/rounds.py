@@ -109,10 +109,12 @@ async def fetch_part(
     moved: dict[int, Visit] = {}
 
     def ended(position: int, fetched: Fetched) -> None:
+        """Keep how a URL ended."""
         journal.add(position, fetched)
         mark(b"-" if fetched.image is None else b"+")
 
     async def one(position: int, host: str) -> None:
+        """Visit a URL under a turn of its host, and give the turn back."""
         found: Fetched | Visit
         try:
             try:

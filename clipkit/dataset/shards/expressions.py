@@ -147,6 +147,7 @@ class _Parser:
         self.depth = 0
 
     def whole(self) -> Node:
+        """The tree of the whole text. Raises UserError with the position of a mistake."""
         node = self._any_of()
         if self._next.kind != "end":
             self._wrong("`and`, `or` or the end")

@@ -89,6 +89,7 @@ def united_queries(sources: Sequence[Shards]) -> tuple[QueryList | None, list[Re
 
 def _renumber(shards: Shards, places: npt.NDArray[np.int64]) -> Renumber:
     def renumber(queries: Sequence[int]) -> list[int]:
+        """The numbers of queries in the list of all folders, ascending."""
         try:
             return sorted({int(places[number]) for number in queries if number >= 0 or _outside(number)})
         except (IndexError, TypeError):

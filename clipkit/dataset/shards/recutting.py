@@ -92,6 +92,7 @@ class _Reader:
         self._starts = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
 
     def read(self, position: int) -> Pair:
+        """The pair at a position, with its queries' new numbers. Raises UserError where it is not what its JSON says."""
         home = int(np.searchsorted(self._starts, position, side="right")) - 1
         index, number = self._homes[home]
         pair = self._places[index].read(number, position - int(self._starts[home]))
@@ -107,5 +108,6 @@ class _Reader:
         return pair._replace(metadata={**pair.metadata, "queries": renumber(pair.metadata["queries"])})
 
     def close(self) -> None:
+        """Close the tars."""
         for places in self._places:
             places.close()

@@ -5,6 +5,7 @@ import itertools
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -139,22 +140,27 @@ def _write_shard(root: Path, name: str, pairs: Iterable[Pair]) -> Shard:
     shard = Shard(name, len(rows), tar.size, sha256)
     with replacing(root / shard.table_name) as temporary:
         pq.write_table(_table(rows, name), temporary, compression="zstd")
-    write_json(root / shard.stats_name, describe_shard(rows, formats, sizes, tar.size))
-    return _with_hashes(root, shard)
+    hashes = {"tar_sha256": sha256, "parquet_sha256": file_sha256(root / shard.table_name)}
+    write_json(root / shard.stats_name, {**describe_shard(rows, formats, sizes, tar.size), **hashes})
+    return replace(shard, parquet_sha256=hashes["parquet_sha256"], stats_sha256=file_sha256(root / shard.stats_name))
 
 
 def _finished_shard(root: Path, name: str, count: int) -> Shard | None:
-    """A shard that an earlier writing finished, hashed anew; None where it is missing or not whole. Its stats were written last."""
+    """A shard that an earlier writing finished; None where it is missing, or not what that has written. Its stats were written last."""
     shard = Shard(name, count, 0, "")
     try:
         stats = json.loads((root / shard.stats_name).read_bytes())
         size = (root / name).stat().st_size
-        rows = pq.read_metadata(root / shard.table_name).num_rows
-    except (OSError, ValueError, pa.ArrowException):
+        found = {"tar_sha256": file_sha256(root / name), "parquet_sha256": file_sha256(root / shard.table_name)}
+    except (OSError, ValueError):
         return None
-    if (stats.get("count"), stats.get("bytes"), rows) != (count, size, count):
+    if not isinstance(stats, dict) or {name: stats.get(name) for name in ("count", "bytes", *found)} != {
+        "count": count,
+        "bytes": size,
+        **found,
+    }:
         return None
-    return _with_hashes(root, Shard(name, count, size, file_sha256(root / name)))
+    return Shard(name, count, size, found["tar_sha256"], found["parquet_sha256"], file_sha256(root / shard.stats_name))
 
 
 def _finish_shards(root: Path, shards: Sequence[Shard], *, told: Mapping[str, Any], queries: QueryList | None = None) -> Shards:
@@ -169,11 +175,6 @@ def _finish_shards(root: Path, shards: Sequence[Shard], *, told: Mapping[str, An
         temporary.write_bytes(sizes_of(shards))
     write_manifest(root / MANIFEST, tuple(shards), {**listed, **told})
     return Shards(root, tuple(shards))
-
-
-def _with_hashes(root: Path, shard: Shard) -> Shard:
-    beside = (file_sha256(root / shard.table_name), file_sha256(root / shard.stats_name))
-    return Shard(shard.name, shard.count, shard.bytes, shard.sha256, *beside)
 
 
 def _document(pair: Pair) -> dict[str, Any]:

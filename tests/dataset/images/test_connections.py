@@ -1,7 +1,9 @@
 """One raw server for all that real ones do to connections: each test scripts, byte by byte, what it says."""
 
 import asyncio
+import contextlib
 import gzip
+import socket
 import zlib
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -9,6 +11,7 @@ from typing import Any
 import pytest
 
 from clipkit.dataset.images import connections as module
+from clipkit.dataset.images import http1
 from clipkit.dataset.images.connections import Connections, Origin
 from clipkit.dataset.images.http1 import EndedError, Response, Wish
 
@@ -139,6 +142,43 @@ def test_what_comes_after_the_response_is_never_taken_for_the_next_one() -> None
     assert run(says(smuggled, smuggled), test) == [b"hello", b"hello"]
 
 
+def test_what_comes_unasked_between_two_requests_ends_the_connection() -> None:
+    async def chatters(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await request(reader)
+        writer.write(OK)
+        await writer.drain()
+        await asyncio.sleep(0.1)
+        writer.write(OK.replace(b"hello", b"evil!"))
+        await request(reader)
+
+    async def test(talk: Talk) -> tuple[list[bytes | None], int]:
+        first = await talk.get()
+        await asyncio.sleep(0.3)
+        return [first.body, (await talk.get()).body], talk.opened
+
+    assert run(chatters, test) == ([b"hello", b"hello"], 2)
+
+
+def test_where_one_address_refuses_or_says_nothing_the_next_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "ADDRESS_SECONDS", 0.2)
+    real = module._ask_resolver
+
+    async def test(talk: Talk) -> bytes | None:
+        return (await talk.get(seconds=5.0)).body
+
+    with contextlib.ExitStack() as stack:
+        full = stack.enter_context(socket.socket())  # takes no connection and refuses none
+        full.bind(("127.0.0.1", 0))
+        full.listen(0)
+        for _ in range(4):
+            waiting = stack.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(full.getsockname())
+        for bad in (("127.0.0.1", 1), full.getsockname()):
+            monkeypatch.setattr(module, "_ask_resolver", lambda host, port, bad=bad: [(socket.AF_INET, bad), *real(host, port)])
+            assert run(says(OK), test) == b"hello"
+
+
 def test_an_old_kept_connection_is_not_used_and_there_are_not_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
     async def twice(talk: Talk) -> int:
         await talk.get()
@@ -181,6 +221,40 @@ def test_the_rest_of_an_unwanted_body_is_read_if_short_and_the_answer_does_not_w
     assert run(drip, quick) == 404
 
 
+def test_draining_ends_with_the_body_and_an_endless_one_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    nothing = Wish(lambda response: False, 1_000)
+
+    async def later(talk: Talk) -> int:
+        assert (await talk.get(nothing)).status == 404
+        await asyncio.sleep(0.4)
+        assert (await talk.get()).body == b"hello"
+        return talk.opened
+
+    monkeypatch.setattr(http1, "DRAIN_SECONDS", 0.2)
+    assert run(says(b"HTTP/1.1 404 Not Found\r\nContent-Length: 3\r\n\r\nno!", OK), later) == 1
+    monkeypatch.setattr(http1, "DRAIN_SECONDS", 60.0)
+    written = 0
+
+    async def endless(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal written
+        await request(reader)
+        writer.write(b"HTTP/1.1 404 Not Found\r\nTransfer-Encoding: chunked\r\n\r\n")
+        while True:
+            writer.write(b"4000\r\n" + b"x" * 0x4000 + b"\r\n")
+            await writer.drain()
+            written += 0x4000
+
+    async def cut(talk: Talk) -> int:
+        assert (await talk.get(nothing)).status == 404
+        for _ in range(100):
+            await asyncio.sleep(0.05)
+            if not talk.pool._open:
+                return written
+        raise AssertionError("the connection is still open")
+
+    assert run(endless, cut) < 20_000_000
+
+
 def body(content: bytes, encoding: str) -> bytes:
     return b"HTTP/1.1 200 OK\r\nContent-Encoding: %b\r\nContent-Length: %d\r\n\r\n" % (encoding.encode(), len(content)) + content
 
@@ -211,6 +285,8 @@ def test_lengths_have_caps() -> None:
     assert outcome(b"HTTP/1.1 200 OK\r\nX: " + b"y" * 1_000_000) == "bad_response"
     assert outcome(b"HTTP/1.1 200 OK\r\n" + b"A: b\r\n" * 300 + b"\r\n") == "bad_response"
     assert outcome(b"HTTP/1.1 100 Continue\r\n\r\n" * 10_000) == "bad_response"
+    chunked = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n"
+    assert outcome(chunked + b"X: " + b"y" * 3_000_000) == "connection"
 
 
 def test_with_cut_a_long_body_is_its_beginning() -> None:
@@ -259,6 +335,8 @@ def test_the_time_is_up_at_any_point_and_says_whether_the_host_was_heard() -> No
     async def test(talk: Talk) -> tuple[str, bool]:
         with pytest.raises(EndedError) as ended:
             await talk.get(seconds=0.3)
+        await asyncio.sleep(0.05)
+        assert not talk.pool._open  # nobody waits for what may still come
         return ended.value.outcome, ended.value.reached
 
     def stalls_after(answer: bytes) -> Script:

@@ -8,6 +8,8 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -20,7 +22,8 @@ from clipkit import UserError
 from clipkit.dataset.addresses import is_public
 from clipkit.dataset.images import fetch as fetch_module
 from clipkit.dataset.images.fetch import Fetched, Fetcher, Visit, check_knobs, host_of, is_passing
-from clipkit.dataset.images.http1 import EndedError
+from clipkit.dataset.images.hosts import Hosts
+from clipkit.dataset.images.http1 import EndedError, Response
 from clipkit.recipe import DownloadKnobs
 
 
@@ -148,6 +151,33 @@ def test_redirects_are_followed_as_often_as_the_knob_says(web: Any) -> None:
     assert fetch(web, "/steps/3", max_redirects=3).image == b"arrived"
     assert fetch(web, "/steps/3", max_redirects=2).outcome == "redirects"
     assert fetch(web, "/steps/0", max_redirects=0).image == b"arrived"
+
+
+def test_the_deadline_is_one_for_all_redirects(web: Any) -> None:
+    web.seconds_per_answer = 0.4
+    assert fetch(web, "/steps/3", timeout_seconds=1.0).outcome == "timeout"
+    assert fetch(web, "/steps/1", timeout_seconds=5.0).outcome == "ok"
+
+
+def test_every_request_but_the_first_is_paced(web: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """robots.txt, ai.txt and two redirects; the first request for the picture came with the turn."""
+    paced: list[str] = []
+
+    async def pace(self: Hosts, host: str) -> None:
+        paced.append(host)
+
+    monkeypatch.setattr(Hosts, "pace", pace)
+    assert fetch(web, "/steps/2").outcome == "ok"
+    assert paced == ["images.example"] * 4
+
+
+def test_retry_after_is_seconds_or_a_date() -> None:
+    told = {value: fetch_module._retry_after(Response(429, [("retry-after", value)], None)) for value in ("7", " 120 ", "soon", "")}
+    assert told == {"7": 7.0, " 120 ": 120.0, "soon": None, "": None}
+    date = format_datetime(datetime.now(UTC) + timedelta(seconds=90), usegmt=True)
+    assert fetch_module._retry_after(Response(503, [("retry-after", date)], None)) == pytest.approx(90, abs=3)
+    past = format_datetime(datetime.now(UTC) - timedelta(days=9), usegmt=True)
+    assert fetch_module._retry_after(Response(503, [("retry-after", past)], None)) == 0.0
 
 
 # ------------------------------------------------------------------- addresses

@@ -97,7 +97,7 @@ def test_a_crawl_delay_means_one_connection_and_that_pause(clock: Clock) -> None
     hosts = Hosts(knobs())
     hosts.slow_down("a", 7.0)
     assert hosts.take("a").seconds == 0.0
-    assert hosts.take("a").seconds > 0
+    assert hosts.take("a").is_full
     hosts.leave("a")
     assert hosts.take("a").seconds == pytest.approx(7.0)
     hosts.slow_down("b", 10_000.0)
@@ -148,6 +148,34 @@ def test_after_a_pause_requests_come_one_by_one(clock: Clock) -> None:
             clock.now += seconds
         asked.append(clock.now)
     assert [round(later - earlier, 3) for earlier, later in itertools.pairwise(asked)] == pytest.approx([0.1] * 3, abs=0.002)
+
+
+def test_a_pause_begins_the_count_of_errors_anew(clock: Clock) -> None:
+    hosts = Hosts(knobs())
+    for _ in range(3):
+        hosts.answered("a", 500, None)
+    clock.now += 5
+    hosts.answered("a", 500, None)
+    assert hosts.take("a").seconds == 0.0
+
+
+def test_a_missing_picture_between_two_pauses_is_no_good_answer(clock: Clock) -> None:
+    hosts = Hosts(knobs())
+    for _ in range(4):
+        hosts.answered("a", 429, 5.0)
+        clock.now += 6
+        hosts.answered("a", 404, None)
+    assert refusal(hosts, "a") == "host_busy"
+
+
+def test_an_entry_that_still_counts_is_given_to_nobody(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_BUCKETS", 1)
+    hosts = Hosts(knobs(host_connections=1, host_requests_per_second=0.01))
+    for i in range(8):
+        assert hosts.take(f"host{i}").seconds == 0.0
+        hosts.leave(f"host{i}")
+    assert hosts.take("ninth").seconds > 0
+    assert hosts.take("host0").seconds > 90  # and its booked rate still holds
 
 
 def test_many_who_are_told_at_once_count_as_one_pause(clock: Clock) -> None:

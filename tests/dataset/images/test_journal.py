@@ -98,6 +98,15 @@ def test_a_kill_between_the_name_of_the_tar_and_the_table_loses_nothing(tmp_path
     assert finished(tmp_path) == EXPECTED
 
 
+def test_a_line_that_cannot_be_read_is_the_end_of_what_is_known(tmp_path: Path) -> None:
+    fill(tmp_path, [5, 0, 3, 11])
+    path = tmp_path / "00000.journal"
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join([*lines[:3], b"no line of ours\n", *lines[3:]]))
+    assert fill(tmp_path) == [i for i in range(12) if i not in (5, 0)]
+    assert finished(tmp_path) == EXPECTED
+
+
 def test_what_was_written_for_other_urls_is_thrown_away(tmp_path: Path) -> None:
     with PartJournal(tmp_path, 0, ["http://b.example/"]) as journal:
         journal.add(0, Fetched("ok", b"another picture"))

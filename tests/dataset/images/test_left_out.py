@@ -105,6 +105,36 @@ def test_pixels_are_compared_upright_and_of_a_large_jpeg_all_of_them(tmp_path: P
     assert fate(tests, again, remark, turned_again, side) == [True, True, True, False]
 
 
+def test_each_of_three_hashes_of_bytes_is_enough() -> None:
+    tests = LeftOut(pa.array(["a" * 64]), frozenset(), np.empty(0, np.uint64), np.empty((0, 768), np.uint8), np.empty(0, np.uint64))
+    columns = ["sha256", "downloaded_sha256", "pixels_sha256"]
+    hit = {name: ["a" * 64 if name == columns[row] else "b" * 64 for row in range(3)] + ["b" * 64] for name in columns}
+    images = pa.table({**hit, "perceptual_hash": pa.nulls(4, pa.uint64()), "position": range(4)})
+    assert tests.among(images, lambda rows: np.empty((len(rows), 768), np.uint8), ImageKnobs()).to_pylist() == [True, True, True, False]
+
+
+def test_a_run_is_known_by_all_that_its_lists_say() -> None:
+    def fingerprint(**changes: Any) -> str:
+        facts: dict[str, Any] = {
+            "sha256s": pa.array(["a" * 64]),
+            "sizes": frozenset({(3, 4)}),
+            "hashes": np.array([7], np.uint64),
+            "thumbnails": np.zeros((1, 768), np.uint8),
+            "exact_hashes": np.array([9], np.uint64),
+        }
+        return LeftOut(**{**facts, **changes}).fingerprint
+
+    changes: list[dict[str, Any]] = [
+        {},
+        {"sha256s": pa.array(["b" * 64])},
+        {"sizes": frozenset({(4, 3)})},
+        {"hashes": np.array([8], np.uint64)},
+        {"thumbnails": np.ones((1, 768), np.uint8)},
+        {"exact_hashes": np.array([10], np.uint64)},
+    ]
+    assert len({fingerprint(**change) for change in changes}) == len(changes)
+
+
 def test_the_knobs_say_how_near_is_near(listed: Path) -> None:
     worse = encode(photo(2), "JPEG", quality=15)
     assert fate(load_left_out([str(listed)]), worse) == [True]

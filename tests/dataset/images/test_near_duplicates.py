@@ -119,6 +119,15 @@ def test_alike_is_the_mean_absolute_difference() -> None:
     assert [alike(thumbnail(0)[None], thumbnail(shift), 4.0).tolist() for shift in (4, 5)] == [[True], [False]]
 
 
+def test_the_lesser_contrast_of_the_two_counts() -> None:
+    signs = np.where(np.arange(256) % 2, 1, -1).repeat(3)
+    strong, weak = (128 + signs * 24).astype(np.uint8), (128 + signs * 19).astype(np.uint8)  # 5 apart: over a quarter of 19, not of 24
+    assert not alike(strong[None], weak, 6.0)[0]
+    assert not alike(weak[None], strong, 6.0)[0]
+    weak = (128 + signs * 20).astype(np.uint8)  # 4 apart
+    assert alike(strong[None], weak, 6.0)[0]
+
+
 def test_few_levels_are_much_where_there_is_little_contrast_and_a_detail_counts_where_the_mean_is_small() -> None:
     faint = np.full((2, 16, 16, 3), 250)
     faint[0, :8] -= 4

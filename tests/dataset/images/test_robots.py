@@ -74,6 +74,8 @@ def test_a_long_file_is_read_to_its_cap_and_no_further(web: Any) -> None:
     web.rules["robots.txt"] = (200, FOR_ALL + padding * 60_000 + b"User-agent: *\nDisallow: /ok/late\n")
     assert fetch(web, "/ok/secret/1").outcome == "disallowed"
     assert fetch(web, "/ok/late").outcome == "ok"
+    web.rules["robots.txt"] = (200, padding * 4_900 + FOR_ALL)
+    assert fetch(web, "/ok/secret/1").outcome == "disallowed"
 
 
 def test_a_file_of_many_names_and_many_rules_takes_no_more_than_its_length(web: Any) -> None:
@@ -105,6 +107,13 @@ def test_the_groups_that_concern_us_say_what_the_whole_file_says(text: str) -> N
 def test_a_host_that_cannot_be_reached_ends_its_images_as_that_and_is_asked_once(web: Any) -> None:
     knobs = web.knobs(connect_to={"images.example:80": "127.0.0.1:1"})
     assert fetch_all(knobs, web.url("/ok/1"), web.url("/ok/2")) == [Fetched("connection")] * 2
+
+
+def test_a_robots_txt_that_cannot_be_had_forbids_what_the_host_would_give(web: Any) -> None:
+    web.rules["robots.txt"] = (0, b"")
+    assert fetch(web, "/ok/1") == Fetched("connection")
+    assert web.hits["/ok/1"] == 0
+    assert fetch(web, "/ok/1", obey_robots_txt=False).outcome == "ok"
 
 
 def test_a_redirect_to_another_host_is_under_that_hosts_rules(web: Any) -> None:

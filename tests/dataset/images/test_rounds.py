@@ -106,3 +106,12 @@ def test_images_that_are_too_long_are_no_fault_of_their_host(web: Any, tmp_path:
     urls = [web.url(f"/ok/{'long' * 40}/{i}") for i in range(30)] + [web.url("/ok/1")]
     outcomes, _ = fetch_part(web, tmp_path, urls, max_image_bytes=2_000)
     assert outcomes == ["too_long"] * 30 + ["ok"]
+
+
+def test_a_host_that_says_nothing_is_not_tried_for_each_of_its_urls(web: Any, tmp_path: Path) -> None:
+    here = {"images.example:80": "127.0.0.1:1", "live.example:80": f"127.0.0.1:{web.port}"}
+    urls = [web.url(f"/ok/{i}") for i in range(30)] + ["http://live.example/ok/1"]
+    outcomes, _ = fetch_part(web, tmp_path, urls, connect_to=here, obey_robots_txt=False, obey_ai_txt=False)
+    assert outcomes[-1] == "ok"
+    assert set(outcomes[:-1]) == {"connection", "host_down"}
+    assert 5 <= outcomes.count("connection") <= 5 + 4  # those that were under way
