@@ -98,6 +98,24 @@ def test_a_kill_between_the_name_of_the_tar_and_the_table_loses_nothing(tmp_path
     assert finished(tmp_path) == EXPECTED
 
 
+def test_a_part_that_is_fetched_anew_has_no_table_of_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(tmp_path)
+    tar, table = part_paths(tmp_path, 0)
+    tar.unlink()
+
+    def killed(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pq, "write_table", killed)
+        with pytest.raises(KeyboardInterrupt):
+            fill(tmp_path)
+    assert tar.exists()
+    assert not table.exists()
+    fill(tmp_path)
+    assert finished(tmp_path) == EXPECTED
+
+
 def test_a_line_that_cannot_be_read_is_the_end_of_what_is_known(tmp_path: Path) -> None:
     fill(tmp_path, [5, 0, 3, 11])
     path = tmp_path / "00000.journal"

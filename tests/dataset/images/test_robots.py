@@ -214,7 +214,7 @@ def test_a_line_that_is_cut_off_by_the_cap_is_no_rule(web: Any) -> None:
     assert fetch(web, "/ok/1").outcome == "ok"
 
 
-def test_a_crawl_delay_slows_the_host_down(web: Any) -> None:
+def test_a_crawl_delay_slows_the_host_down(web: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     web.rules["robots.txt"] = (200, b"User-agent: *\nCrawl-delay: 3.5\n")
 
     async def run() -> float:
@@ -223,7 +223,14 @@ def test_a_crawl_delay_slows_the_host_down(web: Any) -> None:
         fetcher.close()
         return fetcher.hosts._slow["images.example"]
 
+    paced: list[str] = []
+
+    async def pace(self: Hosts, host: str) -> None:
+        paced.append(host)
+
+    monkeypatch.setattr(Hosts, "pace", pace)
     assert asyncio.run(run()) == 3.5
+    assert len(paced) == 3  # the two files, and the first picture, whose turn was taken before the delay was known
 
 
 def test_rules_of_many_origins_do_not_fill_the_memory(monkeypatch: pytest.MonkeyPatch, web: Any) -> None:
