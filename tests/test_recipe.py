@@ -111,6 +111,7 @@ def test_set_changes_knobs_of_every_depth_and_type(tmp_path):
         ("sources=[]", "knob `sources` in `--set sources=...` is []: at least 1 should be in the list"),
         ("sources=[3]", "knob `sources.0` in `--set sources=...` is 3: it should be a section of knobs"),
         ("sources.1.kind=table", "`sources` has one entry, at position 0"),
+        ("download.threads=4", "unknown knob `download.threads` in `--set download.threads=...`: it is `download.connections` now"),
         ("balance.limt=3", "unknown knob `balance.limt` in `--set balance.limt=...`: did you mean `balance.limit`?"),
     ],
 )

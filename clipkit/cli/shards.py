@@ -173,8 +173,10 @@ def merge(
     """
     knobs = from_options(MergeRecipe, pairs_per_shard=pairs_per_shard, seed=seed)
     opened = [_opened(path) for path in shards]
+    from clipkit.dataset.shards.merging import check_sources
     from clipkit.dataset.shards.merging import merge as engine
 
+    check_sources(opened)
     inputs = {f"shards {number}": one.fingerprint for number, one in enumerate(opened, start=1)}
     with Run.open(out, command="shards merge", recipe=knobs, inputs=inputs, quiet=quiet) as run:
         if (report := run.report) is None:

@@ -15,6 +15,8 @@ from clipkit import UserError
 from clipkit.recipe.commands import COMMANDS
 from clipkit.recipe.section import Section
 
+RENAMED = {"download.threads": "download.connections"}
+"""Knobs that an older recipe may still name."""
 MAX_RECIPE_BYTES = 1_000_000
 
 R = TypeVar("R", bound=Section)
@@ -152,6 +154,8 @@ def _first_problem(kind: type[Section], errors: Sequence[ErrorDetails], path: Pa
         return f"{origin} looks like a recipe of `clipkit {command}`: give it to that command, or see `clipkit recipes list`"
     if error["type"] == "extra_forbidden":
         known = [knob.name for knob in knobs(kind)]
+        if RENAMED.get(name) in known:
+            return f"unknown knob `{name}` in {origin}: it is `{RENAMED[name]}` now, see `clipkit recipes knobs`"
         near = difflib.get_close_matches(name, known, n=1) or [k for k in known if k.endswith(f".{error['loc'][-1]}")][:1]
         hint = f"did you mean `{near[0]}`?" if near else "`clipkit recipes knobs` lists them all"
         return f"unknown knob `{name}` in {origin}: {hint}"

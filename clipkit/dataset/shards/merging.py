@@ -16,7 +16,13 @@ from clipkit.dataset.texts.matching import normalise
 from clipkit.recipe import MergeRecipe
 from clipkit.run import Run
 
-__all__ = ["merge", "united_queries"]
+__all__ = ["check_sources", "merge", "united_queries"]
+
+
+def check_sources(sources: Sequence[Shards]) -> None:
+    """Raise UserError where there are not two folders, or one is named twice."""
+    if len({shards.root.resolve() for shards in sources}) < len(sources) or len(sources) < 2:
+        raise UserError("`shards merge` takes two or more different folders of shards: name each once")
 
 
 def merge(recipe: MergeRecipe, sources: Sequence[Shards], run: Run) -> dict[str, Any]:
@@ -25,8 +31,7 @@ def merge(recipe: MergeRecipe, sources: Sequence[Shards], run: Run) -> dict[str,
     The order given counts: pairs come source after source (or shuffled by the seed), and of a key that is in several the first
     source's pair stays. Queries that are one query get one number. In memory are 45 bytes a pair, the keys.
     """
-    if len({shards.root.resolve() for shards in sources}) < len(sources) or len(sources) < 2:
-        raise UserError("`shards merge` takes two or more different folders of shards: name each once")
+    check_sources(sources)
     queries, renumbers = united_queries(sources)
     keys = _keys(sources, run)
     positions = first_of_each(keys)
