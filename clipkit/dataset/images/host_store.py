@@ -26,9 +26,20 @@ class HostStore:
     """The files of all origins, and which hosts asked to be left alone; in one SQLite file that the processes of a machine share."""
 
     def __init__(self, path: Path | None = None) -> None:
-        """Open or make the file; None: in memory."""
+        """Open or make the file; None: in memory. One that a power cut has damaged is made anew: all in it can be asked for again."""
         self._path = path
-        self._database = sqlite3.connect(path or ":memory:", timeout=60, isolation_level=None, check_same_thread=False)
+        try:
+            self._open()
+        except sqlite3.DatabaseError as error:
+            if path is None or isinstance(error, sqlite3.OperationalError):
+                raise
+            self._database.close()
+            for suffix in ("", "-wal", "-shm"):
+                path.with_name(path.name + suffix).unlink(missing_ok=True)
+            self._open()
+
+    def _open(self) -> None:
+        self._database = sqlite3.connect(self._path or ":memory:", timeout=60, isolation_level=None, check_same_thread=False)
         self._run("PRAGMA journal_mode=WAL")
         self._run("PRAGMA synchronous=OFF")  # what a power cut takes is asked for again
         self._run("CREATE TABLE IF NOT EXISTS files (url TEXT PRIMARY KEY, at REAL, text BLOB, failure TEXT) WITHOUT ROWID")

@@ -181,6 +181,17 @@ def test_the_store_keeps_for_a_day_and_forgets_failures_with_the_round(tmp_path:
     store.close()
 
 
+def test_a_damaged_store_is_made_anew(tmp_path: Path) -> None:
+    path = tmp_path / "hosts.sqlite"
+    path.write_bytes(b"SQLite format 3\0" + b"cut off by a power cut" * 500)
+    store = HostStore(path)
+    assert store.claim("a")
+    store.close()
+    again = HostStore(path)
+    assert not again.claim("a")
+    again.close()
+
+
 def test_closed_hosts_are_remembered_until_their_time(tmp_path: Path) -> None:
     store = HostStore(tmp_path / "hosts.sqlite")
     soon, later = time.time() + 50, time.time() + 100
