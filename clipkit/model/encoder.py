@@ -19,6 +19,7 @@ from clipkit import UserError
 from clipkit.model import adapters
 from clipkit.model.architectures import ResNetSizes, architecture
 from clipkit.model.checkpoint import Loaded, load_model, load_published, open_clip_architecture
+from clipkit.model.described import load_described
 from clipkit.model.tokenizer import Tokenizer
 from clipkit.model.vectors import Encoded, arithmetic, default_device, encode_in_batches, fingerprint, known_precision, unit
 
@@ -96,6 +97,8 @@ class ClipEncoder:
     @torch.inference_mode()
     def encode_images(self, pixels_BCHW: Tensor) -> Encoded:
         """uint8 pixels -> vectors; normalised on the device."""
+        if len(pixels_BCHW) == 0:
+            return Encoded(torch.empty(0, self.feature_width), torch.empty(0, self.width))
         pixels_BCHW = pixels_BCHW.to(self._device, non_blocking=True).contiguous(memory_format=self._layout)
         with arithmetic(self._precision, self._device):
             features_BF, projected_BD = self._model.encode_image(self._loaded.preprocess.normalise(pixels_BCHW))
@@ -115,6 +118,7 @@ def load_encoder(spec: str, *, precision: str = "fp32") -> Encoder:
     """The encoder that `--model` names.
 
     * `DIR` or `FILE`: a training run, or a checkpoint that clipkit wrote;
+    * `FILE.toml`: a description of an ONNX or TorchScript file (a TorchScript file is a program, and is run);
     * `openai:NAME@FILE`: OpenAI's weights;
     * `open_clip:NAME@FILE`: a state dict of open_clip's, by its names (`ViT-B-32` has GELU, `ViT-B-32-quickgelu` is OpenAI's);
     * `open_clip:NAME/TAG`, `hf:ID`, `timm:NAME`: through those packages, which may download.
@@ -122,6 +126,8 @@ def load_encoder(spec: str, *, precision: str = "fp32") -> Encoder:
     Raises UserError.
     """
     known_precision(precision)
+    if spec.endswith(".toml"):
+        return load_described(Path(spec), name=spec, precision=precision)
     kind, colon, rest = spec.partition(":")
     if not colon or kind not in _PREFIXES or Path(spec).exists():
         return ClipEncoder(load_model(Path(spec)), name=spec, precision=precision)
