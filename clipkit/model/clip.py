@@ -15,7 +15,9 @@ from torch import Tensor, nn
 from clipkit.model import initialisation
 from clipkit.model.align import SharedClip
 from clipkit.model.architectures import VOCABULARY, Architecture, ResNetSizes, architecture, architectures
-from clipkit.model.towers import ImageFeatures, ImageTextModel, ModifiedResNet, Transformer, VisionTransformer, at_end_of_text
+from clipkit.model.resnet import ModifiedResNet
+from clipkit.model.towers import ImageFeatures, ImageTextModel, VisionTransformer, at_end_of_text
+from clipkit.model.transformer import Transformer
 
 __all__ = ["Architecture", "Clip", "ImageTextModel", "architecture", "architectures", "build", "build_empty", "facts"]
 

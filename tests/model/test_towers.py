@@ -4,7 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from clipkit.model.towers import AttentionPool, Bottleneck, QuickGELU, SelfAttention, at_end_of_text, attend
+from clipkit.model.resnet import AttentionPool, Bottleneck
+from clipkit.model.towers import at_end_of_text
+from clipkit.model.transformer import QuickGELU, SelfAttention, attend
 
 
 def filled(module: nn.Module) -> nn.Module:
