@@ -19,8 +19,18 @@ from clipkit import UserError
 from clipkit.model import adapters
 from clipkit.model.architectures import ResNetSizes, architecture
 from clipkit.model.checkpoint import Loaded, load_model, load_published, open_clip_architecture
+from clipkit.model.inference import for_encoding
 from clipkit.model.tokenizer import Tokenizer
-from clipkit.model.vectors import Encoded, arithmetic, default_device, encode_in_batches, fingerprint, known_precision, unit
+from clipkit.model.vectors import (
+    Encoded,
+    arithmetic,
+    chosen_precision,
+    default_device,
+    encode_in_batches,
+    fingerprint,
+    known_precision,
+    unit,
+)
 
 __all__ = ["ClipEncoder", "Encoded", "Encoder", "load_encoder"]
 
@@ -67,15 +77,15 @@ class ClipEncoder:
 
     has_text = True
 
-    def __init__(self, loaded: Loaded, *, name: str, precision: str = "fp32", device: str | None = None) -> None:
-        """`precision`: "fp32" or "bf16" arithmetic (the weights stay float32). `device`: none means a GPU where there is one."""
+    def __init__(self, loaded: Loaded, *, name: str, precision: str = "auto", device: str | None = None) -> None:
+        """`precision`: "fp32" or "bf16" products, "auto": bf16 where the device has it. `device`: none means a GPU where there is one."""
         self.name = name
-        self._precision = known_precision(precision)
         self._device = torch.device(device) if device else default_device()
+        self._precision = chosen_precision(precision, self._device)
         self._loaded = loaded
         of_resnet = isinstance(loaded.model.architecture.image, ResNetSizes)
         self._layout = torch.channels_last if of_resnet else torch.contiguous_format
-        self._model = loaded.model.to(self._device).eval()
+        self._model = for_encoding(loaded.model, precision=self._precision).to(self._device)
         if of_resnet:
             self._model.to(memory_format=self._layout)  # type: ignore[call-overload]
         self._tokenizer = Tokenizer(loaded.model.architecture.text.context)
@@ -86,8 +96,10 @@ class ClipEncoder:
     @functools.cached_property
     def fingerprint(self) -> str:
         """Hash over weights, sizes, preprocessing and precision; the name does not matter."""
-        sizes = {key: value for key, value in self._model.architecture.as_dict().items() if key != "name"}
-        return fingerprint(self._model.state_dict(), {"sizes": sizes, "preprocess": self._loaded.preprocess.facts(), "as": self._precision})
+        sizes = {key: value for key, value in self._loaded.model.architecture.as_dict().items() if key != "name"}
+        return fingerprint(
+            self._loaded.model.state_dict(), {"sizes": sizes, "preprocess": self._loaded.preprocess.facts(), "as": self._precision}
+        )
 
     def preprocess(self, image: bytes | Image.Image) -> Tensor:
         """uint8 (3, size, size). Raises UndecodableImage."""
@@ -111,7 +123,7 @@ class ClipEncoder:
             return unit(self._model.encode_text(self._tokenizer(texts).to(self._device)).float()).cpu()
 
 
-def load_encoder(spec: str, *, precision: str = "fp32") -> Encoder:
+def load_encoder(spec: str, *, precision: str = "auto") -> Encoder:
     """The encoder that `--model` names.
 
     * `DIR` or `FILE`: a training run, or a checkpoint that clipkit wrote;

@@ -45,6 +45,39 @@ def test_published_architectures_have_the_published_numbers_of_parameters_and_te
     assert facts(architecture(name))["parameters"] == PUBLISHED[name][0]
 
 
+# multiply-adds in 10^9 of picture and text together: half of what open_clip's table calls FLOPs, which counts both operations
+PUBLISHED_GIGA = {
+    "RN50": 9.09,
+    "RN101": 12.75,
+    "RN50x4": 25.91,
+    "RN50x16": 81.345,
+    "RN50x64": 276.325,
+    "ViT-B-32": 7.39,
+    "ViT-B-16": 20.545,
+    "ViT-L-14": 87.665,
+    "ViT-L-14-336": 197.61,
+}
+# CLIP figures 4 and 9, pictures alone
+PAPER_GIGA = {"RN50": 6.1, "RN101": 9.9, "RN50x4": 21.5, "RN50x16": 75.3, "RN50x64": 265.9}
+
+
+@pytest.mark.parametrize("name", PUBLISHED_GIGA)
+def test_multiply_adds_are_the_published_ones(name: str) -> None:
+    found = facts(architecture(name))
+    image = found.get("multiply-adds, image, as published", found["multiply-adds, image"])
+    # The table is rounded to two digits behind the point.
+    assert (image + found["multiply-adds, text"]) / 1e9 == pytest.approx(PUBLISHED_GIGA[name], abs=0.006)
+    if name in PAPER_GIGA:
+        assert image / 1e9 == pytest.approx(PAPER_GIGA[name], rel=0.015)  # the paper does not say how it counts
+        assert found["multiply-adds, image"] < image
+
+
+def test_the_text_tower_without_its_projection_has_the_papers_63_million_parameters() -> None:
+    found = facts(architecture("RN50"))
+    assert found["parameters, text tower"] - 512 * 1024 == 63_165_952
+    assert found["parameters"] == found["parameters, image tower"] + found["parameters, text tower"] + 1
+
+
 def test_state_dicts_have_the_names_and_shapes_of_the_published_weights() -> None:
     vit = {name: tuple(tensor.shape) for name, tensor in build_empty(architecture("ViT-B-32")).state_dict().items()}
     assert vit["visual.transformer.resblocks.11.attn.in_proj_weight"] == (2304, 768)
