@@ -19,7 +19,7 @@ from clipkit import UserError
 from clipkit.model import adapters
 from clipkit.model.architectures import ResNetSizes, architecture
 from clipkit.model.checkpoint import Loaded, load_model, load_published, open_clip_architecture
-from clipkit.model.inference import for_encoding
+from clipkit.model.inference import arrange_for_encoding
 from clipkit.model.tokenizer import Tokenizer
 from clipkit.model.vectors import (
     Encoded,
@@ -73,7 +73,10 @@ class Encoder(Protocol):
 
 
 class ClipEncoder:
-    """clipkit's own models: training runs, checkpoints, and published weights in clipkit's architectures."""
+    """clipkit's own models: training runs, checkpoints, and published weights in clipkit's architectures.
+
+    The loaded model is used up: its weights are rearranged for encoding.
+    """
 
     has_text = True
 
@@ -82,10 +85,10 @@ class ClipEncoder:
         self.name = name
         self._device = torch.device(device) if device else default_device()
         self._precision = chosen_precision(precision, self._device)
-        self._loaded = loaded
+        self._preprocess = loaded.preprocess
         of_resnet = isinstance(loaded.model.architecture.image, ResNetSizes)
         self._layout = torch.channels_last if of_resnet else torch.contiguous_format
-        self._model = for_encoding(loaded.model, precision=self._precision).to(self._device)
+        self._model = arrange_for_encoding(loaded.model, precision=self._precision).to(self._device)
         if of_resnet:
             self._model.to(memory_format=self._layout)  # type: ignore[call-overload]
         self._tokenizer = Tokenizer(loaded.model.architecture.text.context)
@@ -96,21 +99,19 @@ class ClipEncoder:
     @functools.cached_property
     def fingerprint(self) -> str:
         """Hash over weights, sizes, preprocessing and precision; the name does not matter."""
-        sizes = {key: value for key, value in self._loaded.model.architecture.as_dict().items() if key != "name"}
-        return fingerprint(
-            self._loaded.model.state_dict(), {"sizes": sizes, "preprocess": self._loaded.preprocess.facts(), "as": self._precision}
-        )
+        sizes = {key: value for key, value in self._model.architecture.as_dict().items() if key != "name"}
+        return fingerprint(self._model.state_dict(), {"sizes": sizes, "preprocess": self._preprocess.facts(), "as": self._precision})
 
     def preprocess(self, image: bytes | Image.Image) -> Tensor:
         """uint8 (3, size, size). Raises UndecodableImage."""
-        return self._loaded.preprocess(image)
+        return self._preprocess(image)
 
     @torch.inference_mode()
     def encode_images(self, pixels_BCHW: Tensor) -> Encoded:
         """uint8 pixels -> vectors; normalised on the device."""
         pixels_BCHW = pixels_BCHW.to(self._device, non_blocking=True).contiguous(memory_format=self._layout)
         with arithmetic(self._precision, self._device):
-            features_BF, projected_BD = self._model.encode_image(self._loaded.preprocess.normalise(pixels_BCHW))
+            features_BF, projected_BD = self._model.encode_image(self._preprocess.normalise(pixels_BCHW))
         return Encoded(features_BF.float().cpu(), unit(projected_BD.float()).cpu())
 
     @torch.inference_mode()

@@ -105,8 +105,9 @@ def test_an_encoder_without_text_says_so(encoder: Encoder) -> None:
 
 @pytest.mark.parametrize("name", ["ViT-tiny-32", "RN-tiny-32", "ViT-tiny-32-shared"])
 def test_bf16_is_near_fp32_and_has_another_fingerprint(name: str) -> None:
-    model = build(architecture(name), seed=0)
-    exact, rough = (ClipEncoder(Loaded(model, Preprocess(32), {}), name="x", precision=p) for p in ("fp32", "bf16"))
+    exact, rough = (
+        ClipEncoder(Loaded(build(architecture(name), seed=0), Preprocess(32), {}), name="x", precision=p) for p in ("fp32", "bf16")
+    )
     batch = pixels(exact)
     for one, other in (
         (exact.encode_images(batch).projected_BD, rough.encode_images(batch).projected_BD),
