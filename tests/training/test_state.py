@@ -41,3 +41,17 @@ def test_a_resnets_weights_lie_as_its_pixels_do(recipe):
     assert state.model.visual.conv2.weight.is_contiguous(memory_format=torch.channels_last)
     vit = recipe.model_copy(update={"model": ModelKnobs(architecture="ViT-tiny-32")})
     assert new_state(vit, torch.device("cpu")).layout == torch.contiguous_format
+
+
+def test_patches_of_a_resnet_cannot_be_dropped(recipe):
+    given = recipe.model_copy(update={"model": ModelKnobs(architecture="RN-tiny-32", drop_patches=0.5)})
+    with pytest.raises(UserError, match=r"`model.drop_patches` is 0.5, `RN-tiny-32` has no patches: set 0, or take a ViT"):
+        new_state(given, torch.device("cpu"))
+
+
+def test_compiled_towers_are_asked_by_the_step_and_leave_the_weights_names_alone(recipe, monkeypatch):
+    compiled = []
+    monkeypatch.setattr(torch, "compile", lambda function, *, fullgraph: compiled.append(function.__name__) or function)
+    state = new_state(recipe.model_copy(update={"model": ModelKnobs(architecture="RN-tiny-32", compile=True)}), torch.device("cpu"))
+    assert compiled == ["encode_image", "encode_text"]
+    assert state.model.state_dict().keys() == build(architecture("RN-tiny-32"), seed=0).state_dict().keys()
