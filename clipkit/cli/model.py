@@ -80,8 +80,8 @@ def convert_model(
     from clipkit.model.convert import convert
 
     written = convert(_load(model, image_size=image_size, context=context), out, to=to)
-    rows = [(key.replace("_", " "), _cell(value)) for key, value in written.items()]
-    print_tables([Table(f"{model} as {to}", ("what", "value"), rows)], written, as_json=as_json)
+    rows = [(key, _cell(value)) for key, value in written.items() if key != "note"]
+    print_tables([Table(f"{model} as {to}", ("what", "value"), rows, written["note"])], written, as_json=as_json)
 
 
 def _looks_like_a_model(name: str) -> bool:
@@ -98,7 +98,10 @@ def _load(model: str, *, image_size: int | None = None, context: int | None = No
 
 
 def _model_tables(name: str, told: Mapping[str, Any]) -> list[Table]:
-    rows = {key.replace("_", " "): value for key, value in told.items() if key not in ("architecture", "facts")}
+    pictures = {key: ", ".join(f"{number:.4f}" for number in told["preprocess"][key]) for key in ("mean", "std")}
+    stored = {"stored as": ", ".join(f"{kind} ({count:,} tensors)" for kind, count in told["stored_types"].items())}
+    plain = {key.replace("_", " "): told[key] for key in ("format", "file", "tokenizer", "logit_scale", "fingerprint")}
+    rows = plain | stored | pictures
     tables = [_facts_table(f"{name}: {told['architecture']['name']}", told["architecture"]), _facts_table("as it was stored", rows)]
     return [*tables, _facts_table("facts that its writer has kept", told["facts"])] if told["facts"] else tables
 

@@ -75,7 +75,8 @@ def load_model(path: Path, *, image_size: int | None = None, context: int | None
     * a Hugging Face folder: `config.json`, `model.safetensors` (or its index and parts), `preprocessor_config.json` where there is one;
     * an open_clip folder: `open_clip_config.json`, `open_clip_model.safetensors` or `open_clip_pytorch_model.bin`.
 
-    `image_size` (pixels) and `context` (tokens) ask for positions interpolated to another size. Raises UserError: nothing there, a run
+    `image_size` (pixels) and `context` (tokens) ask for positions interpolated to another size; the fact `resized_from` then tells the
+    sizes that were trained. Raises UserError: nothing there, a run
     without a model yet, weights that do not say what they are, a damaged file, sizes that do not go together.
     """
     return _resized(_load_folder(path) if _exists(path) and path.is_dir() else _load_file(path), image_size=image_size, context=context)
@@ -183,6 +184,7 @@ def _load_bare(path: Path, activation: Activation, *, is_openai: bool = False) -
     except NoClipModelError as error:
         raise UserError(f"`{path}` holds no CLIP model whose sizes can be told ({error}): give a CLIP checkpoint") from None
     name = "OpenAI's archive" if is_archive(path) else "state dict"
+    name += ", sizes from its weights" if known_names(weights) else ", sizes from its weights, heads by the published rule"
     return _filled(path, name, found, weights, Preprocess(found.image_size))
 
 
@@ -218,8 +220,11 @@ def _filled(
 
 
 def _resized(loaded: Loaded, *, image_size: int | None, context: int | None) -> Loaded:
-    model = resize_model(loaded.model, image_size=image_size, context=context)
-    return loaded._replace(model=model, preprocess=replace(loaded.preprocess, size=model.architecture.image_size))
+    old, model = loaded.model.architecture, resize_model(loaded.model, image_size=image_size, context=context)
+    if model is loaded.model:
+        return loaded
+    facts = loaded.facts | {"resized_from": {"image_size": old.image_size, "context": old.text.context}}
+    return loaded._replace(model=model, preprocess=replace(loaded.preprocess, size=model.architecture.image_size), facts=facts)
 
 
 def _exists(path: Path) -> bool:

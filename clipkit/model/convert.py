@@ -20,11 +20,12 @@ FOR_ALL_READERS = {"format": "pt"}
 
 
 class Format(NamedTuple):
-    """How a format is written, whether OUT is a folder, and why an architecture cannot be (None where it can)."""
+    """How a format is written, whether OUT is a folder, why an architecture cannot be (None where it can), what a reader must know."""
 
     write: Callable[[Path, Loaded], None]
     is_folder: bool
     refusal: Callable[[Architecture], str | None]
+    note: str
 
 
 def convert(loaded: Loaded, out: Path, *, to: str) -> dict[str, Any]:
@@ -44,20 +45,16 @@ def convert(loaded: Loaded, out: Path, *, to: str) -> dict[str, Any]:
     else:
         if out.suffix != ".safetensors":
             raise UserError(f"`{to}` is written into one file, `{out}` does not end in .safetensors: give such a name")
-        if out.exists():
+        if out.is_dir() or (out.exists() and out.stat().st_size):
             raise UserError(f"there is something at `{out}` already: give another name, or remove it")
         format.write(out, loaded)
     files = sorted(path.name for path in out.iterdir()) if out.is_dir() else [out.name]
-    return {"format": to, "out": str(out), "files": files, "architecture": made.name, "load_as": _load_as(to, out)}
+    return {"format": to, "out": str(out), "files": files, "architecture": made.name, "note": format.note.replace("{out}", str(out))}
 
 
 def _refuse_used_folder(out: Path) -> None:
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise UserError(f"there is something at `{out}` already: give another name, or an empty folder")
-
-
-def _load_as(to: str, out: Path) -> str:
-    return f"openai:{out}" if to == "openai" else str(out)
 
 
 def _state(loaded: Loaded) -> dict[str, Tensor]:
@@ -104,10 +101,12 @@ def _no_open_clip(made: Architecture) -> str | None:
     return "open_clip has no such towers (two of them, ResNets of four stages and the published strides): write `--to clipkit`"
 
 
+_NO_TOKENIZER = "float32; no tokenizer files: it is CLIP's own, that of openai/clip-vit-base-patch32"
+
 FORMATS = {
-    "clipkit": Format(_write_clipkit, is_folder=False, refusal=lambda made: None),
-    "hugging-face": Format(_write_hugging_face, is_folder=True, refusal=_no_hugging_face),
-    "open-clip": Format(_write_open_clip, is_folder=True, refusal=_no_open_clip),
-    "openai": Format(_write_openai, is_folder=False, refusal=_no_openai),
+    "clipkit": Format(_write_clipkit, is_folder=False, refusal=lambda made: None, note="float32; says everything of itself"),
+    "hugging-face": Format(_write_hugging_face, is_folder=True, refusal=_no_hugging_face, note=_NO_TOKENIZER),
+    "open-clip": Format(_write_open_clip, is_folder=True, refusal=_no_open_clip, note="float32; open_clip loads it as local-dir:{out}"),
+    "openai": Format(_write_openai, is_folder=False, refusal=_no_openai, note="float32; clipkit reads it as openai:{out}"),
 }
 """By the names that `clipkit models convert --to` takes."""

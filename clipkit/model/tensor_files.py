@@ -35,11 +35,11 @@ MAX_DEPTH = 32
 def check_file(path: Path, limit: int = MAX_FILE_BYTES) -> None:
     """Raise UserError unless there is a file of at most `limit` bytes."""
     try:
-        if not path.is_file():
-            raise UserError(f"no checkpoint `{path}`: give a training run's directory or a weights file")
-        size = path.stat().st_size
+        size = path.stat().st_size if path.is_file() else None
     except (OSError, ValueError) as error:  # a name that is too long, or holds a zero
         raise UserError(f"`{path}` cannot be looked at ({error}): give a training run's directory or a weights file") from None
+    if size is None:
+        raise UserError(f"no checkpoint `{path}`: give a training run's directory or a weights file")
     if size > limit:
         raise UserError(f"`{path}` has {size:,} bytes, more than any CLIP model ({limit:,}): give a weights file")
 
