@@ -233,6 +233,19 @@ def test_a_shape_that_repeats_its_storage_is_refused() -> None:
         torchscript._rebuild_tensor(torch.zeros(4), 0, (10**6, 10**6), (0, 0))
 
 
+def test_a_storage_that_many_tensors_share_is_read_once(archive: Archive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tree of megabytes may refer to one storage of gigabytes any number of times."""
+    module, shared = nn.Module(), torch.arange(6.0)
+    for i in range(5):
+        module.register_buffer(f"part{i}", shared[i : i + 2])
+    path = archive(module, tmp_path / "shared.pt", is_openais=False)
+    read, whole = [], torchscript._read
+    monkeypatch.setattr(torchscript, "_read", lambda archive, name, limit: read.append(name) or whole(archive, name, limit))
+    tensors = torchscript.read_tensors(path)
+    assert [tensors[f"part{i}"].tolist() for i in range(5)] == [[i, i + 1] for i in range(5)]
+    assert len([name for name in read if "/data/" in name]) == 1
+
+
 def test_a_zip_that_grows_beyond_the_limit_is_refused(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "bomb.pt", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("bomb/data/0", bytes(1_000_000))
