@@ -8,17 +8,15 @@ text_BD = encoder.encode_texts(["a photo of a cat"])
 
 import functools
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Protocol
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from clipkit import UserError
 from clipkit.model import adapters
-from clipkit.model.architectures import ResNetSizes, architecture
-from clipkit.model.checkpoint import Loaded, load_model, load_published, open_clip_architecture
+from clipkit.model.architectures import ResNetSizes
+from clipkit.model.checkpoint import Loaded, is_package_spec, load_spec
 from clipkit.model.inference import arrange_for_encoding
 from clipkit.model.tokenizer import Tokenizer
 from clipkit.model.vectors import (
@@ -127,24 +125,14 @@ class ClipEncoder:
 def load_encoder(spec: str, *, precision: str = "auto") -> Encoder:
     """The encoder that `--model` names.
 
-    * `DIR` or `FILE`: a training run, or a checkpoint that clipkit wrote;
-    * `openai:NAME@FILE`: OpenAI's weights;
-    * `open_clip:NAME@FILE`: a state dict of open_clip's, by its names (`ViT-B-32` has GELU, `ViT-B-32-quickgelu` is OpenAI's);
+    * `DIR` or `FILE`: a training run, clipkit's checkpoint, OpenAI's archive, a folder of Hugging Face's or open_clip's (`load_model`);
+    * `openai:FILE`, `openai:NAME@FILE`: a bare state dict of OpenAI's weights;
+    * `open_clip:NAME@FILE`: one of open_clip's, by its names (`ViT-B-32` has GELU, `ViT-B-32-quickgelu` is OpenAI's; `load_spec`);
     * `open_clip:NAME/TAG`, `hf:ID`, `timm:NAME`: through those packages, which may download.
 
     Raises UserError.
     """
     known_precision(precision)
-    kind, colon, rest = spec.partition(":")
-    if not colon or kind not in _PREFIXES or Path(spec).exists():
-        return ClipEncoder(load_model(Path(spec)), name=spec, precision=precision)
-    if kind == "openai" or (kind == "open_clip" and "@" in rest):
-        name, at, file = rest.partition("@")
-        if not name or not at or not file:
-            raise UserError(f"`{spec}` names no weights file: write `{kind}:NAME@FILE`, for example `{kind}:ViT-B-32@ViT-B-32.pt`")
-        made = architecture(name) if kind == "openai" else open_clip_architecture(name)
-        return ClipEncoder(load_published(made, Path(file)), name=spec, precision=precision)
+    if not is_package_spec(spec):
+        return ClipEncoder(load_spec(spec), name=spec, precision=precision)
     return adapters.load_peer(spec, precision=precision)
-
-
-_PREFIXES = ("openai", "open_clip", "hf", "timm")

@@ -88,8 +88,7 @@ def first_weights(knobs: ModelKnobs, *, seed: int) -> tuple[ImageTextModel, Prep
         with torch.no_grad():
             model.logit_scale.fill_(math.log(1 / knobs.initial_temperature))
         return model, Preprocess(wanted.image_size)
-    path = Path(knobs.start_from)
-    loaded = load_model(path / "model.safetensors" if path.is_dir() else path)
+    loaded = load_model(Path(knobs.start_from))
     if loaded.model.architecture != wanted:
         raise UserError(
             f"knob `model.start_from` names weights of `{loaded.model.architecture.name}`, `model.architecture` is `{wanted.name}`: "

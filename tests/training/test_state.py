@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from clipkit import UserError
-from clipkit.model.checkpoint import save_model
+from clipkit.model.checkpoint import Loaded, save_model
 from clipkit.model.clip import architecture, build
+from clipkit.model.convert import convert
 from clipkit.model.preprocess import Preprocess
 from clipkit.recipe import ModelKnobs
 from clipkit.training.state import first_weights, new_state
@@ -27,6 +28,14 @@ def test_weights_and_preprocessing_can_come_from_a_file_or_a_run(tmp_path):
         loaded, preprocess = first_weights(ModelKnobs(architecture="RN-tiny-32", start_from=str(path)), seed=0)
         assert torch.equal(loaded.text_projection, model.text_projection)
         assert preprocess.mean == (0.1, 0.2, 0.3)
+
+
+def test_weights_can_come_from_a_folder_in_another_format(tmp_path):
+    model = build(architecture("ViT-tiny-32"), seed=8)
+    convert(Loaded(model, Preprocess(32, mean=(0.1, 0.2, 0.3)), {}), tmp_path / "theirs", to="hugging-face")
+    loaded, preprocess = first_weights(ModelKnobs(architecture="ViT-tiny-32", start_from=str(tmp_path / "theirs")), seed=0)
+    assert torch.equal(loaded.text_projection, model.text_projection)
+    assert preprocess.mean == (0.1, 0.2, 0.3)
 
 
 def test_weights_of_another_architecture_are_refused(tmp_path):
