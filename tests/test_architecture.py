@@ -2,9 +2,9 @@
 
 import ast
 import re
+import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -123,7 +123,7 @@ def test_the_dataset_room_and_the_command_line_start_without_torch():
     subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, timeout=120)
 
 
-def test_help_is_light_and_takes_less_than_a_second():
+def test_help_is_light_and_takes_less_than_a_second_of_the_processor():
     heavy = {"torch", "pandas", "daft", "sklearn", "scipy", "numpy", "pyarrow", "matplotlib", "PIL", "img2dataset"}
     code = (
         "import sys\nfrom clipkit.cli import app\n"
@@ -132,10 +132,11 @@ def test_help_is_light_and_takes_less_than_a_second():
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60, capture_output=True)
     seconds = []
-    for _ in range(3):  # the best of three: a busy machine is no fault of the command
-        start = time.perf_counter()
+    for _ in range(3):  # The processor's time, not the clock's, and the best of three: a busy machine is no fault of the command.
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         subprocess.run([sys.executable, "-m", "clipkit", "--help"], check=True, timeout=60, capture_output=True)
-        seconds.append(time.perf_counter() - start)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
     assert min(seconds) < 1.0
 
 

@@ -20,6 +20,9 @@ from clipkit.run import Run
 if TYPE_CHECKING:
     from clipkit.evaluation.suite import Suite
 
+WEIGHTS = ("model.safetensors", "open_clip_model.safetensors", "open_clip_pytorch_model.bin", "pytorch_model.bin")
+"""What holds the weights of a model that is a folder: a training run, or one of Hugging Face's or open_clip's."""
+
 SHARDS_HELP = "A folder with `shards.json`, or a run that left one in its `shards/`."
 ShardsArgument = Annotated[Path, typer.Argument(metavar="SHARDS", help=SHARDS_HELP)]
 RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe file, or a name that `clipkit recipes list` shows.")]
@@ -36,7 +39,8 @@ ModelOption = Annotated[
     typer.Option(
         "--model",
         metavar="MODEL",
-        help="A training run, a checkpoint file, an encoder.toml, or `openai:NAME@FILE`, `open_clip:NAME/TAG`, `hf:ID`, `timm:NAME`.",
+        help="A training run, a checkpoint file or folder, an encoder.toml, or `openai:FILE`, `open_clip:NAME@FILE`, `open_clip:NAME/TAG`, "
+        "`hf:ID`, `timm:NAME`.",
     ),
 ]
 SuiteOption = Annotated[str, typer.Option("--suite", metavar="SUITE", help="A suite file, or a name that `clipkit suites list` shows.")]
@@ -77,8 +81,9 @@ def identity(model: str, suite: "Suite", data: Path) -> dict[str, str]:
 
 def _weight_files(model: str) -> list[Path]:
     """The files that a model's name leads to: one, or a description and all that it names. Those that are missing are told later."""
-    path = Path(model.rpartition("@")[2])
-    path = path / "model.safetensors" if path.is_dir() else path
+    path = Path(model.rpartition("@")[2].removeprefix("openai:"))
+    if path.is_dir():
+        path = next((path / name for name in WEIGHTS if (path / name).is_file()), path)
     if not path.is_file():
         return []
     if path.suffix != ".toml":

@@ -18,7 +18,9 @@ def score(
     ],
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, max=2**20, help="Pairs encoded at once.")] = 256,
     workers: Annotated[int, typer.Option("--workers", min=1, max=512, help="Threads that decode pictures.")] = 2,
-    precision: Annotated[str, typer.Option("--precision", help="Arithmetic of the encoder: `fp32` or `bf16`.")] = "fp32",
+    precision: Annotated[
+        str, typer.Option("--precision", help="Arithmetic of the encoder: `fp32`, `bf16`, or `auto`: bf16 where the device has it.")
+    ] = "auto",
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:

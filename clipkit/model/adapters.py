@@ -19,7 +19,7 @@ from clipkit import UserError
 from clipkit.model.extras import extra
 from clipkit.model.framing import rgb_pixels
 from clipkit.model.towers import ImageFeatures
-from clipkit.model.vectors import Encoded, arithmetic, default_device, encode_in_batches, fingerprint, known_precision, unit
+from clipkit.model.vectors import Encoded, arithmetic, chosen_precision, default_device, encode_in_batches, fingerprint, unit
 
 
 @dataclass(frozen=True)
@@ -41,13 +41,13 @@ class Peer:
 class PeerEncoder:
     """An encoder over a Peer."""
 
-    def __init__(self, peer: Peer, *, name: str, precision: str = "fp32") -> None:
+    def __init__(self, peer: Peer, *, name: str, precision: str = "auto") -> None:
         """Widths are found by one grey picture."""
         self.name = name
         self.has_text = peer.encode_texts is not None
         self.logit_scale = peer.logit_scale
-        self._precision = known_precision(precision)
         self._device = default_device()
+        self._precision = chosen_precision(precision, self._device)
         self._peer = peer
         peer.model.to(self._device).eval()
         probe = self.encode_images(self.preprocess(Image.new("RGB", (peer.image_size, peer.image_size), "grey"))[None])
@@ -81,7 +81,7 @@ class PeerEncoder:
             return encode_in_batches(texts, self.width, lambda some: unit(encode(some, self._device).float()).cpu())
 
 
-def load_peer(spec: str, *, precision: str = "fp32") -> PeerEncoder:
+def load_peer(spec: str, *, precision: str = "auto") -> PeerEncoder:
     """`open_clip:NAME/TAG`, `hf:ID` or `timm:NAME`; a folder is `open_clip:local-dir:DIR`, `hf:DIR` or `timm:local-dir:DIR`.
 
     Raises UserError: extra not installed, no such model, no way to fetch it.

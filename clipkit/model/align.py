@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from clipkit.model import initialisation
 from clipkit.model.architectures import VOCABULARY, Architecture, ViTSizes
-from clipkit.model.towers import ImageFeatures, ImageTextModel, PatchEmbedding, Transformer, at_end_of_text
+from clipkit.model.towers import ImageFeatures, ImageTextModel, PatchEmbedding, at_end_of_text
+from clipkit.model.transformer import Transformer
 
 
 class SharedClip(ImageTextModel):

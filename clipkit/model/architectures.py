@@ -169,13 +169,19 @@ _ALL = (
     _published_vit("ViT-B-16", 224, 512, patch_size=16, layers=12, width=768, text_width=512),
     _published_vit("ViT-L-14", 224, 768, patch_size=14, layers=24, width=1024, text_width=768),
     _published_vit("ViT-L-14-336", 336, 768, patch_size=14, layers=24, width=1024, text_width=768),
+    # AlignCLIP's three; the code beside its paper calls the deeper one "ViT-L-16", though it is as wide as a ViT-B.
     _shared("ViT-B-16-shared", 224, 768, image=ViTSizes(16, 12, 768, 12), context=77),
+    _shared("ViT-B-16-shared-512", 224, 512, image=ViTSizes(16, 12, 768, 12), context=77),
+    _shared("ViT-L-16-shared", 224, 768, image=ViTSizes(16, 16, 768, 12), context=77),
     Architecture("ViT-tiny-32", 32, 128, ViTSizes(4, 4, 128, 4), _SMALL_TEXT),
     Architecture("ViT-tiny-64", 64, 128, ViTSizes(8, 4, 128, 4), _SMALL_TEXT),
+    Architecture("ViT-tiny-96", 96, 128, ViTSizes(12, 4, 128, 4), _SMALL_TEXT),
     _shared("ViT-tiny-32-shared", 32, 128, image=ViTSizes(4, 4, 128, 4), context=32),
     _shared("ViT-tiny-64-shared", 64, 128, image=ViTSizes(8, 4, 128, 4), context=32),
+    _shared("ViT-tiny-96-shared", 96, 128, image=ViTSizes(12, 4, 128, 4), context=32),
     Architecture("RN-tiny-32", 32, 128, ResNetSizes((1, 1, 1), 16, heads=8, stem_strides=(1, 2)), _SMALL_TEXT),
     Architecture("RN-tiny-64", 64, 128, ResNetSizes((1, 1, 1), 16, heads=8, stem_strides=(2, 2)), _SMALL_TEXT),
+    Architecture("RN-tiny-96", 96, 128, ResNetSizes((1, 1, 1), 16, heads=8, stem_strides=(2, 2)), _SMALL_TEXT),
     Architecture("RN-small-32", 32, 256, ResNetSizes((1, 1, 1), 32, heads=8, stem_strides=(2, 1)), _SMALL_TEXT),
 )
 

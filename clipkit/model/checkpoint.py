@@ -1,26 +1,24 @@
 """Weights on disk: clipkit's own safetensors, and the published CLIP checkpoints.
 
-clipkit's file describes itself: its metadata hold the architecture, the preprocessing and what the writer wants to add. Published files
-hold tensors only, so their architecture must be named. Nothing that a file holds is ever executed.
+What describes itself is read from its path alone: clipkit's file or run, OpenAI's archive, a folder of Hugging Face's or of open_clip's.
+A bare state dict needs a word beside it (`load_spec`). Nothing that a file holds is ever executed.
 """
 
 import json
-import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import safetensors
-import safetensors.torch
-import torch
 from torch import Tensor
 
 from clipkit import UserError
-from clipkit.model import torchscript
-from clipkit.model.architectures import Architecture, architecture, architectures
-from clipkit.model.clip import build_empty
+from clipkit.model import filling, hugging_face, open_clip_folder
+from clipkit.model.architectures import Activation, Architecture, architecture
+from clipkit.model.inferred import NoClipModelError, infer_architecture, known_names
+from clipkit.model.positions import resize_model
 from clipkit.model.preprocess import Preprocess
+from clipkit.model.tensor_files import check_file, is_archive, read_head, read_json, read_tensors
 from clipkit.model.towers import ImageTextModel
 from clipkit.run import save_tensors
 
@@ -30,19 +28,25 @@ FORMAT = 1
 TOKENIZER = "clip-bpe-49408"
 """The tokenizer that clipkit's models are trained with; a file that says nothing of it means this one."""
 
-MAX_FILE_BYTES = 32 << 30
-"""Larger files are refused; the largest published CLIP has 2.5 GB, with the optimiser's state three times that."""
+_HUGGING_FACE_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
+_OPEN_CLIP_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 
-_IGNORED = ("input_resolution", "context_length", "vocab_size", "attn_mask", "logit_bias")
-"""Entries of published files that are no weights of ours: numbers, a constant mask, the bias of another loss."""
+
+class Source(NamedTuple):
+    """Where a model comes from: the format's name, the file of its weights, how many tensors that holds of each number type."""
+
+    format: str
+    file: Path
+    stored_types: dict[str, int]
 
 
 class Loaded(NamedTuple):
-    """A model in evaluation mode on the CPU in float32, its preprocessing, and what else the writer has noted."""
+    """A model in evaluation mode on the CPU in float32, its preprocessing, what else the writer has noted, and where it was read."""
 
     model: ImageTextModel
     preprocess: Preprocess
     facts: dict[str, Any]
+    source: Source | None = None
 
 
 def save_model(path: Path, model: ImageTextModel, *, preprocess: Preprocess | None = None, facts: Mapping[str, Any] | None = None) -> None:
@@ -63,23 +67,54 @@ def save_model(path: Path, model: ImageTextModel, *, preprocess: Preprocess | No
     save_tensors(path, state, metadata=metadata)
 
 
-def load_model(path: Path) -> Loaded:
-    """Read what `save_model` wrote: the file, or the run directory that has it as `model.safetensors`.
+def load_model(path: Path, *, image_size: int | None = None, context: int | None = None) -> Loaded:
+    """Read a model that describes itself.
 
-    Raises UserError: no such file, a run without a model yet, not our format, a damaged file.
+    * a file that `save_model` wrote, or a training run that has it as `model.safetensors`;
+    * an archive as OpenAI published them: sizes from the weights, quick_gelu, OpenAI's preprocessing;
+    * a Hugging Face folder: `config.json`, `model.safetensors` (or its index and parts), `preprocessor_config.json` where there is one;
+    * an open_clip folder: `open_clip_config.json`, `open_clip_model.safetensors` or `open_clip_pytorch_model.bin`.
+
+    `image_size` (pixels) and `context` (tokens) ask for positions interpolated to another size; the fact `resized_from` then tells the
+    sizes that were trained. Raises UserError: nothing there, a run
+    without a model yet, weights that do not say what they are, a damaged file, sizes that do not go together.
     """
-    file = path / "model.safetensors" if path.is_dir() else path
-    if path.is_dir() and not file.exists():
-        raise UserError(f"`{path}` holds no `model.safetensors`: give a training run that has finished, or a checkpoint file")
-    _check_file(file)
-    head = _read_head(file)
-    if head is None:
-        raise UserError(
-            f"`{file}` does not say its architecture: name it, as in `openai:ViT-B-32@{file.name}` for OpenAI's weights "
-            f"or `open_clip:ViT-B-32@{file.name}` for open_clip's"
-        )
-    architecture, preprocess, facts = _parse_head(file, head)
-    return Loaded(_fill(file, architecture, _read_safetensors(file)), preprocess, facts)
+    return _resized(_load_folder(path) if _exists(path) and path.is_dir() else _load_file(path), image_size=image_size, context=context)
+
+
+def load_spec(spec: str, *, image_size: int | None = None, context: int | None = None) -> Loaded:
+    """Read a path as `load_model` does, or a bare state dict (.pt, .bin, .safetensors) with what it does not say.
+
+    * `openai:FILE`: weights with OpenAI's activation, quick_gelu, sizes from the weights; `openai:NAME@FILE`: of that architecture;
+    * `open_clip:NAME@FILE`: by open_clip's names (`ViT-B-32` has GELU, `ViT-B-32-quickgelu` is OpenAI's);
+    * `open_clip:gelu@FILE`, `open_clip:quick_gelu@FILE`: the activation alone, sizes from the weights.
+
+    Raises UserError.
+    """
+    kind, colon, rest = spec.partition(":")
+    if not colon or kind not in ("openai", "open_clip") or _exists(Path(spec)):
+        return load_model(Path(spec), image_size=image_size, context=context)
+    name, at, file = rest.partition("@")
+    if kind == "openai" and _exists(Path(rest)):
+        loaded = _load_bare(Path(rest), "quick_gelu")
+    elif kind == "open_clip" and _exists(Path(rest)):
+        raise _undescribed(Path(rest))
+    elif not name or not at or not file:
+        either = "`openai:FILE` or " if kind == "openai" else ""
+        raise UserError(f"`{spec}` names no weights file: write {either}`{kind}:NAME@FILE`, for example `{kind}:ViT-B-32@ViT-B-32.pt`")
+    elif kind == "open_clip" and name in ("gelu", "quick_gelu"):
+        loaded = _load_bare(Path(file), "gelu" if name == "gelu" else "quick_gelu")
+    else:
+        loaded = load_published(architecture(name) if kind == "openai" else open_clip_architecture(name), Path(file))
+    return _resized(loaded, image_size=image_size, context=context)
+
+
+def is_package_spec(spec: str) -> bool:
+    """Whether a model's spec is another package's to load, by name: `hf:ID`, `timm:NAME`, `open_clip:NAME/TAG`."""
+    kind, colon, rest = spec.partition(":")
+    if not colon or _exists(Path(spec)):
+        return False
+    return kind in ("hf", "timm") or (kind == "open_clip" and "@" not in rest and not _exists(Path(rest)))
 
 
 def load_published(architecture: Architecture, path: Path) -> Loaded:
@@ -87,19 +122,15 @@ def load_published(architecture: Architecture, path: Path) -> Loaded:
 
     Raises UserError naming the tensor that is missing or of another shape, or the activation that does not fit.
     """
-    _check_file(path)
+    check_file(path)
     if path.suffix == ".safetensors":
-        head = _read_head(path)
+        head = read_head(path)
         if head is not None and (own := _parse_head(path, head)[0].activation) != architecture.activation:
             raise UserError(f"`{path}` was trained with {own}, `{architecture.name}` has {architecture.activation}: give `{path}` alone")
-        state = _read_safetensors(path)
-    elif torchscript.is_archive(path):
-        if architecture.activation != "quick_gelu":
-            raise UserError(f"`{path}` is an archive of OpenAI's, whose activation is quick_gelu, not gelu: write `openai:NAME@{path}`")
-        state = _read_archive(path)
-    else:
-        state = _read_pickle(path)
-    return Loaded(_fill(path, architecture, _plain_names(state)), Preprocess(architecture.image_size), {})
+    elif is_archive(path) and architecture.activation != "quick_gelu":
+        raise UserError(f"`{path}` is an archive of OpenAI's, whose activation is quick_gelu, not gelu: write `openai:{path}`")
+    state = read_tensors(path)
+    return _filled(path, "state dict", architecture, filling.plain_names(path, state), Preprocess(architecture.image_size))
 
 
 def open_clip_architecture(name: str) -> Architecture:
@@ -109,21 +140,133 @@ def open_clip_architecture(name: str) -> Architecture:
     return made if bare != name else replace(made, name=f"{name} with gelu", activation="gelu")
 
 
-def _check_file(path: Path) -> None:
-    if not path.is_file():
-        raise UserError(f"no checkpoint `{path}`: give a training run's directory or a weights file")
-    if (size := path.stat().st_size) > MAX_FILE_BYTES:
-        raise UserError(f"`{path}` has {size:,} bytes, more than any CLIP model ({MAX_FILE_BYTES:,}): give a weights file")
+def _load_folder(path: Path) -> Loaded:
+    own = path / "model.safetensors"
+    if own.is_file() and (read_head(own) is not None or not (path / "config.json").is_file()):
+        return _load_file(own)
+    for sizes, names, load in (
+        ("config.json", _HUGGING_FACE_WEIGHTS, _load_hugging_face),
+        ("open_clip_config.json", _OPEN_CLIP_WEIGHTS, _load_open_clip),
+    ):
+        for name in names:
+            if (path / sizes).is_file() and (path / name).is_file():
+                return load(path, path / name)
+    if (path / "config.json").is_file() or (path / "open_clip_config.json").is_file():
+        raise UserError(
+            f"`{path}` holds no weights beside its description: expected {', '.join(_HUGGING_FACE_WEIGHTS + _OPEN_CLIP_WEIGHTS)}"
+        )
+    raise UserError(f"`{path}` holds no `model.safetensors`: give a training run that has finished, or a checkpoint file")
 
 
-def _read_head(path: Path) -> dict[str, Any] | None:
+def _load_file(path: Path) -> Loaded:
+    check_file(path)
+    if path.suffix != ".safetensors":
+        if not is_archive(path):
+            raise _undescribed(path)
+        return _load_bare(path, "quick_gelu", is_openai=True)
+    if (head := read_head(path)) is None:
+        raise _undescribed(path)
+    architecture, preprocess, facts = _parse_head(path, head)
+    return _filled(path, "clipkit", architecture, read_tensors(path), preprocess, facts)
+
+
+def _load_bare(path: Path, activation: Activation, *, is_openai: bool = False) -> Loaded:
+    """Weights of which only the activation is known."""
+    check_file(path)
+    if path.suffix == ".safetensors" and read_head(path) is not None:
+        raise UserError(f"`{path}` is clipkit's own and says everything itself: give `{path}` alone")
+    state = read_tensors(path)
+    if is_openai and "input_resolution" not in state:
+        raise UserError(f"`{path}` is an archive, but not one of OpenAI's: name its activation, `open_clip:gelu@{path}` or `openai:{path}`")
+    weights = filling.plain_names(path, state)
     try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            text = (file.metadata() or {}).get("clipkit")
-        head = None if text is None else json.loads(text)
-    except (safetensors.SafetensorError, OSError, ValueError, RecursionError) as error:
-        raise UserError(f"`{path}` is no readable safetensors file ({error}): copy or download it again") from None
-    return head if isinstance(head, dict) else None
+        found = infer_architecture(weights, activation)
+    except NoClipModelError as error:
+        raise UserError(f"`{path}` holds no CLIP model whose sizes can be told ({error}): give a CLIP checkpoint") from None
+    name = "OpenAI's archive" if is_archive(path) else "state dict"
+    name += ", sizes from its weights" if known_names(weights) else ", sizes from its weights, heads by the published rule"
+    return _filled(path, name, found, weights, Preprocess(found.image_size))
+
+
+def _load_hugging_face(folder: Path, weights: Path) -> Loaded:
+    sizes = folder / "config.json"
+    architecture = _described(sizes, lambda: hugging_face.parse_sizes(read_json(sizes)))
+    file = folder / "preprocessor_config.json"
+    preprocess = Preprocess(architecture.image_size)
+    if file.is_file():
+        preprocess = _described(file, lambda: hugging_face.parse_preprocess(read_json(file), architecture.image_size))
+    state = {name: tensor for name, tensor in read_tensors(weights).items() if name not in hugging_face.IGNORED}
+    return _filled(weights, "Hugging Face", architecture, state, preprocess, layout=filling.HUGGING_FACE)
+
+
+def _load_open_clip(folder: Path, weights: Path) -> Loaded:
+    file = folder / "open_clip_config.json"
+    architecture, preprocess = _described(file, lambda: open_clip_folder.parse_model(read_json(file)))
+    return _filled(weights, "open_clip", architecture, filling.plain_names(weights, read_tensors(weights)), preprocess)
+
+
+def _filled(
+    file: Path,
+    name: str,
+    architecture: Architecture,
+    state: dict[str, Tensor],
+    preprocess: Preprocess,
+    facts: dict[str, Any] | None = None,
+    *,
+    layout: filling.Layout = filling.OPENAI,
+) -> Loaded:
+    types = filling.stored_types(state)
+    return Loaded(filling.fill(file, architecture, state, layout), preprocess, facts or {}, Source(name, file, types))
+
+
+def _resized(loaded: Loaded, *, image_size: int | None, context: int | None) -> Loaded:
+    old, model = loaded.model.architecture, resize_model(loaded.model, image_size=image_size, context=context)
+    if model is loaded.model:
+        return loaded
+    facts = loaded.facts | {"resized_from": {"image_size": old.image_size, "context": old.text.context}}
+    return loaded._replace(model=model, preprocess=replace(loaded.preprocess, size=model.architecture.image_size), facts=facts)
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # a name too long for the system
+        return False
+
+
+def _undescribed(path: Path) -> UserError:
+    """What to write for weights that do not say what they are, with the known architecture that they fit."""
+    check_file(path)
+    if (path.parent / "config.json").is_file() or (path.parent / "open_clip_config.json").is_file():
+        return UserError(f"`{path}` does not say its architecture, the description beside it does: give the folder `{path.parent}`")
+    weights = filling.plain_names(path, read_tensors(path))
+    if any(name.startswith("text_model.") for name in weights):
+        return UserError(f"`{path}` has Hugging Face's names: give the folder that also holds its `config.json`")
+    if names := known_names(weights):
+        name, known = names[0], "` or `".join(names)
+        return UserError(
+            f"`{path}` does not say its architecture and activation: these are weights of `{known}`, write `openai:{path}` or "
+            f"`open_clip:{name}-quickgelu@{path}` for quick_gelu, as OpenAI's have, or `open_clip:{name}@{path}` for gelu, as most of "
+            "open_clip's have"
+        )
+    try:
+        infer_architecture(weights, "gelu")
+    except NoClipModelError as error:
+        return UserError(f"`{path}` holds no CLIP model whose sizes can be told ({error}): give a CLIP checkpoint")
+    return UserError(
+        f"`{path}` does not say its architecture, and its sizes are no published one's: write `openai:{path}` for an activation quick_gelu "
+        f"or `open_clip:gelu@{path}` for gelu, then heads are taken to be 64 wide"
+    )
+
+
+def _described(file: Path, read: Callable[[], Any]) -> Any:
+    """What `read` makes of a description; a UserError that names the file for whatever it cannot mean."""
+    try:
+        return read()
+    except UserError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise UserError(f"`{file}` describes no model that clipkit has ({error}): give a CLIP model, or mend the file") from None
 
 
 def _parse_head(path: Path, head: Mapping[str, Any]) -> tuple[Architecture, Preprocess, dict[str, Any]]:
@@ -137,86 +280,5 @@ def _parse_head(path: Path, head: Mapping[str, Any]) -> tuple[Architecture, Prep
         if preprocess.size != architecture.image_size:
             raise ValueError(f"pictures of {preprocess.size} pixels for a tower of {architecture.image_size}")
         return architecture, preprocess, dict(head["facts"])
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise UserError(f"the description in `{path}` is damaged ({error}): save the model again") from None
-
-
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    try:
-        return safetensors.torch.load_file(path)
-    except (safetensors.SafetensorError, OSError, ValueError) as error:
-        raise UserError(f"`{path}` is no readable safetensors file ({error}): copy or download it again") from None
-
-
-def _read_archive(path: Path) -> dict[str, Tensor]:
-    try:
-        return torchscript.read_tensors(path)
-    except torchscript.UnreadableArchive as error:
-        raise UserError(f"`{path}` cannot be read as an archive of weights ({error}): download it again") from None
-
-
-def _read_pickle(path: Path) -> dict[str, Tensor]:
-    """A file of `torch.save`, read as tensors and containers only; of a training checkpoint, its `state_dict`."""
-    try:
-        torchscript.refuse_inflated(path, MAX_FILE_BYTES)
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # Hostile bytes fail in any way they like.
-        reason = str(error).strip().split("\n")[0][:200]
-        raise UserError(f"`{path}` cannot be read as weights only ({reason}): save its state dict as safetensors") from None
-    for name in ("state_dict", "model"):
-        if isinstance(loaded, Mapping) and isinstance(loaded.get(name), Mapping):
-            loaded = loaded[name]
-    if not isinstance(loaded, Mapping):
-        raise UserError(f"`{path}` holds a {type(loaded).__name__}, not a state dict: save the model's `state_dict()`")
-    return {str(name): tensor for name, tensor in loaded.items() if isinstance(tensor, Tensor)}
-
-
-def _plain_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The names without what DDP, `torch.compile` and open_clip's `CustomTextCLIP` put before them."""
-    plain = {}
-    for name, tensor in state.items():
-        bare = name.replace("_orig_mod.", "").removeprefix("module.").removeprefix("text.")
-        if bare not in _IGNORED:
-            plain[bare] = tensor.reshape(()) if bare == "logit_scale" and tensor.numel() == 1 else tensor
-    return plain
-
-
-def _fill(path: Path, architecture: Architecture, state: dict[str, Tensor]) -> ImageTextModel:
-    """The architecture's model with these weights as float32. Every name and shape is compared before a model takes memory."""
-    model = build_empty(architecture)
-    wanted = model.state_dict()
-    for name in wanted:
-        if name.endswith("num_batches_tracked"):
-            state.setdefault(name, torch.zeros((), dtype=torch.int64))
-    _compare(path, architecture, wanted, state)
-    weights = {name: state[name] if name.endswith("num_batches_tracked") else state[name].float() for name in wanted}
-    for name, tensor in weights.items():
-        if not tensor.isfinite().all():
-            raise UserError(f"`{path}`: tensor `{name}` holds values that are no numbers: take an earlier checkpoint")
-    model.load_state_dict(weights, assign=True)
-    return model.eval()
-
-
-def _compare(path: Path, architecture: Architecture, wanted: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
-    label = f"`{path}` does not fit `{architecture.name}`"
-    if not state.keys() & wanted.keys():
-        raise UserError(f"{label}: it holds no tensor `{next(iter(wanted))}`, nor any other of a CLIP model: give a CLIP checkpoint")
-    for name, tensor in wanted.items():
-        if name not in state:
-            raise UserError(f"{label}: tensor `{name}` is missing{_hint(state)}")
-        if state[name].shape != tensor.shape:
-            found, expected = tuple(state[name].shape), tuple(tensor.shape)
-            raise UserError(f"{label}: tensor `{name}` has shape {found}, expected {expected}{_hint(state)}")
-    if unknown := sorted(state.keys() - wanted.keys()):
-        raise UserError(f"{label}: it holds a tensor `{unknown[0]}` that the architecture has not{_hint(state)}")
-
-
-def _hint(state: Mapping[str, Tensor]) -> str:
-    """The end of the message: which known architecture these weights are."""
-    shapes = {name: tensor.shape for name, tensor in state.items() if not name.endswith("num_batches_tracked")}
-    size = sum(math.prod(shape) for shape in shapes.values())
-    for known in architectures().values():
-        expected = {name: t.shape for name, t in build_empty(known).state_dict().items() if not name.endswith("num_batches_tracked")}
-        if sum(math.prod(shape) for shape in expected.values()) == size and expected == shapes:
-            return f": these are weights of `{known.name}`"
-    return ": name the architecture that the weights were trained with, as `clipkit models list` shows"

@@ -7,15 +7,19 @@
 State-dict names are those of OpenAI's and open_clip's `CLIP` class.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from clipkit.model import initialisation
 from clipkit.model.align import SharedClip
 from clipkit.model.architectures import VOCABULARY, Architecture, ResNetSizes, architecture, architectures
-from clipkit.model.towers import ImageFeatures, ImageTextModel, ModifiedResNet, Transformer, VisionTransformer, at_end_of_text
+from clipkit.model.resnet import ModifiedResNet
+from clipkit.model.towers import ImageFeatures, ImageTextModel, VisionTransformer, at_end_of_text
+from clipkit.model.transformer import Transformer
 
 __all__ = ["Architecture", "Clip", "ImageTextModel", "architecture", "architectures", "build", "build_empty", "facts"]
 
@@ -102,14 +106,48 @@ def build(architecture: Architecture, *, seed: int) -> ImageTextModel:
 
 
 def facts(architecture: Architecture) -> dict[str, Any]:
-    """Sizes and parameter counts, for `clipkit models show`."""
-    model = build_empty(architecture)
-    image = model.visual.parameters() if isinstance(model, Clip) else iter(())
-    total, image_count = _count(model.parameters()), _count(image)
-    shared = {"parameters, image tower": image_count, "parameters, text tower": total - image_count} if image_count else {}
-    stages = {"blocks": "-".join(map(str, architecture.image.blocks))} if isinstance(architecture.image, ResNetSizes) else {}
-    return {**architecture.row(), **stages, "activation": architecture.activation, "parameters": total, **shared}
+    """Sizes, parameters and multiply-adds (of a picture and of a text as long as the context), for `clipkit models show`."""
+    model = build_empty(architecture).eval()
+    image, text = architecture.image, architecture.text
+    if isinstance(image, ResNetSizes):
+        tower = {"blocks": "-".join(map(str, image.blocks)), "stem width": image.width, "image heads": image.heads}
+    else:
+        tower = {"patch": image.patch_size, "image layers": image.layers, "image width": image.width, "image heads": image.heads}
+    return {
+        **architecture.row(),
+        **tower,
+        "text heads": text.heads,
+        "activation": architecture.activation,
+        **_parameters(model),
+        **_multiply_adds(model),
+    }
 
 
-def _count(parameters: Any) -> int:
-    return sum(parameter.numel() for parameter in parameters)
+def _parameters(model: ImageTextModel) -> dict[str, int]:
+    total = sum(parameter.numel() for parameter in model.parameters())
+    if not isinstance(model, Clip):
+        return {"parameters": total}
+    image = sum(parameter.numel() for parameter in model.visual.parameters())
+    # The temperature belongs to neither tower.
+    return {"parameters": total, "parameters, image tower": image, "parameters, text tower": total - image - 1}
+
+
+def _multiply_adds(model: ImageTextModel) -> dict[str, int]:
+    """What torch counts of products and convolutions in one forward pass, halved: it counts a multiplication and an addition as two.
+
+    The published figures (CLIP's "6.1 GFLOPs" of RN50) let every position of the ResNet's attention pool ask, though one answer is used.
+    """
+    made, size = model.architecture, model.architecture.image_size
+    image = _count_flops(lambda: model.encode_image(torch.empty(1, 3, size, size, device="meta"))) // 2
+    text = _count_flops(lambda: model.encode_text(torch.zeros(1, made.text.context, dtype=torch.int64, device="meta"))) // 2
+    counts = {"multiply-adds, image": image, "multiply-adds, text": text}
+    if isinstance(made.image, ResNetSizes):
+        P, C = (size // made.image.reduction) ** 2, made.feature_width
+        counts["multiply-adds, image, as published"] = image + P * C * (C + made.embed_width + 2 * (P + 1))
+    return counts
+
+
+def _count_flops(forward: Callable[[], object]) -> int:
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        forward()
+    return int(counter.get_total_flops())

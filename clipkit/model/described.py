@@ -109,7 +109,7 @@ class DescribedEncoder:
         return at
 
 
-def load_described(path: Path, *, name: str, precision: str = "fp32") -> DescribedEncoder:
+def load_described(path: Path, *, name: str, precision: str = "auto") -> DescribedEncoder:
     """The encoder that a TOML file describes.
 
     Raises UserError: no such file, an unknown knob, a missing or unreadable program, one that does not do what the file says, and

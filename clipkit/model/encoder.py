@@ -15,13 +15,22 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from clipkit import UserError
 from clipkit.model import adapters
-from clipkit.model.architectures import ResNetSizes, architecture
-from clipkit.model.checkpoint import Loaded, load_model, load_published, open_clip_architecture
+from clipkit.model.architectures import ResNetSizes
+from clipkit.model.checkpoint import Loaded, is_package_spec, load_spec
 from clipkit.model.described import load_described
+from clipkit.model.inference import arrange_for_encoding
 from clipkit.model.tokenizer import Tokenizer
-from clipkit.model.vectors import Encoded, arithmetic, default_device, encode_in_batches, fingerprint, known_precision, unit
+from clipkit.model.vectors import (
+    Encoded,
+    arithmetic,
+    chosen_precision,
+    default_device,
+    encode_in_batches,
+    fingerprint,
+    known_precision,
+    unit,
+)
 
 __all__ = ["ClipEncoder", "Encoded", "Encoder", "load_encoder"]
 
@@ -64,19 +73,22 @@ class Encoder(Protocol):
 
 
 class ClipEncoder:
-    """clipkit's own models: training runs, checkpoints, and published weights in clipkit's architectures."""
+    """clipkit's own models: training runs, checkpoints, and published weights in clipkit's architectures.
+
+    The loaded model is used up: its weights are rearranged for encoding.
+    """
 
     has_text = True
 
-    def __init__(self, loaded: Loaded, *, name: str, precision: str = "fp32", device: str | None = None) -> None:
-        """`precision`: "fp32" or "bf16" arithmetic (the weights stay float32). `device`: none means a GPU where there is one."""
+    def __init__(self, loaded: Loaded, *, name: str, precision: str = "auto", device: str | None = None) -> None:
+        """`precision`: "fp32" or "bf16" products, "auto": bf16 where the device has it. `device`: none means a GPU where there is one."""
         self.name = name
-        self._precision = known_precision(precision)
         self._device = torch.device(device) if device else default_device()
-        self._loaded = loaded
+        self._precision = chosen_precision(precision, self._device)
+        self._preprocess = loaded.preprocess
         of_resnet = isinstance(loaded.model.architecture.image, ResNetSizes)
         self._layout = torch.channels_last if of_resnet else torch.contiguous_format
-        self._model = loaded.model.to(self._device).eval()
+        self._model = arrange_for_encoding(loaded.model, precision=self._precision).to(self._device)
         if of_resnet:
             self._model.to(memory_format=self._layout)  # type: ignore[call-overload]
         self._tokenizer = Tokenizer(loaded.model.architecture.text.context)
@@ -88,11 +100,11 @@ class ClipEncoder:
     def fingerprint(self) -> str:
         """Hash over weights, sizes, preprocessing and precision; the name does not matter."""
         sizes = {key: value for key, value in self._model.architecture.as_dict().items() if key != "name"}
-        return fingerprint(self._model.state_dict(), {"sizes": sizes, "preprocess": self._loaded.preprocess.facts(), "as": self._precision})
+        return fingerprint(self._model.state_dict(), {"sizes": sizes, "preprocess": self._preprocess.facts(), "as": self._precision})
 
     def preprocess(self, image: bytes | Image.Image) -> Tensor:
         """uint8 (3, size, size). Raises UndecodableImage."""
-        return self._loaded.preprocess(image)
+        return self._preprocess(image)
 
     @torch.inference_mode()
     def encode_images(self, pixels_BCHW: Tensor) -> Encoded:
@@ -101,7 +113,7 @@ class ClipEncoder:
             return Encoded(torch.empty(0, self.feature_width), torch.empty(0, self.width))
         pixels_BCHW = pixels_BCHW.to(self._device, non_blocking=True).contiguous(memory_format=self._layout)
         with arithmetic(self._precision, self._device):
-            features_BF, projected_BD = self._model.encode_image(self._loaded.preprocess.normalise(pixels_BCHW))
+            features_BF, projected_BD = self._model.encode_image(self._preprocess.normalise(pixels_BCHW))
         return Encoded(features_BF.float().cpu(), unit(projected_BD.float()).cpu())
 
     @torch.inference_mode()
@@ -114,13 +126,13 @@ class ClipEncoder:
             return unit(self._model.encode_text(self._tokenizer(texts).to(self._device)).float()).cpu()
 
 
-def load_encoder(spec: str, *, precision: str = "fp32") -> Encoder:
+def load_encoder(spec: str, *, precision: str = "auto") -> Encoder:
     """The encoder that `--model` names.
 
-    * `DIR` or `FILE`: a training run, or a checkpoint that clipkit wrote;
+    * `DIR` or `FILE`: a training run, clipkit's checkpoint, OpenAI's archive, a folder of Hugging Face's or open_clip's (`load_model`);
     * `FILE.toml`: a description of an ONNX or TorchScript file (a TorchScript file is a program, and is run);
-    * `openai:NAME@FILE`: OpenAI's weights;
-    * `open_clip:NAME@FILE`: a state dict of open_clip's, by its names (`ViT-B-32` has GELU, `ViT-B-32-quickgelu` is OpenAI's);
+    * `openai:FILE`, `openai:NAME@FILE`: a bare state dict of OpenAI's weights;
+    * `open_clip:NAME@FILE`: one of open_clip's, by its names (`ViT-B-32` has GELU, `ViT-B-32-quickgelu` is OpenAI's; `load_spec`);
     * `open_clip:NAME/TAG`, `hf:ID`, `timm:NAME`: through those packages, which may download.
 
     Raises UserError.
@@ -128,16 +140,6 @@ def load_encoder(spec: str, *, precision: str = "fp32") -> Encoder:
     known_precision(precision)
     if spec.endswith(".toml"):
         return load_described(Path(spec), name=spec, precision=precision)
-    kind, colon, rest = spec.partition(":")
-    if not colon or kind not in _PREFIXES or Path(spec).exists():
-        return ClipEncoder(load_model(Path(spec)), name=spec, precision=precision)
-    if kind == "openai" or (kind == "open_clip" and "@" in rest):
-        name, at, file = rest.partition("@")
-        if not name or not at or not file:
-            raise UserError(f"`{spec}` names no weights file: write `{kind}:NAME@FILE`, for example `{kind}:ViT-B-32@ViT-B-32.pt`")
-        made = architecture(name) if kind == "openai" else open_clip_architecture(name)
-        return ClipEncoder(load_published(made, Path(file)), name=spec, precision=precision)
+    if not is_package_spec(spec):
+        return ClipEncoder(load_spec(spec), name=spec, precision=precision)
     return adapters.load_peer(spec, precision=precision)
-
-
-_PREFIXES = ("openai", "open_clip", "hf", "timm")

@@ -8,7 +8,9 @@ import math
 import torch
 from torch import Tensor, nn
 
-from clipkit.model.towers import AttentionPool, Bottleneck, ModifiedResNet, SelfAttention, Transformer, VisionTransformer
+from clipkit.model.resnet import AttentionPool, Bottleneck, ModifiedResNet
+from clipkit.model.towers import VisionTransformer
+from clipkit.model.transformer import SelfAttention, Transformer
 
 INITIAL_TEMPERATURE = 0.07
 """CLIP section 2.5."""

@@ -13,7 +13,7 @@ from torch.nn import functional
 from clipkit import UserError
 
 TEXTS_AT_ONCE = 256
-PRECISIONS = ("fp32", "bf16")
+PRECISIONS = ("auto", "fp32", "bf16")
 
 
 class Encoded(NamedTuple):
@@ -24,10 +24,22 @@ class Encoded(NamedTuple):
 
 
 def known_precision(name: str) -> str:
-    """The name itself. Raises UserError for another than fp32 and bf16."""
+    """The name itself. Raises UserError for another than auto, fp32 and bf16."""
     if name not in PRECISIONS:
         raise UserError(f"precision `{name}` is not known: give one of {', '.join(PRECISIONS)}")
     return name
+
+
+def chosen_precision(name: str, device: torch.device) -> str:
+    """fp32 or bf16. `auto` is bf16 where the device computes in it: on a CPU without the instructions bfloat16 is slower than float32.
+
+    Raises UserError for a name that is not known.
+    """
+    if known_precision(name) != "auto":
+        return name
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    return "bf16" if device.type == "cpu" and torch.cpu._is_avx512_bf16_supported() else "fp32"
 
 
 def default_device() -> torch.device:

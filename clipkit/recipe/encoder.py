@@ -19,7 +19,7 @@ def _is_program(path: str) -> str:
 
 
 def _divides(deviations: tuple[float, float, float]) -> tuple[float, float, float]:
-    if min(deviations) < 0:
+    if min(deviations) <= 0:
         raise ValueError("deviations should be greater than 0")
     return deviations
 

@@ -33,7 +33,7 @@ class EvalRecipe(Section):
     protocol: Literal["clip-paper"] = Field("clip-paper", description="whose rules the scores follow")
     batch_size: int = Field(256, ge=1, le=2**31 - 1, description="images encoded at once")
     workers: int = Field(2, ge=0, le=512, json_schema_extra=FREE, description="threads that decode images; 0: none")
-    precision: Literal["bf16", "fp32"] = Field("fp32", description="arithmetic of the encoder")
+    precision: Literal["auto", "bf16", "fp32"] = Field("auto", description="arithmetic of the encoder; auto: bf16 where the device has it")
     confidence: float = Field(0.95, gt=0, lt=1, description="confidence of the intervals")
     probe: ProbeKnobs = Field(ProbeKnobs(), description="linear probe")
 
@@ -60,6 +60,6 @@ class OverlapRecipe(Section):
     block_size: int = Field(8_192, ge=1, le=2**31 - 1, json_schema_extra=FREE, description="training pictures compared at once")
     batch_size: int = Field(256, ge=1, le=2**31 - 1, description="pictures encoded at once")
     workers: int = Field(2, ge=0, le=512, json_schema_extra=FREE, description="threads that decode images; 0: none")
-    precision: Literal["bf16", "fp32"] = Field("fp32", description="arithmetic of the encoder")
+    precision: Literal["auto", "bf16", "fp32"] = Field("auto", description="arithmetic of the encoder; auto: bf16 where the device has it")
     confidence: float = Field(0.995, gt=0, lt=1, description="confidence of the Clopper-Pearson interval (CLIP section 5: 99.5%)")
     pairs_shown: int = Field(60, ge=1, le=1_000, description="pairs per task shown side by side on the page")

@@ -57,9 +57,24 @@ def new_state(recipe: TrainRecipe, device: torch.device) -> State:
     model, preprocess = first_weights(recipe.model, seed=recipe.seed)
     model = model.to(device).train()
     synchronise_batch_norm(model)
+    _set_up(model, recipe.model)
     state = State(model, preprocess, build_optimiser(model, recipe.optimiser), Progress())
     model.to(memory_format=state.layout)  # type: ignore[call-overload]
     return state
+
+
+def _set_up(model: ImageTextModel, knobs: ModelKnobs) -> None:
+    """How a step goes through the model; the weights are not concerned."""
+    if knobs.drop_patches:
+        if isinstance(model.architecture.image, ResNetSizes):
+            raise UserError(
+                f"knob `model.drop_patches` is {knobs.drop_patches:g}, `{knobs.architecture}` has no patches: set 0, or take a ViT"
+            )
+        model.drop_patches(knobs.drop_patches)
+    if knobs.gradient_checkpointing:
+        model.recompute()
+    if knobs.compile:
+        model.compile_towers()
 
 
 def first_weights(knobs: ModelKnobs, *, seed: int) -> tuple[ImageTextModel, Preprocess]:
@@ -73,8 +88,7 @@ def first_weights(knobs: ModelKnobs, *, seed: int) -> tuple[ImageTextModel, Prep
         with torch.no_grad():
             model.logit_scale.fill_(math.log(1 / knobs.initial_temperature))
         return model, Preprocess(wanted.image_size)
-    path = Path(knobs.start_from)
-    loaded = load_model(path / "model.safetensors" if path.is_dir() else path)
+    loaded = load_model(Path(knobs.start_from))
     if loaded.model.architecture != wanted:
         raise UserError(
             f"knob `model.start_from` names weights of `{loaded.model.architecture.name}`, `model.architecture` is `{wanted.name}`: "

@@ -194,8 +194,13 @@ class EncoderContract:
         assert subject.load("place").fingerprint == first
         assert len({first, *(subject.load(change).fingerprint for change in ("weights", "preprocessing"))}) == 3
 
+    def test_the_precision_auto_is_one_of_the_others(self, subject: Subject) -> None:
+        known = {subject.load(precision=name).fingerprint for name in ("fp32", *(("bf16",) if subject.bf16 == "near" else ()))}
+        assert subject.load(precision="auto").fingerprint in known
+
     def test_the_fingerprint_is_the_same_in_another_process(self, subject: Subject) -> None:
-        code = "import sys; from clipkit.model.encoder import load_encoder; print('fingerprint', load_encoder(sys.argv[1]).fingerprint)"
+        code = "import sys; from clipkit.model.encoder import load_encoder; "
+        code += "print('fingerprint', load_encoder(sys.argv[1], precision='fp32').fingerprint)"
         done = subprocess.run(
             [sys.executable, "-W", "ignore", "-c", code, subject.spec("none")],
             capture_output=True,

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import torch
 
 from clipkit.model.align import SharedClip
@@ -29,6 +31,21 @@ def test_the_published_shared_model_has_one_stack_of_vit_b_16s_size() -> None:
     assert stack == 12 * (12 * 768 * 768 + 13 * 768)
     assert model.projection.shape == (768, 768)
     assert model.positional_embedding.shape == (77, 768)
+
+
+def test_a_shared_model_is_clip_with_two_towers_of_the_same_weights() -> None:
+    shared = build(architecture("ViT-tiny-32-shared"), seed=0).eval()
+    made = replace(shared.architecture, shared=False)
+    state = shared.state_dict()
+    tied = {key: state[key] for key in state if key.startswith(("visual.", "transformer.")) or "embedding" in key or key == "logit_scale"}
+    tied |= {f"visual.{key}": state[key] for key in state if key.startswith(("transformer.", "ln_post."))}
+    tied |= {f"ln_final.{part}": state[f"ln_post.{part}"] for part in ("weight", "bias")}
+    tied |= {"visual.proj": state["projection"], "text_projection": state["projection"]}
+    clip = build_empty(made, device="cpu").eval()
+    clip.load_state_dict(tied)
+    pixels, tokens_BL = torch.randn(2, 3, 32, 32), Tokenizer(32)(["a cat", "two dogs"])
+    torch.testing.assert_close(shared.encode_image(pixels).projected_BD, clip.encode_image(pixels).projected_BD, atol=1e-5, rtol=0)
+    torch.testing.assert_close(shared.encode_text(tokens_BL), clip.encode_text(tokens_BL), atol=1e-5, rtol=0)
 
 
 def test_text_is_causal_and_the_picture_is_not() -> None:

@@ -1,7 +1,9 @@
 import json
 import pickle
-import warnings
+import re
 import zipfile
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,10 +14,11 @@ from torch import Tensor, nn
 from clipkit import UserError
 from clipkit.model import torchscript
 from clipkit.model.architectures import Architecture, TextSizes, ViTSizes, architecture
-from clipkit.model.checkpoint import load_model, load_published, open_clip_architecture, save_model
+from clipkit.model.checkpoint import is_package_spec, load_model, load_published, load_spec, open_clip_architecture, save_model
 from clipkit.model.clip import ImageTextModel, build
 from clipkit.model.preprocess import Preprocess
 
+Archive = Callable[..., Path]
 MINI = Architecture("mini", 32, 16, ViTSizes(16, 1, 16, 2), TextSizes(16, 1, 2, context=12))
 
 
@@ -27,32 +30,6 @@ def model() -> ImageTextModel:
 def same(a: nn.Module, b: nn.Module) -> bool:
     first, second = a.state_dict(), b.state_dict()
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
-
-
-class Traced(nn.Module):
-    """A module with the names of another one, as scriptable as OpenAI's archives."""
-
-    def __init__(self, source: nn.Module) -> None:
-        super().__init__()
-        self.training = False
-        for name, child in source.named_children():
-            self.add_module(name, Traced(child))
-        for name, parameter in source.named_parameters(recurse=False):
-            self.register_parameter(name, nn.Parameter(parameter.detach().half(), requires_grad=False))
-        for name, buffer in source.named_buffers(recurse=False):
-            self.register_buffer(name, buffer)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x
-
-
-def archive(source: nn.Module, path: Path) -> Path:
-    module = Traced(source)
-    module.register_buffer("input_resolution", torch.tensor(32))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        torch.jit.save(torch.jit.script(module), str(path))
-    return path
 
 
 @pytest.mark.parametrize("name", ["ViT-tiny-32", "RN-tiny-32", "ViT-tiny-32-shared"])
@@ -99,7 +76,7 @@ def test_open_clip_state_dicts_are_read_however_they_were_saved(wrapping: str, m
     assert same(load_published(MINI, path).model, model)
 
 
-def test_a_torchscript_archive_is_read_for_its_tensors(model: ImageTextModel, tmp_path: Path) -> None:
+def test_a_torchscript_archive_is_read_for_its_tensors(model: ImageTextModel, archive: Archive, tmp_path: Path) -> None:
     path = archive(model, tmp_path / "mini.pt")
     with pytest.warns(UserWarning, match="TorchScript"), pytest.raises(RuntimeError, match="weights_only"):
         torch.load(path, weights_only=True)
@@ -107,7 +84,7 @@ def test_a_torchscript_archive_is_read_for_its_tensors(model: ImageTextModel, tm
     assert same(loaded, build(MINI, seed=0).half().float())
 
 
-def test_an_archive_of_openais_is_refused_under_an_architecture_with_gelu(model: ImageTextModel, tmp_path: Path) -> None:
+def test_an_archive_of_openais_is_refused_under_an_architecture_with_gelu(model: ImageTextModel, archive: Archive, tmp_path: Path) -> None:
     path = archive(model, tmp_path / "mini.pt")
     with pytest.raises(UserError, match="quick_gelu, not gelu"):
         load_published(open_clip_architecture("ViT-B-32"), path)
@@ -116,6 +93,97 @@ def test_an_archive_of_openais_is_refused_under_an_architecture_with_gelu(model:
 def test_open_clips_names_say_the_activation() -> None:
     assert open_clip_architecture("ViT-B-32").activation == "gelu"
     assert open_clip_architecture("ViT-B-32-quickgelu") == architecture("ViT-B-32")
+
+
+def test_an_archive_of_openais_describes_itself(archive: Archive, tmp_path: Path) -> None:
+    made = Architecture("unknown", 32, 16, ViTSizes(16, 1, 64, 1), TextSizes(64, 1, 1, context=12))
+    source = build(made, seed=0)
+    path = archive(source, tmp_path / "mini.pt")
+    loaded = load_model(path)
+    assert same(loaded.model, source.half().float())
+    assert replace(loaded.model.architecture, name="unknown") == made
+    assert loaded.preprocess == Preprocess(32)
+    assert loaded.source is not None
+    assert loaded.source.format == "OpenAI's archive, sizes from its weights, heads by the published rule"
+    assert set(loaded.source.stored_types) == {"float16"}
+    assert same(load_spec(f"openai:{path}").model, loaded.model)
+
+
+def test_an_archive_that_is_not_openais_must_be_named(archive: Archive, model: ImageTextModel, tmp_path: Path) -> None:
+    path = archive(model, tmp_path / "mini.pt", is_openais=False)
+    with pytest.raises(UserError, match=rf"not one of OpenAI's: name its activation, `open_clip:gelu@{path}` or `openai:{path}`"):
+        load_model(path)
+    assert load_spec(f"open_clip:gelu@{path}").model.architecture.activation == "gelu"
+
+
+def test_weights_of_a_known_architecture_are_told_what_to_write(tmp_path: Path) -> None:
+    path = tmp_path / "weights.pt"
+    state = build(architecture("ViT-tiny-64"), seed=0).state_dict()
+    torch.save({"state_dict": {f"module.{name}": tensor for name, tensor in state.items()}}, path)
+    message = (
+        f"`{path}` does not say its architecture and activation: these are weights of `ViT-tiny-64`, write `openai:{path}` or "
+        f"`open_clip:ViT-tiny-64-quickgelu@{path}` for quick_gelu, as OpenAI's have, or `open_clip:ViT-tiny-64@{path}` for gelu"
+    )
+    for spec in (str(path), f"open_clip:{path}"):
+        with pytest.raises(UserError, match=re.escape(message)):
+            load_spec(spec)
+    # What the sentence says works.
+    quick = {
+        load_spec(f"{kind}{path}").model.architecture for kind in ("openai:", "open_clip:ViT-tiny-64-quickgelu@", "open_clip:quick_gelu@")
+    }
+    assert quick == {architecture("ViT-tiny-64")}
+    assert load_spec(f"open_clip:ViT-tiny-64@{path}").model.architecture == open_clip_architecture("ViT-tiny-64")
+    assert load_spec(f"open_clip:gelu@{path}").model.architecture == open_clip_architecture("ViT-tiny-64")
+
+
+def test_weights_of_unknown_sizes_need_only_their_activation(model: ImageTextModel, tmp_path: Path) -> None:
+    path = tmp_path / "weights.safetensors"
+    safetensors.torch.save_file(dict(model.state_dict()), path)
+    with pytest.raises(UserError, match=rf"its sizes are no published one's: write `openai:{path}`.* or `open_clip:gelu@{path}` for gelu"):
+        load_model(path)
+    for spec, activation in ((f"openai:{path}", "quick_gelu"), (f"open_clip:gelu@{path}", "gelu")):
+        loaded = load_spec(spec)
+        assert same(loaded.model, model)
+        assert loaded.model.architecture.activation == activation
+
+
+def test_our_own_file_needs_no_word_beside_it(model: ImageTextModel, tmp_path: Path) -> None:
+    save_model(tmp_path / "model.safetensors", model)
+    with pytest.raises(UserError, match="is clipkit's own and says everything itself"):
+        load_spec(f"openai:{tmp_path / 'model.safetensors'}")
+
+
+def test_weights_beside_their_description_are_read_through_it(model: ImageTextModel, tmp_path: Path) -> None:
+    safetensors.torch.save_file({"text_model.x": torch.zeros(1)}, tmp_path / "model.safetensors")
+    with pytest.raises(UserError, match=r"has Hugging Face's names: give the folder that also holds its `config\.json`"):
+        load_model(tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(UserError, match=f"the description beside it does: give the folder `{tmp_path}`"):
+        load_model(tmp_path / "model.safetensors")
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(UserError, match="holds no weights beside its description"):
+        load_model(tmp_path)
+
+
+def test_a_training_run_that_is_also_a_folder_of_descriptions_is_a_training_run(model: ImageTextModel, tmp_path: Path) -> None:
+    save_model(tmp_path / "model.safetensors", model)
+    (tmp_path / "config.json").write_text("{}")
+    assert same(load_model(tmp_path).model, model)
+
+
+def test_one_tensor_under_two_names_is_refused(model: ImageTextModel, tmp_path: Path) -> None:
+    state = dict(model.state_dict())
+    torch.save(state | {"module.ln_final.bias": state["ln_final.bias"]}, tmp_path / "weights.pt")
+    with pytest.raises(UserError, match=r"holds tensor `ln_final\.bias` twice, once as `module\.ln_final\.bias`"):
+        load_published(MINI, tmp_path / "weights.pt")
+
+
+@pytest.mark.parametrize(
+    ("spec", "answer"),
+    [("hf:a/b", True), ("timm:x", True), ("open_clip:A/b", True), ("open_clip:A@b", False), ("openai:x", False), ("a/b", False)],
+)
+def test_another_packages_models_are_known_by_their_prefix(spec: str, answer: object) -> None:
+    assert is_package_spec(spec) is answer
 
 
 def test_the_activation_of_our_own_file_must_fit(model: ImageTextModel, tmp_path: Path) -> None:
@@ -142,7 +210,7 @@ class Attack:
         return (Path.touch, (self.target,))
 
 
-def test_code_in_an_archive_or_a_pickle_is_not_run(model: ImageTextModel, tmp_path: Path) -> None:
+def test_code_in_an_archive_or_a_pickle_is_not_run(model: ImageTextModel, archive: Archive, tmp_path: Path) -> None:
     harmless = archive(model, tmp_path / "mini.pt")
     mark = tmp_path / "mark"
     evil = rewritten(harmless, tmp_path / "evil.pt", {"/data.pkl": pickle.dumps(Attack(mark))})
@@ -153,7 +221,7 @@ def test_code_in_an_archive_or_a_pickle_is_not_run(model: ImageTextModel, tmp_pa
     assert not mark.exists()
 
 
-def test_archives_that_lie_about_their_tensors_are_refused(model: ImageTextModel, tmp_path: Path) -> None:
+def test_archives_that_lie_about_their_tensors_are_refused(model: ImageTextModel, archive: Archive, tmp_path: Path) -> None:
     harmless = archive(model, tmp_path / "mini.pt")
     for number, change in enumerate(({"/data/0": None}, {"/data/0": b"\0" * 10_000_000}, {"/data/0": b""}, {"/data.pkl": b"\x80\x02."})):
         with pytest.raises(UserError, match="cannot be read as an archive"):
@@ -163,6 +231,15 @@ def test_archives_that_lie_about_their_tensors_are_refused(model: ImageTextModel
 def test_a_shape_that_repeats_its_storage_is_refused() -> None:
     with pytest.raises(torchscript.UnreadableArchive, match="has only 4 numbers"):
         torchscript._rebuild_tensor(torch.zeros(4), 0, (10**6, 10**6), (0, 0))
+
+
+def test_a_storage_is_read_once_however_often_a_tree_refers_to_it(model: ImageTextModel, archive: Archive, tmp_path: Path) -> None:
+    """A tree of megabytes may refer to one storage of gigabytes any number of times."""
+    with zipfile.ZipFile(archive(model, tmp_path / "mini.pt")) as file:
+        reader = torchscript._Unpickler(file)
+        count = next(info.file_size for info in file.infolist() if info.filename.endswith("/data/0")) // 2
+        first, again = (reader.persistent_load(("storage", torch.float16, "0", "cpu", count)) for _ in range(2))
+    assert first.data_ptr() == again.data_ptr()
 
 
 def test_a_zip_that_grows_beyond_the_limit_is_refused(tmp_path: Path) -> None:
@@ -182,6 +259,8 @@ def changed(model: ImageTextModel, kind: str) -> dict[str, Tensor]:
         state["visual.extra"] = torch.zeros(1)
     elif kind == "nan":
         state["visual.proj"] = torch.full((16, 16), float("nan"))
+    elif kind == "whole numbers":
+        state["visual.proj"] = torch.zeros(16, 16, dtype=torch.int8)
     else:
         state = {"conv.weight": torch.zeros(3)}
     return state
@@ -194,6 +273,7 @@ def changed(model: ImageTextModel, kind: str) -> dict[str, Tensor]:
         ("shape", r"`text_projection` has shape \(16, 17\), expected \(16, 16\)"),
         ("unknown", "`visual.extra` that the architecture has not"),
         ("nan", "`visual.proj` holds values that are no numbers"),
+        ("whole numbers", "`visual.proj` holds int8, expected floating-point numbers"),
         ("foreign", "give a CLIP checkpoint"),
     ],
 )
@@ -214,11 +294,15 @@ def test_files_that_are_no_model_are_user_errors(model: ImageTextModel, tmp_path
     (tmp_path / "noise.safetensors").write_bytes(b"\xff" * 100)
     (tmp_path / "noise.pt").write_bytes(b"\xff" * 100)
     safetensors.torch.save_file(dict(model.state_dict()), tmp_path / "foreign.safetensors")
+    torch.save([1], tmp_path / "foreign.bin")
+    safetensors.torch.save_file({"x": torch.zeros(1)}, tmp_path / "other.safetensors")
     for path, message in (
         ("nowhere", "no checkpoint"),
         ("empty", "holds no `model.safetensors`"),
         ("noise.safetensors", "no readable safetensors"),
         ("foreign.safetensors", "does not say its architecture"),
+        ("foreign.bin", "holds a list, not a state dict"),
+        ("other.safetensors", "no CLIP model whose sizes can be told"),
     ):
         with pytest.raises(UserError, match=message):
             load_model(tmp_path / path)

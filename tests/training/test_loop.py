@@ -4,6 +4,7 @@ import json
 import math
 import multiprocessing
 import os
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -205,3 +206,28 @@ def test_too_many_broken_pictures_stop_the_run(make_shards, recipe, tmp_path):
 def test_fewer_samples_than_a_batch_are_a_clear_error(make_shards, recipe, tmp_path):
     with pytest.raises(UserError, match="`samples_seen` is 7, less than one batch of 8"):
         loop.train(change(recipe, samples_seen=7), make_shards(40), run_at(tmp_path))
+
+
+def test_a_run_that_recomputes_ends_with_the_same_bytes(make_shards, recipe, tmp_path):
+    shards = make_shards(40)
+    for name, recomputes in (("plain", False), ("recomputing", True)):
+        given = change(recipe, samples_seen=32, model={"gradient_checkpointing": recomputes})
+        loop.train(given, shards, run_at(tmp_path / name))
+    assert untimed(tmp_path / "plain") == untimed(tmp_path / "recomputing")
+    first, second = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("plain", "recomputing"))
+    assert first == second
+
+
+def test_dropped_patches_are_drawn_by_the_step_and_so_a_resumed_run_drops_the_same(make_shards, recipe, tmp_path):
+    given = change(recipe, samples_seen=64, model={"architecture": "ViT-tiny-32", "drop_patches": 0.5})
+    shards = make_shards(40)
+    loop.train(given, shards, run_at(tmp_path / "whole"))
+    loop.train(given, shards, run_at(tmp_path / "resumed"))
+    last = sorted((tmp_path / "resumed" / "checkpoints").iterdir())[-1]
+    for path in (last, tmp_path / "resumed" / "model.safetensors"):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    loop.train(given, shards, run_at(tmp_path / "resumed"))
+    assert untimed(tmp_path / "whole") == untimed(tmp_path / "resumed")
+    undropped = change(given, model={"drop_patches": 0.0})
+    loop.train(undropped, shards, run_at(tmp_path / "undropped"))
+    assert untimed(tmp_path / "undropped") != untimed(tmp_path / "whole")

@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from clipkit import UserError
-from clipkit.model.checkpoint import save_model
+from clipkit.model.checkpoint import Loaded, save_model
 from clipkit.model.clip import architecture, build
+from clipkit.model.convert import convert
 from clipkit.model.preprocess import Preprocess
 from clipkit.recipe import ModelKnobs
 from clipkit.training.state import first_weights, new_state
@@ -29,6 +30,14 @@ def test_weights_and_preprocessing_can_come_from_a_file_or_a_run(tmp_path):
         assert preprocess.mean == (0.1, 0.2, 0.3)
 
 
+def test_weights_can_come_from_a_folder_in_another_format(tmp_path):
+    model = build(architecture("ViT-tiny-32"), seed=8)
+    convert(Loaded(model, Preprocess(32, mean=(0.1, 0.2, 0.3)), {}), tmp_path / "theirs", to="hugging-face")
+    loaded, preprocess = first_weights(ModelKnobs(architecture="ViT-tiny-32", start_from=str(tmp_path / "theirs")), seed=0)
+    assert torch.equal(loaded.text_projection, model.text_projection)
+    assert preprocess.mean == (0.1, 0.2, 0.3)
+
+
 def test_weights_of_another_architecture_are_refused(tmp_path):
     save_model(tmp_path / "model.safetensors", build(architecture("RN-tiny-64"), seed=8))
     with pytest.raises(UserError, match=r"weights of `RN-tiny-64`, `model.architecture` is `RN-tiny-32`"):
@@ -41,3 +50,17 @@ def test_a_resnets_weights_lie_as_its_pixels_do(recipe):
     assert state.model.visual.conv2.weight.is_contiguous(memory_format=torch.channels_last)
     vit = recipe.model_copy(update={"model": ModelKnobs(architecture="ViT-tiny-32")})
     assert new_state(vit, torch.device("cpu")).layout == torch.contiguous_format
+
+
+def test_patches_of_a_resnet_cannot_be_dropped(recipe):
+    given = recipe.model_copy(update={"model": ModelKnobs(architecture="RN-tiny-32", drop_patches=0.5)})
+    with pytest.raises(UserError, match=r"`model.drop_patches` is 0.5, `RN-tiny-32` has no patches: set 0, or take a ViT"):
+        new_state(given, torch.device("cpu"))
+
+
+def test_compiled_towers_are_asked_by_the_step_and_leave_the_weights_names_alone(recipe, monkeypatch):
+    compiled = []
+    monkeypatch.setattr(torch, "compile", lambda function, *, fullgraph: compiled.append(function.__name__) or function)
+    state = new_state(recipe.model_copy(update={"model": ModelKnobs(architecture="RN-tiny-32", compile=True)}), torch.device("cpu"))
+    assert compiled == ["encode_image", "encode_text"]
+    assert state.model.state_dict().keys() == build(architecture("RN-tiny-32"), seed=0).state_dict().keys()
