@@ -87,7 +87,9 @@ def export(model: nn.Module, folder: Path, *, as_onnx: bool = False) -> Path:
             names = {"input_names": ["pixels"], "output_names": ["features", "classes"]}
             torch.onnx.export(model, (example,), temporary, **names, dynamo=True, external_data=False, dynamic_shapes=shapes)
         else:
-            torch.jit.save(torch.jit.trace(model, example), str(temporary))
+            archive = io.BytesIO()  # a file's own name would stand in it, and change the encoder's fingerprint
+            torch.jit.save(torch.jit.trace(model, example), archive)
+            temporary.write_bytes(archive.getvalue())
     description = folder / "encoder.toml"
     with replacing(description) as temporary:
         temporary.write_text(DESCRIPTION.format(file=program.name))

@@ -162,7 +162,9 @@ LOOKED_AT = ("animals/birds", "animals/mammals", "vehicles", "food")
 
 def run_lite0(data: Path, work: Path) -> str:
     """A pretrained encoder in a file: its classes for photographs of stamps, and a linear probe on CIFAR-10."""
-    description = efficientnet_lite0.export(efficientnet_lite0.load_lite0(data), work / "lite0")
+    description = work / "lite0" / "encoder.toml"
+    if not description.exists():
+        efficientnet_lite0.export(efficientnet_lite0.load_lite0(data), description.parent)
     tests = work / "lite0-tests"
     if not tests.exists():
         unfinished = tests.with_name("lite0-tests.tmp")
