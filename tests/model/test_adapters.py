@@ -69,7 +69,7 @@ def test_open_clips_features_and_vectors_are_those_of_our_own_model_with_the_sam
     described = {"embed_dim": 16, "vision_cfg": {"image_size": sizes.image_size, **tower}, "text_cfg": text}
     (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": described, "preprocess_cfg": {}}))
     safetensors.torch.save_file(ours.state_dict(), tmp_path / "open_clip_model.safetensors")
-    theirs = load_encoder(f"open_clip:local-dir:{tmp_path}")
+    theirs = load_encoder(f"open_clip:local-dir:{tmp_path}", precision="fp32")
     batch = pixels(theirs)
     with torch.no_grad():
         features_BF, projected_BD = ours.encode_image(batch)
