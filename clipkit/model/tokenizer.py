@@ -1,8 +1,8 @@
 """Text to tokens: CLIP's lower-cased byte-pair encoding, equal to OpenAI's and open_clip's (CLIP section 2.4).
 
-Of the code points that Unicode 14 knows, each was compared with open_clip's tokens (`benchmarks/parity/compare_inputs.py` compares captions).
-Three things are taken apart elsewhere: an iota below that is apart from its letter (U+0345), a long s right after an apostrophe, and
-letters that are younger than the tables of the compiled tokenizer.
+Each code point was compared with open_clip's tokens; `benchmarks/parity/compare_inputs.py` compares captions and generated strings. Three
+things are taken apart elsewhere: an iota below that is apart from its letter (U+0345), a long s right after an apostrophe, and letters
+that are younger than the tables of the compiled tokenizer.
 """
 
 import functools
