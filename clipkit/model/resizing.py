@@ -1,8 +1,8 @@
-"""Bicubic resizing that is Pillow's within one grey level, for any picture, at several times its speed.
+"""Bicubic resizing that is Pillow's within one grey level, for any picture, at twice its speed or more.
 
 Pillow resizes in two passes and rounds to whole grey levels between them. torch's own resizing of uint8 does the same with weights of
 16 bits, always along the rows first, while Pillow 13 takes the columns first where a picture is tall: single pixels of noise differ by
-up to 30 levels then. Here the weights are Pillow's, bit by bit, and so is the order. Sums are taken in float32, so a value between two
+up to 30 levels then. Here the weights are Pillow's, of 22 bits, and so is the order. Sums are taken in float32, so a value between two
 grey levels may fall to the other side; such values, and no others, stay unrounded between the passes. Their distance to Pillow's is half
 a level at most, the weights' absolute sum is at most 1.3, and what is less than one level apart is rounded to the same level or the next.
 """
