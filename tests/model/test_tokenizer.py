@@ -64,6 +64,10 @@ def test_a_text_of_megabytes_is_read_to_the_limit_only() -> None:
     assert Tokenizer(77)([text]).shape == (1, 77)
 
 
+def test_white_space_before_a_text_does_not_count_towards_the_limit() -> None:
+    assert clean(" " * MAX_CHARACTERS + "Cat") == "cat"
+
+
 def test_lone_surrogates_are_replaced() -> None:
     assert Tokenizer(77)(["\ud800 cat &#xD800;"]).shape[0] == 1
 
