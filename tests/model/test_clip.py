@@ -32,9 +32,9 @@ PUBLISHED = {
 SMALL = [name for name in architectures() if "tiny" in name or "small" in name]
 
 
-def parity_script() -> ModuleType:
-    path = HERE.parents[1] / "benchmarks" / "parity" / "compare_open_clip.py"
-    spec = importlib.util.spec_from_file_location("compare_open_clip", path)
+def peers() -> ModuleType:
+    path = HERE.parents[1] / "benchmarks" / "parity" / "peers.py"
+    spec = importlib.util.spec_from_file_location("peers", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -102,7 +102,7 @@ def test_towers_answer_what_each_peer_answers_with_the_same_weights(reference: d
     if peer not in reference:
         assert "blocks" in reference["architecture"]["image"]
         pytest.skip("Hugging Face has no modified ResNet")
-    script = parity_script()
+    script = peers()
     model = build_empty(Architecture.from_dict(reference["architecture"]), device="cpu").eval()
     with torch.no_grad():
         script.formula_weights(model)

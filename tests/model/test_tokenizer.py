@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from clipkit.model.clip import architecture, build
 from clipkit.model.tokenizer import END_OF_TEXT, MAX_CHARACTERS, START_OF_TEXT, Tokenizer, clean, count_over_context
 
-REFERENCE = json.loads((Path(__file__).parent / "open_clip_reference.json").read_text(encoding="utf-8"))
+REFERENCE = json.loads((Path(__file__).parent / "tokens_reference.json").read_text(encoding="utf-8"))
 
 
 @pytest.mark.parametrize(("text", "tokens"), list(zip(REFERENCE["texts"], REFERENCE["tokens"], strict=True)), ids=lambda v: str(v)[:20])

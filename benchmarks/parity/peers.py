@@ -1,30 +1,15 @@
-"""Compares clipkit's towers with open_clip's of the same weights; prints one JSON object of the greatest differences.
+"""What the parity scripts share: texts, weights and pixels that any framework can make, open_clip's model of an architecture.
 
-What goes into the towers, tokens and pixels, is compared by `compare_inputs.py`.
-
-In another environment, so that open_clip brings its own torch:
-
-    python -m venv peer && peer/bin/pip install open_clip_torch
-    peer/bin/pip install --no-deps -e . && peer/bin/pip install simplejpeg instant-clip-tokenizer rich pydantic typer
-    peer/bin/python benchmarks/parity/compare_open_clip.py
-
-Exit code 1 when a tower differs by more than 1e-5. `--write FILE` also keeps open_clip's tokens of TEXTS and its answers for small models
-with weights from a formula: `tests/model/open_clip_reference.json` is such a file.
+PEER, the environment of the scripts, has clipkit, open_clip_torch 3.3.0 and transformers: `make .venv-peer/.installed`.
 """
 
-import argparse
-import json
 import math
 import sys
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from clipkit.model.architectures import Architecture, ResNetSizes, TextSizes, ViTSizes, architecture
-from clipkit.model.clip import build_empty
-from clipkit.model.tokenizer import Tokenizer
+from clipkit.model.architectures import Architecture, ResNetSizes, TextSizes, ViTSizes
 
 TEXTS = (
     "a photo of a cat",
@@ -121,50 +106,7 @@ def peer_model(ours: Architecture) -> nn.Module:
     return model.eval()
 
 
-@torch.no_grad()
-def compare_towers(name: str) -> dict[str, float]:
-    """Greatest difference of unit embeddings between open_clip's model and ours with the same random weights."""
-    torch.manual_seed(0)
-    peer = peer_model(architecture(name))
-    ours = build_empty(architecture(name), device="cpu").eval()
-    for tensor in peer.state_dict().values():
-        # Published batch norms have statistics and gains of their own; a new model's hide what they do.
-        if tensor.is_floating_point() and tensor.ndim == 1:
-            tensor.add_(0.2 * torch.rand_like(tensor))
-    ours.load_state_dict(peer.state_dict())
-    pixels = torch.randn(4, 3, ours.architecture.image_size, ours.architecture.image_size)
-    tokens = Tokenizer(ours.architecture.text.context)(TEXTS, padded=True)
-    unit = torch.nn.functional.normalize
-    return {
-        "image": _greatest(peer.encode_image(pixels, normalize=True), unit(ours.encode_image(pixels).projected_BD, dim=-1)),
-        "text": _greatest(peer.encode_text(tokens, normalize=True), unit(ours.encode_text(tokens), dim=-1)),
-    }
-
-
-@torch.no_grad()
-def reference() -> dict[str, Any]:
-    """open_clip's unnormalised answers for two small models whose weights and pixels come from formulas, and its tokens."""
-    import open_clip
-
-    tokens = open_clip.get_tokenizer("ViT-B-32")(list(TEXTS), context_length=REFERENCE_TEXT.context)
-    models = []
-    for ours in REFERENCES:
-        model = peer_model(ours)
-        formula_weights(model)
-        image_BD, text_BD = model.encode_image(formula_pixels(ours.image_size)), model.encode_text(tokens[:8])
-        models.append({"architecture": ours.as_dict(), "image": image_BD.tolist(), "text": text_BD.tolist()})
-    return {"open_clip": open_clip.__version__, "texts": TEXTS, "tokens": [_bare(row) for row in tokens.tolist()], "models": models}
-
-
-def _bare(row: list[int]) -> list[int]:
-    return row[: row.index(49_407) + 1]
-
-
-def _greatest(a: Tensor, b: Tensor) -> float:
-    return float((a - b).abs().max())
-
-
-def _allow_torchvision_without_its_library() -> object:
+def allow_torchvision_without_its_library() -> object:
     """torchvision's wheel for CUDA does not import beside a CPU torch, because two operators stay undeclared: declare them."""
     try:
         import torchvision  # noqa: F401
@@ -177,25 +119,3 @@ def _allow_torchvision_without_its_library() -> object:
         for operator in ("nms", "qnms"):
             library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
         return library
-
-
-def main() -> int:
-    """Compare, print, and answer with the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="+", default=["RN50", "ViT-B-32"], help="architectures that both have")
-    parser.add_argument("--write", type=Path, help="also write open_clip's answers for the small models to this file")
-    given = parser.parse_args()
-    keep = _allow_torchvision_without_its_library()
-    import open_clip
-
-    towers = {name: compare_towers(name) for name in given.models}
-    print(json.dumps({"open_clip": open_clip.__version__, "torch": torch.__version__, "towers": towers}, indent=2))
-    if given.write:
-        given.write.write_text(json.dumps(reference(), ensure_ascii=False) + "\n", encoding="utf-8")
-    del keep
-    worst = max(value for tower in towers.values() for value in tower.values())
-    return int(worst > 1e-5)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
