@@ -1,6 +1,7 @@
 import importlib.util
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -188,6 +189,15 @@ def test_features_of_both_towers_are_what_the_last_linear_layer_reads() -> None:
 def test_an_unknown_architecture_is_answered_with_the_nearest_name() -> None:
     with pytest.raises(UserError, match="did you mean `ViT-B-32`"):
         architecture("ViT-B/32")
+
+
+def test_every_architecture_can_be_had_with_gelu() -> None:
+    made = architecture("ViT-B-32-gelu")
+    assert (made.name, made.activation) == ("ViT-B-32-gelu", "gelu")
+    assert replace(made, name="ViT-B-32", activation="quick_gelu") == architecture("ViT-B-32")
+    for name in ("ViT-B-16-shared-gelu", "ViT-B-32-gelu-gelu"):
+        with pytest.raises(UserError, match="did you mean"):
+            architecture(name)
 
 
 @pytest.mark.parametrize("name", architectures())
