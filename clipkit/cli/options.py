@@ -13,6 +13,7 @@ import typer
 from rich.text import Text
 
 from clipkit import UserError, printable
+from clipkit.recipe import EncoderRecipe, load_recipe
 from clipkit.report.tables import Table, console
 from clipkit.run import Run
 
@@ -38,8 +39,8 @@ ModelOption = Annotated[
     typer.Option(
         "--model",
         metavar="MODEL",
-        help="A training run, a checkpoint file or folder, or `openai:FILE`, `open_clip:NAME@FILE`, `open_clip:NAME/TAG`, `hf:ID`, "
-        "`timm:NAME`.",
+        help="A training run, a checkpoint file or folder, an encoder.toml, or `openai:FILE`, `open_clip:NAME@FILE`, `open_clip:NAME/TAG`, "
+        "`hf:ID`, `timm:NAME`.",
     ),
 ]
 SuiteOption = Annotated[str, typer.Option("--suite", metavar="SUITE", help="A suite file, or a name that `clipkit suites list` shows.")]
@@ -69,13 +70,33 @@ def identity(model: str, suite: "Suite", data: Path) -> dict[str, str]:
             f"`--data {data}` is no folder: give the one that holds the test sets, `clipkit suites show` says how they are laid out"
         )
     inputs = {"model": model, "suite": suite.name, "tasks": " ".join(task.fingerprint for task in suite.tasks), "data": str(data)}
+    if files := _weight_files(model):
+        digests = []
+        for path in files:
+            with path.open("rb") as file:
+                digests.append(hashlib.file_digest(file, "sha256").hexdigest())
+        inputs["weights"] = digests[0] if len(digests) == 1 else hashlib.sha256(" ".join(digests).encode()).hexdigest()
+    return inputs
+
+
+def _weight_files(model: str) -> list[Path]:
+    """The files that a model's name leads to: one, or a description and all that it names. Those that are missing are told later."""
     path = Path(model.rpartition("@")[2].removeprefix("openai:"))
     if path.is_dir():
         path = next((path / name for name in WEIGHTS if (path / name).is_file()), path)
-    if path.is_file():
-        with path.open("rb") as file:
-            inputs["weights"] = hashlib.file_digest(file, "sha256").hexdigest()
-    return inputs
+    if not path.is_file():
+        return []
+    if path.suffix != ".toml":
+        return [path]
+    from clipkit.model.onnx_data import UnreadableOnnx, external_files
+
+    described = load_recipe(EncoderRecipe, path)
+    programs = [file for name in (described.image, described.text) if name is not None and (file := path.parent / name).is_file()]
+    beside: list[Path] = []
+    for program in programs:
+        with contextlib.suppress(UnreadableOnnx):
+            beside += external_files(program) if program.suffix == ".onnx" else []
+    return [path, *programs, *beside]
 
 
 @contextlib.contextmanager

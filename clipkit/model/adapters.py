@@ -4,8 +4,8 @@ The packages are extras and imported when first asked for; weights may be downlo
 """
 
 import contextlib
+import difflib
 import functools
-import importlib
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -16,9 +16,10 @@ from PIL import Image
 from torch import Tensor, nn
 
 from clipkit import UserError
-from clipkit.model.preprocess import decode_image
+from clipkit.model.extras import extra
+from clipkit.model.framing import rgb_pixels
 from clipkit.model.towers import ImageFeatures
-from clipkit.model.vectors import Encoded, arithmetic, default_device, encode_in_batches, fingerprint, known_precision, unit
+from clipkit.model.vectors import Encoded, arithmetic, chosen_precision, default_device, encode_in_batches, fingerprint, unit
 
 
 @dataclass(frozen=True)
@@ -40,13 +41,13 @@ class Peer:
 class PeerEncoder:
     """An encoder over a Peer."""
 
-    def __init__(self, peer: Peer, *, name: str, precision: str = "fp32") -> None:
+    def __init__(self, peer: Peer, *, name: str, precision: str = "auto") -> None:
         """Widths are found by one grey picture."""
         self.name = name
         self.has_text = peer.encode_texts is not None
         self.logit_scale = peer.logit_scale
-        self._precision = known_precision(precision)
         self._device = default_device()
+        self.precision = chosen_precision(precision, self._device)
         self._peer = peer
         peer.model.to(self._device).eval()
         probe = self.encode_images(self.preprocess(Image.new("RGB", (peer.image_size, peer.image_size), "grey"))[None])
@@ -55,17 +56,18 @@ class PeerEncoder:
     @functools.cached_property
     def fingerprint(self) -> str:
         """Hash over weights, transform and precision."""
-        return fingerprint(self._peer.model.state_dict(), {"transform": self._peer.transform_facts, "as": self._precision})
+        return fingerprint(self._peer.model.state_dict(), {"transform": self._peer.transform_facts, "as": self.precision})
 
     def preprocess(self, image: bytes | Image.Image) -> Tensor:
         """The package's own transform: float (3, H, W). Raises UndecodableImage."""
-        opened = Image.fromarray(decode_image(image).permute(1, 2, 0).numpy()) if isinstance(image, bytes) else image.convert("RGB")
-        return self._peer.transform(opened)
+        return self._peer.transform(Image.fromarray(rgb_pixels(image).permute(1, 2, 0).numpy()))
 
     @torch.inference_mode()
     def encode_images(self, pixels_BCHW: Tensor) -> Encoded:
         """Preprocessed pictures -> vectors."""
-        with arithmetic(self._precision, self._device):
+        if len(pixels_BCHW) == 0:
+            return Encoded(torch.empty(0, self.feature_width), torch.empty(0, self.width))
+        with arithmetic(self.precision, self._device):
             features_BF, projected_BD = self._peer.encode_images(pixels_BCHW.to(self._device))
         return Encoded(features_BF.float().cpu(), unit(projected_BD.float()).cpu())
 
@@ -75,59 +77,128 @@ class PeerEncoder:
         encode = self._peer.encode_texts
         if encode is None:
             raise UserError(f"`{self.name}` has no text tower: use it for linear probes and overlap, or give a model with one")
-        with arithmetic(self._precision, self._device):
+        with arithmetic(self.precision, self._device):
             return encode_in_batches(texts, self.width, lambda some: unit(encode(some, self._device).float()).cpu())
 
 
-def load_peer(spec: str, *, precision: str = "fp32") -> PeerEncoder:
-    """`open_clip:NAME/TAG`, `hf:ID` or `timm:NAME`. Raises UserError: extra not installed, no such model, no way to fetch it."""
+def load_peer(spec: str, *, precision: str = "auto") -> PeerEncoder:
+    """`open_clip:NAME/TAG`, `hf:ID` or `timm:NAME`; a folder is `open_clip:local-dir:DIR`, `hf:DIR` or `timm:local-dir:DIR`.
+
+    Raises UserError: extra not installed, no such model, no way to fetch it.
+    """
     kind, _, rest = spec.partition(":")
     return PeerEncoder(_LOADERS[kind](spec, rest), name=spec, precision=precision)
 
 
 def _load_open_clip(spec: str, rest: str) -> Peer:
-    name, slash, tag = rest.partition("/")
-    if not name or not slash or not tag:
+    """`NAME/TAG`, `local-dir:FOLDER` or `hf-hub:ID`."""
+    own = rest.startswith(_OWN_DESCRIPTION)
+    name, _, tag = (rest, "", None) if own else rest.partition("/")
+    if not own and (not name or not tag):
         raise UserError(f"`{spec}` names no weights: write `open_clip:NAME/TAG`, for example `open_clip:ViT-B-32/laion2b_s34b_b79k`")
-    open_clip = _extra("open_clip", "open-clip")
-    tags = open_clip.list_pretrained_tags_by_model(name)
-    if tag not in tags:
-        raise UserError(f"open_clip has no weights `{tag}` of `{name}`: give one of {', '.join(tags) or 'no tag, the model is not known'}")
+    open_clip = extra("open_clip", "open-clip")
+    if tag is not None:
+        _check_tag(name, tag, open_clip)
     with _fetching(spec):
         model, _, transform = open_clip.create_model_and_transforms(name, pretrained=tag)
-    return open_clip_peer(model, transform, open_clip.get_tokenizer(name))
+        return open_clip_peer(model, transform, open_clip.get_tokenizer(name))
+
+
+def _check_tag(name: str, tag: str, open_clip: Any) -> None:
+    if name not in (known := open_clip.list_models()):
+        near = difflib.get_close_matches(name, known, n=1)
+        raise UserError(f"open_clip has no model `{name}`: " + (f"did you mean `{near[0]}`?" if near else "give one that it lists"))
+    if tag not in (tags := open_clip.list_pretrained_tags_by_model(name)):
+        raise UserError(f"open_clip has no weights `{tag}` of `{name}`: it has {', '.join(tags) or 'none'}")
 
 
 def open_clip_peer(model: Any, transform: Callable[[Image.Image], Tensor], tokenizer: Callable[[list[str]], Tensor]) -> Peer:
-    """A model that open_clip has made. A ViT's features are those before `proj`; other towers answer only with what they project to."""
-    projection = getattr(model.visual, "proj", None)
-    if isinstance(projection, nn.Parameter):
-        model.visual.proj = None
-        model.register_parameter("clipkit_projection", projection)
-
-    def encode_images(pixels_BCHW: Tensor) -> ImageFeatures:
-        features_BF = model.encode_image(pixels_BCHW)
-        return ImageFeatures(features_BF, features_BF @ projection if isinstance(projection, nn.Parameter) else features_BF)
+    """A model that open_clip has made. Its features are what the image tower's last linear layer reads."""
+    size = model.visual.image_size[0] if isinstance(model.visual.image_size, tuple) else model.visual.image_size
+    encode_images = _unprojected(model, torch.zeros(1, 3, size, size))
 
     def encode_texts(texts: Sequence[str], device: torch.device) -> Tensor:
         text_BD: Tensor = model.encode_text(tokenizer(list(texts)).to(device))
         return text_BD
 
-    size = model.visual.image_size
-    scale = model.logit_scale.detach().exp().item()
-    return Peer(model, transform, _facts(transform), encode_images, encode_texts, scale, size[0] if isinstance(size, tuple) else size)
+    return Peer(model, transform, _facts(transform), encode_images, encode_texts, model.logit_scale.detach().exp().item(), size)
+
+
+def _unprojected(model: Any, blank_BCHW: Tensor) -> Callable[[Tensor], ImageFeatures]:
+    """open_clip's `encode_image` that answers with features too.
+
+    A ViT's `proj` and a ResNet's `attnpool.c_proj` are taken out of the tower and applied after it. Another tower, timm's, is watched while
+    it sees a blank picture: the last linear layer whose answer is the tower's own is the projection. Where there is none, as in SigLIP,
+    features are the projected ones.
+    """
+    visual = model.eval().visual
+    pool: Any = getattr(visual, "attnpool", None)
+    if isinstance(getattr(visual, "proj", None), nn.Parameter):
+        matrix, visual.proj = visual.proj, None
+        model.register_parameter("clipkit_projection", matrix)
+        return lambda pixels_BCHW: _with(model.encode_image(pixels_BCHW), lambda features_BF: features_BF @ matrix)
+    if isinstance(getattr(pool, "c_proj", None), nn.Linear):
+        model.clipkit_projection, pool.c_proj = pool.c_proj, _identity(pool.c_proj.in_features)
+        return lambda pixels_BCHW: _with(model.encode_image(pixels_BCHW), model.clipkit_projection)
+    if (layer := _projecting_layer(visual, blank_BCHW)) is None:
+        return lambda pixels_BCHW: _with(model.encode_image(pixels_BCHW), lambda features_BF: features_BF)
+    seen: list[Tensor] = []
+    layer.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+
+    def encode_images(pixels_BCHW: Tensor) -> ImageFeatures:
+        projected_BD = model.encode_image(pixels_BCHW)
+        return ImageFeatures(seen.pop(), projected_BD)
+
+    return encode_images
+
+
+def _with(features_BF: Tensor, project: Callable[[Tensor], Tensor]) -> ImageFeatures:
+    return ImageFeatures(features_BF, project(features_BF))
+
+
+def _identity(width: int) -> nn.Linear:
+    """A linear layer that changes nothing: the attention's own code insists on an output layer."""
+    layer = nn.Linear(width, width)
+    nn.init.eye_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+@torch.no_grad()
+def _projecting_layer(visual: nn.Module, blank_BCHW: Tensor) -> nn.Linear | None:
+    """The linear layer of a tower that is run once, on (B, F), and answers last of all with the tower's own answer."""
+    answers: list[tuple[nn.Linear, Tensor]] = []
+    layers = [module for module in visual.modules() if isinstance(module, nn.Linear)]
+    hooks = [layer.register_forward_hook(lambda layer, _, answer: answers.append((layer, answer))) for layer in layers]
+    projected = visual(blank_BCHW)
+    for hook in hooks:
+        hook.remove()
+    if not answers or not isinstance(projected, Tensor):
+        return None
+    layer, answer = answers[-1]
+    return layer if [ran for ran, _ in answers].count(layer) == 1 and torch.equal(answer, projected) else None
 
 
 def _load_hugging_face(spec: str, rest: str) -> Peer:
-    transformers = _extra("transformers", "hf")
+    transformers = extra("transformers", "hf")
     with _fetching(spec):
         sizes = transformers.AutoConfig.from_pretrained(rest, trust_remote_code=False)
         if sizes.model_type != "clip":
             raise UserError(f"`{spec}` is a model of type `{sizes.model_type}`: give one of type `clip`")
         model = transformers.CLIPModel.from_pretrained(rest, use_safetensors=True)
-        processor = transformers.CLIPImageProcessor.from_pretrained(rest)
+        # transformers 5 has two: the one by Pillow needs no torchvision, and its pixels do not depend on what is installed.
+        images = getattr(transformers, "CLIPImageProcessorPil", None) or transformers.CLIPImageProcessor
+        processor = images.from_pretrained(rest)
         tokenizer = transformers.CLIPTokenizerFast.from_pretrained(rest)
-    return hugging_face_peer(model, processor, tokenizer)
+        _check_vocabulary(spec, tokenizer, model.config.text_config.vocab_size)
+        return hugging_face_peer(model, processor, tokenizer)
+
+
+def _check_vocabulary(spec: str, tokenizer: Any, size: int) -> None:
+    """Where a tokenizer's files are missing, transformers makes an empty one, to which every letter is unknown."""
+    tokens = tokenizer("a photo of a cat")["input_ids"][1:-1]
+    if not tokens or tokenizer.unk_token_id in tokens or len(tokenizer) > size:
+        raise UserError(f"`{spec}` has no tokenizer that fits its {size:,} tokens: put its `tokenizer.json` beside its weights")
 
 
 def hugging_face_peer(model: Any, processor: Any, tokenizer: Any) -> Peer:
@@ -154,18 +225,17 @@ def hugging_face_peer(model: Any, processor: Any, tokenizer: Any) -> Peer:
 
 
 def _load_timm(spec: str, rest: str) -> Peer:
-    timm = _extra("timm", "timm")
-    if not timm.is_model(rest.partition(".")[0]):
+    timm = extra("timm", "timm")
+    if not rest.startswith(_OWN_DESCRIPTION) and not timm.is_model(rest.partition(".")[0]):
         near = timm.list_models(f"*{rest.partition('.')[0]}*")[:3]
         raise UserError(f"timm has no model `{rest}`: give one that it lists" + (f", such as {', '.join(near)}" if near else ""))
     with _fetching(spec):
-        model = timm.create_model(rest, pretrained=True, num_classes=0)
-    return timm_peer(model)
+        return timm_peer(timm.create_model(rest, pretrained=True, num_classes=0))
 
 
 def timm_peer(model: Any) -> Peer:
     """A timm model without its classifier: the pooled features are both answers, and there is no text."""
-    timm_data = _extra("timm.data", "timm")
+    timm_data = extra("timm.data", "timm")
     facts = timm_data.resolve_model_data_config(model)
     transform = timm_data.create_transform(**facts, is_training=False)
 
@@ -176,19 +246,15 @@ def timm_peer(model: Any) -> Peer:
     return Peer(model, transform, _facts(transform), encode_images, None, 1.0, facts["input_size"][-1])
 
 
+_OWN_DESCRIPTION = ("local-dir:", "hf-hub:")
+"""open_clip's and timm's names for a folder, or a model of the hub, that holds its description beside its weights."""
+
 _LOADERS = {"open_clip": _load_open_clip, "hf": _load_hugging_face, "timm": _load_timm}
 
 
 def _facts(transform: Callable[[Image.Image], Tensor]) -> str:
     """The transform in words, without memory addresses: what is the same in every process."""
     return re.sub(r" at 0x[0-9a-f]+", "", repr(transform))
-
-
-def _extra(module: str, extra: str) -> Any:
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise UserError(f"`{module}` cannot be imported ({error}): install it with `pip install clipkit[{extra}]`") from None
 
 
 @contextlib.contextmanager
@@ -198,6 +264,11 @@ def _fetching(spec: str) -> Iterator[None]:
         yield
     except UserError:
         raise
+    except ImportError as error:
+        raise UserError(f"`{spec}` needs a package that cannot be imported ({_reason(error)}): mend its installation") from None
     except Exception as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
-        raise UserError(f"`{spec}` cannot be loaded ({reason}): check the name and the connection") from None
+        raise UserError(f"`{spec}` cannot be loaded ({_reason(error)}): check the name and the connection") from None
+
+
+def _reason(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

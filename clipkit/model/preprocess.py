@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from clipkit.model.resizing import resize_part
+from clipkit.model.resizing import RESIZING, resize_part
 
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
 OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -53,8 +53,13 @@ class Preprocess:
         return normalise(pixels_BCHW, mean=self.mean, std=self.std)
 
     def facts(self) -> dict[str, Any]:
-        """Plain data for checkpoints and fingerprints; `from_facts` reads it back."""
+        """Plain data for checkpoints; `from_facts` reads it back."""
         return {"size": self.size, "mean": list(self.mean), "std": list(self.std)}
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """For fingerprints: the facts, and how this clipkit resizes, which decides a pixel's last grey level."""
+        return {**self.facts(), "resized": RESIZING}
 
     @classmethod
     def from_facts(cls, facts: Mapping[str, Any]) -> Self:
@@ -126,11 +131,10 @@ def resize_and_crop(pixels: Tensor, size: int) -> Tensor:
 
     Within one grey level of Pillow's and torchvision's, whatever the picture.
     """
-    sides = _resized_sides(pixels, size)
-    top, left = _corner(sides, size)
+    sides = resized_sides(pixels, size)
     if sides == pixels.shape[1:]:
-        return pixels[:, top : top + size, left : left + size].contiguous()
-    return resize_part(pixels, sides, range(top, top + size), range(left, left + size))
+        return centre_crop(pixels, size)
+    return resize_part(pixels, sides, *centre(sides, size))
 
 
 def resize_shorter_side(pixels: Tensor, size: int) -> Tensor:
@@ -138,12 +142,12 @@ def resize_shorter_side(pixels: Tensor, size: int) -> Tensor:
 
     Of pictures over MAX_ASPECT_RATIO only the middle. Pixels as `resize_and_crop` makes them.
     """
-    pixels = _middle(pixels)
-    sides = _resized_sides(pixels, size)
+    pixels = middle(pixels)
+    sides = resized_sides(pixels, size)
     return pixels if sides == pixels.shape[1:] else resize_part(pixels, sides, range(sides[0]), range(sides[1]))
 
 
-def _resized_sides(pixels: Tensor, size: int) -> tuple[int, int]:
+def resized_sides(pixels: Tensor, size: int) -> tuple[int, int]:
     """Height and width with the shorter side `size`."""
     height, width = pixels.shape[1:]
     longer = int(size * max(height, width) / min(height, width))
@@ -152,17 +156,17 @@ def _resized_sides(pixels: Tensor, size: int) -> tuple[int, int]:
 
 def centre_crop(pixels: Tensor, size: int) -> Tensor:
     """The middle `size` x `size` of (3, H, W); sides must be long enough."""
-    top, left = _corner(pixels.shape[1:], size)
-    return pixels[:, top : top + size, left : left + size].contiguous()
+    rows, columns = centre(pixels.shape[1:], size)
+    return pixels[:, rows.start : rows.stop, columns.start : columns.stop].contiguous()
 
 
-def _corner(sides: Sequence[int], size: int) -> tuple[int, int]:
-    """Top and left of the middle square; half pixels go to the even side: round() as torchvision calls it."""
-    height, width = sides
-    return round((height - size) / 2), round((width - size) / 2)
+def centre(sides: Sequence[int], size: int) -> tuple[range, range]:
+    """Rows and columns of the middle square; half pixels go to the even side: round() as torchvision calls it."""
+    top, left = (round((side - size) / 2) for side in sides)
+    return range(top, top + size), range(left, left + size)
 
 
-def _middle(pixels: Tensor) -> Tensor:
+def middle(pixels: Tensor) -> Tensor:
     """The middle of a picture that is longer than MAX_ASPECT_RATIO."""
     height, width = pixels.shape[1:]
     limit = MAX_ASPECT_RATIO * min(height, width)

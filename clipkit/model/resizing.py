@@ -19,6 +19,9 @@ from torch.nn import functional
 COLUMNS_MAY_COME_FIRST = int(PIL.__version__.split(".")[0]) >= 13
 """Whether the Pillow that is installed shortens a tall picture's columns before its rows."""
 
+RESIZING = f"pillow, {'tall ones by columns' if COLUMNS_MAY_COME_FIRST else 'by rows'}, 1"
+"""Names what pixels come out, for fingerprints; the number grows when this module's answers change."""
+
 STRIP = 2**18
 """Pixels that are resized along their rows at a time: they stay in a core's cache."""
 

@@ -19,6 +19,7 @@ from clipkit.recipe.build import (
     TextKnobs,
 )
 from clipkit.recipe.commands import COMMANDS
+from clipkit.recipe.encoder import EncoderRecipe, PictureKnobs
 from clipkit.recipe.evaluate import EvalRecipe, OverlapRecipe, ProbeKnobs
 from clipkit.recipe.queries import BigramKnobs, BuildQueriesRecipe, TitleKnobs, WikipediaKnobs, WordKnobs
 from clipkit.recipe.read import dump, flatten, free_knobs, from_options, knobs, load_recipe
@@ -34,6 +35,7 @@ __all__ = [
     "BuildRecipe",
     "DataKnobs",
     "DownloadKnobs",
+    "EncoderRecipe",
     "EngineKnobs",
     "EvalRecipe",
     "ImageKnobs",
@@ -44,6 +46,7 @@ __all__ = [
     "OptimiserKnobs",
     "OverlapRecipe",
     "PageKnobs",
+    "PictureKnobs",
     "ProbeKnobs",
     "QueryKnobs",
     "ReshardRecipe",

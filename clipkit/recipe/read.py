@@ -145,7 +145,8 @@ def _value(text: str) -> Any:
 def _first_problem(kind: type[Section], errors: Sequence[ErrorDetails], path: Path | None, overrides: Sequence[str]) -> str:
     # Unknown knobs first: a misspelt required knob also shows up as a missing one, which would send the user the wrong way.
     error = next((e for e in errors if e["type"] == "extra_forbidden"), errors[0])
-    name = ".".join(str(part) for part in error["loc"])
+    if not (name := ".".join(str(part) for part in error["loc"])) and path is not None:  # knobs that do not go together
+        return f"`{path}`: {error['msg'].removeprefix('Value error, ')}"
     override = next((knob for knob in (given.partition("=")[0].strip() for given in overrides) if _overlaps(knob, name)), None)
     origin = "the defaults" if path is None else f"`{path}`"
     if override is not None:
@@ -157,10 +158,11 @@ def _first_problem(kind: type[Section], errors: Sequence[ErrorDetails], path: Pa
         if RENAMED.get(name) in known:
             return f"unknown knob `{name}` in {origin}: it is `{RENAMED[name]}` now, see `clipkit recipes knobs`"
         near = difflib.get_close_matches(name, known, n=1) or [k for k in known if k.endswith(f".{error['loc'][-1]}")][:1]
-        hint = f"did you mean `{near[0]}`?" if near else "`clipkit recipes knobs` lists them all"
+        every = "`clipkit recipes knobs` lists them all" if kind in COMMANDS.values() else f"it takes {', '.join(known)}"
+        hint = f"did you mean `{near[0]}`?" if near else every
         return f"unknown knob `{name}` in {origin}: {hint}"
     if error["type"] == "missing":
-        return f"knob `{name}` is missing in {origin}: set it there or with `--set {name}=...`"
+        return f"knob `{name}` is missing in {origin}: set it there" + (f" or with `--set {name}=...`" if kind in COMMANDS.values() else "")
     if error["type"] == "secret":  # which no message repeats
         return f"knob `{name}` in {origin} {error['msg']}"
     shown = json.dumps(error["input"], default=str, ensure_ascii=False)

@@ -1,0 +1,175 @@
+"""Models of other packages: what is read as features, what is refused. Most need the package."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional
+
+from clipkit import UserError
+from clipkit.model import adapters
+from clipkit.model.adapters import Peer, PeerEncoder
+from clipkit.model.architectures import Architecture, ResNetSizes, TextSizes, ViTSizes
+from clipkit.model.clip import build
+from clipkit.model.encoder import load_encoder
+from clipkit.model.towers import ImageFeatures
+from tests.model.encoder_contract import TEXTS, picture, pixels
+from tests.model.encoders import hugging_face, need, open_clip
+
+TEXT = TextSizes(width=32, layers=2, heads=2, context=77)
+
+
+def test_where_a_transform_lies_in_memory_is_no_fact_of_it() -> None:
+    class Transform:
+        def __repr__(self) -> str:
+            return f"Compose({object.__repr__(size)}, <function f at {hex(id(self))}>, mean=0x5)"
+
+    size = object()
+    assert adapters._facts(Transform()) == "Compose(<object object>, <function f>, mean=0x5)"
+
+
+def test_a_picture_that_no_model_answers_is_refused_by_preprocessing_alone() -> None:
+    model = nn.Linear(3 * 8 * 8, 5)
+
+    def transform(image: Image.Image) -> Tensor:
+        return torch.from_numpy(np.array(image.resize((8, 8)))).permute(2, 0, 1).float() / 255
+
+    def encode(pixels_BCHW: Tensor) -> ImageFeatures:
+        return ImageFeatures(model(pixels_BCHW.flatten(1)), 2 * model(pixels_BCHW.flatten(1)))
+
+    encoder = PeerEncoder(Peer(model, transform, "8 pixels", encode, None, 1.0, 8), name="peer")
+    features_BF, projected_BD = encoder.encode_images(pixels(encoder))
+    torch.testing.assert_close(projected_BD, functional.normalize(features_BF))
+    with pytest.raises(UserError, match="no text tower"):
+        encoder.encode_texts(TEXTS)
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        Architecture("vit", 32, 16, ViTSizes(8, 2, 32, 2), TEXT, activation="gelu"),
+        Architecture("resnet", 64, 16, ResNetSizes((1, 2, 1, 1), 8, heads=4), TEXT, activation="gelu"),
+    ],
+    ids=["vit", "resnet"],
+)
+def test_open_clips_features_and_vectors_are_those_of_our_own_model_with_the_same_weights(tmp_path: Path, sizes: Architecture) -> None:
+    need("open_clip", "timm")
+    ours = build(sizes, seed=0).eval()
+    image = sizes.image
+    tower: dict[str, Any] = {"layers": 2, "width": 32, "head_width": 16, "patch_size": 8}
+    if isinstance(image, ResNetSizes):
+        tower = {"layers": list(image.blocks), "width": image.width, "head_width": image.width * 32 // image.heads}
+    text = {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2}
+    described = {"embed_dim": 16, "vision_cfg": {"image_size": sizes.image_size, **tower}, "text_cfg": text}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": described, "preprocess_cfg": {}}))
+    safetensors.torch.save_file(ours.state_dict(), tmp_path / "open_clip_model.safetensors")
+    theirs = load_encoder(f"open_clip:local-dir:{tmp_path}")
+    batch = pixels(theirs)
+    with torch.no_grad():
+        features_BF, projected_BD = ours.encode_image(batch)
+    encoded = theirs.encode_images(batch)
+    torch.testing.assert_close(encoded.features_BF, features_BF, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(encoded.projected_BD, functional.normalize(projected_BD), atol=1e-5, rtol=1e-4)
+    assert theirs.logit_scale == pytest.approx(ours.logit_scale.exp().item())
+
+
+TIMM_TOWERS = {
+    "linear": ("test_resnet", "avg", "linear", 96),
+    "perceptron": ("test_vit", "token", "mlp", 32),
+    "its own classifier": ("test_convnext", "avg", "", 64),
+    "none": ("test_vit", "token", "none", None),
+}
+
+
+@pytest.mark.parametrize("kind", TIMM_TOWERS)
+def test_a_timm_towers_features_are_what_its_last_linear_layer_reads(tmp_path: Path, kind: str) -> None:
+    need("open_clip", "timm")
+    name, pool, projection, width = TIMM_TOWERS[kind]
+    subject = open_clip(tmp_path, {"timm_model_name": name, "timm_pool": pool, "timm_proj": projection}, width or 64)
+    encoder = subject.load()
+    assert isinstance(encoder, PeerEncoder)
+    features_BF, projected_BD = encoder.encode_images(pixels(encoder))
+    if width is None:
+        torch.testing.assert_close(functional.normalize(features_BF), projected_BD)
+        return
+    assert encoder.feature_width == width
+    model = encoder._peer.model
+    last = [module for module in model.visual.modules() if isinstance(module, nn.Linear)][-1]
+    with torch.no_grad():
+        torch.testing.assert_close(functional.normalize(last(features_BF)), projected_BD)
+        torch.testing.assert_close(functional.normalize(model.visual(pixels(encoder))), projected_BD)
+
+
+def test_hugging_faces_vectors_are_those_of_its_own_functions(tmp_path: Path) -> None:
+    need("transformers")
+    import transformers
+
+    subject = hugging_face(tmp_path)
+    encoder, model = subject.load(), transformers.CLIPModel.from_pretrained(tmp_path / "none").eval()
+    processor = transformers.CLIPImageProcessorPil.from_pretrained(tmp_path / "none")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "none")
+    given = processor([decoded(picture(seed)) for seed in range(5)], return_tensors="pt")
+    tokens = tokenizer(list(TEXTS), padding="max_length", max_length=77, truncation=True, return_tensors="pt")
+    with torch.no_grad():
+        images_BD, texts_BD = (
+            functional.normalize(vectors(found)) for found in (model.get_image_features(**given), model.get_text_features(**tokens))
+        )
+    torch.testing.assert_close(encoder.encode_images(pixels(encoder)).projected_BD, images_BD, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(encoder.encode_texts(TEXTS), texts_BD, atol=1e-5, rtol=1e-4)
+    assert encoder.encode_texts(["cat " * 400]).shape == (1, 16)
+
+
+def vectors(found: Any) -> Tensor:
+    """transformers 4 answers with the tensor, 5 with an object that has it."""
+    return found if isinstance(found, Tensor) else found.pooler_output
+
+
+def decoded(data: bytes) -> Image.Image:
+    import io
+
+    return Image.open(io.BytesIO(data)).convert("RGB")
+
+
+def test_a_folder_without_a_tokenizer_is_refused_where_transformers_makes_an_empty_one(tmp_path: Path) -> None:
+    need("transformers")
+    hugging_face(tmp_path).spec("none")
+    for file in (tmp_path / "none").glob("tokenizer*"):
+        file.unlink()
+    with pytest.raises(UserError, match="has no tokenizer that fits its 514 tokens"):
+        load_encoder(f"hf:{tmp_path / 'none'}")
+
+
+def test_a_model_that_is_no_clip_is_named_by_its_type(tmp_path: Path) -> None:
+    need("transformers")
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
+    with pytest.raises(UserError, match="a model of type `bert`: give one of type `clip`"):
+        load_encoder(f"hf:{tmp_path}")
+
+
+def test_weights_that_are_pickled_are_not_read(tmp_path: Path) -> None:
+    need("transformers")
+    hugging_face(tmp_path).spec("none")
+    torch.save(safetensors.torch.load_file(tmp_path / "none" / "model.safetensors"), tmp_path / "none" / "pytorch_model.bin")
+    (tmp_path / "none" / "model.safetensors").unlink()
+    with pytest.raises(UserError, match="cannot be loaded"):
+        load_encoder(f"hf:{tmp_path / 'none'}")
+
+
+def test_names_that_the_packages_do_not_know_are_one_sentence() -> None:
+    need("open_clip", "timm")
+    for spec, message in {
+        "open_clip:ViT-B-33/openai": "open_clip has no model `ViT-B-33`: did you mean `ViT-B-32`",
+        "open_clip:ViT-B-32/nobody": "open_clip has no weights `nobody` of `ViT-B-32`: it has openai",
+        "open_clip:local-dir:/nowhere": "cannot be loaded",
+        "timm:resnet1": "timm has no model `resnet1`",
+        "timm:local-dir:/nowhere": "cannot be loaded",
+    }.items():
+        with pytest.raises(UserError, match=message) as caught:
+            load_encoder(spec)
+        assert "\n" not in str(caught.value)
