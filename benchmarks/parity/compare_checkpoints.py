@@ -6,7 +6,7 @@ In the peers' environment (`make .venv-peer/.installed`):
 
 For a ViT with quick_gelu, one with gelu and a ResNet of random weights: what clipkit writes is loaded by the peer, and what the peer
 writes by clipkit; unit embeddings may differ by 1e-5, tensors by nothing. Positions are resized by open_clip and by clipkit.
-`--write FILE` keeps open_clip's resized positions of formulas: `tests/model/positions_reference.json` is such a file.
+`--write FILE` keeps open_clip's resized positions of formulas: `tests/model/formats/positions_reference.json` is such a file.
 """
 
 import argparse
@@ -25,8 +25,8 @@ from torch import Tensor, nn
 from clipkit.model.architectures import Architecture, ResNetSizes, TextSizes, ViTSizes
 from clipkit.model.checkpoint import Loaded, load_model
 from clipkit.model.clip import build
-from clipkit.model.convert import convert
-from clipkit.model.positions import resize_grid, resize_line
+from clipkit.model.formats.convert import convert
+from clipkit.model.formats.positions import resize_grid, resize_line
 from clipkit.model.preprocess import Preprocess
 from clipkit.model.tokenizer import Tokenizer
 

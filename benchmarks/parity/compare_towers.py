@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from clipkit.model.architectures import Architecture, ResNetSizes, architecture, architectures
 from clipkit.model.clip import build_empty
-from clipkit.model.hugging_face import describe_sizes, their_tensors
+from clipkit.model.formats.hugging_face import describe_sizes, their_tensors
 from clipkit.model.inference import arrange_for_encoding
 from clipkit.model.tokenizer import Tokenizer
 from clipkit.model.towers import ImageTextModel

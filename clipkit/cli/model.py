@@ -49,7 +49,7 @@ def show_model(
         found = facts(architecture(name))
         print_tables([_facts_table(name, found)], found, as_json=as_json)
         return
-    from clipkit.model.description import describe
+    from clipkit.model.formats.description import describe
 
     told = describe(_load(name))
     print_tables(_model_tables(name, told), told, as_json=as_json)
@@ -78,7 +78,7 @@ def convert_model(
 
     Example: `clipkit models convert ViT-B-32.pt vit-b-32 --to hugging-face`.
     """
-    from clipkit.model.convert import convert
+    from clipkit.model.formats.convert import convert
 
     written = convert(_load(model, image_size=image_size, context=context), out, to=to)
     rows = [(key, _cell(value)) for key, value in written.items() if key != "note"]

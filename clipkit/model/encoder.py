@@ -15,10 +15,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from clipkit.model import adapters
+from clipkit.model.adapters import packages
+from clipkit.model.adapters.described import load_described
 from clipkit.model.architectures import ResNetSizes
 from clipkit.model.checkpoint import Loaded, is_package_spec, load_spec
-from clipkit.model.described import load_described
 from clipkit.model.inference import arrange_for_encoding
 from clipkit.model.tokenizer import Tokenizer
 from clipkit.model.vectors import (
@@ -146,4 +146,4 @@ def load_encoder(spec: str, *, precision: str = "auto") -> Encoder:
         return load_described(Path(spec), name=spec, precision=precision)
     if not is_package_spec(spec):
         return ClipEncoder(load_spec(spec), name=spec, precision=precision)
-    return adapters.load_peer(spec, precision=precision)
+    return packages.load_peer(spec, precision=precision)

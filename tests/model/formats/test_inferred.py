@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from clipkit.model.architectures import Architecture, ResNetSizes, TextSizes, ViTSizes, architecture, architectures
 from clipkit.model.clip import build_empty
-from clipkit.model.inferred import NoClipModelError, infer_architecture, known_names, named
+from clipkit.model.formats.inferred import NoClipModelError, infer_architecture, known_names, named
 
 PUBLISHED_HEADS = [
     made
