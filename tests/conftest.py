@@ -79,6 +79,7 @@ class ColorEncoder:
     def __init__(self, *, has_text: bool = True, fingerprint: str = "color-encoder") -> None:
         self.name = "color"
         self.fingerprint = fingerprint
+        self.precision = "fp32"
         self.has_text = has_text
         self.logit_scale = 100.0
         self.feature_width = 12

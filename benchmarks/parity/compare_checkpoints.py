@@ -1,12 +1,12 @@
 """Compares how clipkit reads and writes checkpoints with open_clip and transformers; prints one JSON object, exit code 1 on a difference.
 
-In another environment, as `compare_open_clip.py` describes it, with `transformers` beside open_clip:
+In the peers' environment (`make .venv-peer/.installed`):
 
-    peer/bin/python benchmarks/parity/compare_checkpoints.py
+    PEER/bin/python benchmarks/parity/compare_checkpoints.py
 
 For a ViT with quick_gelu, one with gelu and a ResNet of random weights: what clipkit writes is loaded by the peer, and what the peer
 writes by clipkit; unit embeddings may differ by 1e-5, tensors by nothing. Positions are resized by open_clip and by clipkit.
-`--write FILE` keeps open_clip's resized positions of formulas: `tests/model/positions_reference.json` is such a file.
+`--write FILE` keeps open_clip's resized positions of formulas: `tests/model/formats/positions_reference.json` is such a file.
 """
 
 import argparse
@@ -25,8 +25,8 @@ from torch import Tensor, nn
 from clipkit.model.architectures import Architecture, ResNetSizes, TextSizes, ViTSizes
 from clipkit.model.checkpoint import Loaded, load_model
 from clipkit.model.clip import build
-from clipkit.model.convert import convert
-from clipkit.model.positions import resize_grid, resize_line
+from clipkit.model.formats.convert import convert
+from clipkit.model.formats.positions import resize_grid, resize_line
 from clipkit.model.preprocess import Preprocess
 from clipkit.model.tokenizer import Tokenizer
 
@@ -166,9 +166,9 @@ def main() -> int:
     options = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     options.add_argument("--write", type=Path, help="a JSON file for open_clip's resized positions")
     given = options.parse_args()
-    from compare_open_clip import _allow_torchvision_without_its_library
+    from peers import allow_torchvision_without_its_library
 
-    kept = _allow_torchvision_without_its_library()
+    kept = allow_torchvision_without_its_library()
     if given.write:
         write_reference(given.write)
     found: dict[str, Any] = {"positions": compare_positions(), "open_clip": {}, "transformers": {}}

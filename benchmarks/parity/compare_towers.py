@@ -19,12 +19,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from compare_open_clip import REFERENCES, TEXTS, _allow_torchvision_without_its_library, formula_pixels, formula_weights, peer_model
+from peers import REFERENCES, TEXTS, allow_torchvision_without_its_library, formula_pixels, formula_weights, peer_model
 from torch import Tensor, nn
 
 from clipkit.model.architectures import Architecture, ResNetSizes, architecture, architectures
 from clipkit.model.clip import build_empty
-from clipkit.model.hugging_face import describe_sizes, their_tensors
+from clipkit.model.formats.hugging_face import describe_sizes, their_tensors
 from clipkit.model.inference import arrange_for_encoding
 from clipkit.model.tokenizer import Tokenizer
 from clipkit.model.towers import ImageTextModel
@@ -143,7 +143,7 @@ def main() -> int:
     parser.add_argument("--models", nargs="+", default=list(architectures()), choices=list(architectures()), metavar="NAME")
     parser.add_argument("--write", type=Path, help="also write both peers' answers for small models to this file")
     given = parser.parse_args()
-    keep = _allow_torchvision_without_its_library()
+    keep = allow_torchvision_without_its_library()
     worst = 0.0
     for name in given.models:
         found = (

@@ -25,8 +25,8 @@ from fetch import DATA, fetch_all
 from PIL import Image
 from torch import Tensor, nn
 
-from clipkit.model.described import load_described
-from clipkit.model.programs import Program
+from clipkit.model.adapters.described import load_described
+from clipkit.model.adapters.programs import Program
 from clipkit.recipe import EncoderRecipe, load_recipe
 from clipkit.run import replacing
 

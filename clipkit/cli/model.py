@@ -28,7 +28,8 @@ def list_models(as_json: JsonOption = False) -> None:
     from clipkit.model.clip import architectures
 
     rows = [architecture.row() for architecture in architectures().values()]
-    print_tables([Table.from_dicts("architectures", rows)], rows, as_json=as_json)
+    note = "NAME-gelu: the same with GELU, as most of open_clip's weights have it; the shared ones have it already"
+    print_tables([Table.from_dicts("architectures", rows, note)], rows, as_json=as_json)
 
 
 @app.command("show", no_args_is_help=True)
@@ -42,13 +43,13 @@ def show_model(
 
     Example: `clipkit models show ViT-B-32`, `clipkit models show runs/model`, `clipkit models show openai:weights.pt`.
     """
-    from clipkit.model.clip import architecture, architectures, facts
+    from clipkit.model.clip import architecture, facts
 
-    if name in architectures() or not _looks_like_a_model(name):
+    if not _looks_like_a_model(name):
         found = facts(architecture(name))
         print_tables([_facts_table(name, found)], found, as_json=as_json)
         return
-    from clipkit.model.description import describe
+    from clipkit.model.formats.description import describe
 
     told = describe(_load(name))
     print_tables(_model_tables(name, told), told, as_json=as_json)
@@ -77,7 +78,7 @@ def convert_model(
 
     Example: `clipkit models convert ViT-B-32.pt vit-b-32 --to hugging-face`.
     """
-    from clipkit.model.convert import convert
+    from clipkit.model.formats.convert import convert
 
     written = convert(_load(model, image_size=image_size, context=context), out, to=to)
     rows = [(key, _cell(value)) for key, value in written.items() if key != "note"]
@@ -85,8 +86,8 @@ def convert_model(
 
 
 def _looks_like_a_model(name: str) -> bool:
-    """A name without a colon, a slash or a dot, with nothing of that name on disk, is meant as an architecture's."""
-    return ":" in name or "/" in name or "." in name or Path(name).exists()
+    """What is on disk, or has a colon or a suffix. All else is meant as an architecture's name, `ViT-B/32` too."""
+    return Path(name).exists() or ":" in name or "." in name
 
 
 def _load(model: str, *, image_size: int | None = None, context: int | None = None) -> Any:

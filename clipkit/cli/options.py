@@ -88,7 +88,7 @@ def _weight_files(model: str) -> list[Path]:
         return []
     if path.suffix != ".toml":
         return [path]
-    from clipkit.model.onnx_data import UnreadableOnnx, external_files
+    from clipkit.model.adapters.onnx_data import UnreadableOnnx, external_files
 
     described = load_recipe(EncoderRecipe, path)
     programs = [file for name in (described.image, described.text) if name is not None and (file := path.parent / name).is_file()]

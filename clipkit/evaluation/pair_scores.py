@@ -61,7 +61,15 @@ def score_pairs(encoder: Encoder, shards: Shards, out: Path, *, run: Run, batch_
         parts = _score_shards(encoder, shards, folder, run=run, batch_size=batch_size, workers=workers)
         _write(out, (pq.read_table(part, partitioning=None) for part in parts), metadata)
     shutil.rmtree(folder, ignore_errors=True)
-    report = {"command": "score", **shards.facts, "model": encoder.name, "encoder": encoder.fingerprint, "out": str(out), **_described(out)}
+    report = {
+        "command": "score",
+        **shards.facts,
+        "model": encoder.name,
+        "encoder": encoder.fingerprint,
+        "precision": encoder.precision,
+        "out": str(out),
+        **_described(out),
+    }
     return {**report, "seconds": round(time.monotonic() - started, 3)}
 
 

@@ -68,6 +68,7 @@ def score_suite(method: Method, suite: Suite, *, recipe: EvalRecipe, encoder: En
     return {
         "command": f"eval {method.kind}",
         "model": encoder.name,
+        "precision": encoder.precision,
         "suite": suite.name,
         "confidence": recipe.confidence,
         "scores": scores,
@@ -130,6 +131,7 @@ def _score_task(
     return {
         "dataset": task.name,
         "model": encoder.name,
+        "precision": encoder.precision,
         "pretrained": encoder.fingerprint[:16],
         "task": BENCHMARK_TASK[kind],
         "metrics": {PREFIX[kind] + metric: found.get(metric) for metric in ("acc1", "acc5", "mean_per_class_recall")},

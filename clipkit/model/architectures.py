@@ -9,6 +9,8 @@ from clipkit import UserError
 
 Activation = Literal["quick_gelu", "gelu"]
 
+GELU_SUFFIX = "-gelu"
+
 VOCABULARY = 49_408
 """Tokens of CLIP's byte-pair vocabulary (table 18): 256 bytes twice, 48,894 merges, start and end of text."""
 
@@ -193,10 +195,16 @@ def architectures() -> dict[str, Architecture]:
 
 
 def architecture(name: str) -> Architecture:
-    """One architecture by its name. Raises UserError that suggests the nearest name."""
+    """One architecture by its name; `NAME-gelu` is the same with GELU in place of QuickGELU, as most of open_clip's weights have it.
+
+    Raises UserError that suggests the nearest name.
+    """
     known = architectures()
     if name in known:
         return known[name]
+    bare = known.get(name.removesuffix(GELU_SUFFIX))
+    if bare is not None and bare.activation != "gelu":
+        return replace(bare, name=name, activation="gelu")
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
     hint = f"did you mean `{near[0]}`?" if near else f"give one of {', '.join(known)}"
     raise UserError(f"no architecture `{name}`: {hint}")

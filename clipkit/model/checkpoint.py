@@ -13,12 +13,12 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from clipkit import UserError
-from clipkit.model import filling, hugging_face, open_clip_folder
-from clipkit.model.architectures import Activation, Architecture, architecture
-from clipkit.model.inferred import NoClipModelError, infer_architecture, known_names
-from clipkit.model.positions import resize_model
+from clipkit.model.architectures import GELU_SUFFIX, Activation, Architecture, architecture
+from clipkit.model.formats import filling, hugging_face, open_clip_folder
+from clipkit.model.formats.inferred import NoClipModelError, infer_architecture, known_names
+from clipkit.model.formats.positions import resize_model
+from clipkit.model.formats.tensor_files import check_file, is_archive, read_head, read_json, read_tensors
 from clipkit.model.preprocess import Preprocess
-from clipkit.model.tensor_files import check_file, is_archive, read_head, read_json, read_tensors
 from clipkit.model.towers import ImageTextModel
 from clipkit.run import save_tensors
 
@@ -137,7 +137,7 @@ def open_clip_architecture(name: str) -> Architecture:
     """The architecture that open_clip means by a name: its plain names have GELU, those in `-quickgelu` are the published ones."""
     bare = name.removesuffix("-quickgelu")
     made = architecture(bare)
-    return made if bare != name else replace(made, name=f"{name} with gelu", activation="gelu")
+    return made if bare != name or made.activation == "gelu" else architecture(f"{name}{GELU_SUFFIX}")
 
 
 def _load_folder(path: Path) -> Loaded:

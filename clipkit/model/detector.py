@@ -138,6 +138,7 @@ class PixelDescriptor:
     name: ClassVar[str] = "pixels"
     fingerprint: ClassVar[str] = _fingerprint()
     candidates: ClassVar[int] = CANDIDATES
+    precision: ClassVar[str] = "fp32"
     has_text: ClassVar[bool] = False
     logit_scale: ClassVar[float] = 1.0
     feature_width: ClassVar[int] = 3 * SIDE * SIDE

@@ -15,10 +15,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from clipkit.model import adapters
+from clipkit.model.adapters import packages
+from clipkit.model.adapters.described import load_described
 from clipkit.model.architectures import ResNetSizes
 from clipkit.model.checkpoint import Loaded, is_package_spec, load_spec
-from clipkit.model.described import load_described
 from clipkit.model.inference import arrange_for_encoding
 from clipkit.model.tokenizer import Tokenizer
 from clipkit.model.vectors import (
@@ -45,6 +45,10 @@ class Encoder(Protocol):
     @property
     def fingerprint(self) -> str:
         """Changes with weights, preprocessing and precision, and with nothing else: what embeddings are kept under."""
+
+    @property
+    def precision(self) -> str:
+        """What it computes in: fp32, bf16, or `exported` of a file that decides by itself."""
 
     @property
     def has_text(self) -> bool:
@@ -84,11 +88,11 @@ class ClipEncoder:
         """`precision`: "fp32" or "bf16" products, "auto": bf16 where the device has it. `device`: none means a GPU where there is one."""
         self.name = name
         self._device = torch.device(device) if device else default_device()
-        self._precision = chosen_precision(precision, self._device)
+        self.precision = chosen_precision(precision, self._device)
         self._preprocess = loaded.preprocess
         of_resnet = isinstance(loaded.model.architecture.image, ResNetSizes)
         self._layout = torch.channels_last if of_resnet else torch.contiguous_format
-        self._model = arrange_for_encoding(loaded.model, precision=self._precision).to(self._device)
+        self._model = arrange_for_encoding(loaded.model, precision=self.precision).to(self._device)
         if of_resnet:
             self._model.to(memory_format=self._layout)  # type: ignore[call-overload]
         self._tokenizer = Tokenizer(loaded.model.architecture.text.context)
@@ -100,7 +104,7 @@ class ClipEncoder:
     def fingerprint(self) -> str:
         """Hash over weights, sizes, preprocessing and precision; the name does not matter."""
         sizes = {key: value for key, value in self._model.architecture.as_dict().items() if key != "name"}
-        return fingerprint(self._model.state_dict(), {"sizes": sizes, "preprocess": self._preprocess.facts(), "as": self._precision})
+        return fingerprint(self._model.state_dict(), {"sizes": sizes, "preprocess": self._preprocess.identity, "as": self.precision})
 
     def preprocess(self, image: bytes | Image.Image) -> Tensor:
         """uint8 (3, size, size). Raises UndecodableImage."""
@@ -112,7 +116,7 @@ class ClipEncoder:
         if len(pixels_BCHW) == 0:
             return Encoded(torch.empty(0, self.feature_width), torch.empty(0, self.width))
         pixels_BCHW = pixels_BCHW.to(self._device, non_blocking=True).contiguous(memory_format=self._layout)
-        with arithmetic(self._precision, self._device):
+        with arithmetic(self.precision, self._device):
             features_BF, projected_BD = self._model.encode_image(self._preprocess.normalise(pixels_BCHW))
         return Encoded(features_BF.float().cpu(), unit(projected_BD.float()).cpu())
 
@@ -122,7 +126,7 @@ class ClipEncoder:
         return encode_in_batches(texts, self.width, self._encode_batch)
 
     def _encode_batch(self, texts: Sequence[str]) -> Tensor:
-        with arithmetic(self._precision, self._device):
+        with arithmetic(self.precision, self._device):
             return unit(self._model.encode_text(self._tokenizer(texts).to(self._device)).float()).cpu()
 
 
@@ -142,4 +146,4 @@ def load_encoder(spec: str, *, precision: str = "auto") -> Encoder:
         return load_described(Path(spec), name=spec, precision=precision)
     if not is_package_spec(spec):
         return ClipEncoder(load_spec(spec), name=spec, precision=precision)
-    return adapters.load_peer(spec, precision=precision)
+    return packages.load_peer(spec, precision=precision)

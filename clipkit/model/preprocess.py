@@ -5,7 +5,7 @@ Pixels stay uint8 until they are on the device: a quarter of the bytes to hand o
 
 import io
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -14,7 +14,8 @@ import simplejpeg
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.nn import functional
+
+from clipkit.model.resizing import RESIZING, resize_part
 
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
 OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -24,7 +25,7 @@ MAX_PIXELS = 89_478_485
 """Width x height of the largest picture that is decoded (Pillow's own limit, 256 MB as RGB)."""
 
 MAX_ASPECT_RATIO = 16
-"""Of a longer picture only the middle is resized: the centre crop sees no more of it, and a line of pixels must not become gigabytes."""
+"""Of a longer picture `resize_shorter_side` resizes only the middle: a line of pixels must not become gigabytes."""
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 """What Pillow may read: formats of photographs. Those that start programs or run code (EPS, PDF) are left out."""
@@ -45,15 +46,20 @@ class Preprocess:
     def __call__(self, image: bytes | Image.Image, *, max_pixels: int = MAX_PIXELS) -> Tensor:
         """An encoded or opened picture -> uint8 (3, size, size). Raises UndecodableImage."""
         pixels = decode_image(image, max_pixels=max_pixels) if isinstance(image, bytes) else _to_tensor(image, max_pixels=max_pixels)
-        return centre_crop(resize_shorter_side(pixels, self.size), self.size)
+        return resize_and_crop(pixels, self.size)
 
     def normalise(self, pixels_BCHW: Tensor) -> Tensor:
         """uint8 pixels -> float32, on the pixels' device."""
         return normalise(pixels_BCHW, mean=self.mean, std=self.std)
 
     def facts(self) -> dict[str, Any]:
-        """Plain data for checkpoints and fingerprints; `from_facts` reads it back."""
+        """Plain data for checkpoints; `from_facts` reads it back."""
         return {"size": self.size, "mean": list(self.mean), "std": list(self.std)}
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """For fingerprints: the facts, and how this clipkit resizes, which decides a pixel's last grey level."""
+        return {**self.facts(), "resized": RESIZING}
 
     @classmethod
     def from_facts(cls, facts: Mapping[str, Any]) -> Self:
@@ -120,33 +126,47 @@ def _check_size(width: int, height: int, max_pixels: int) -> None:
         raise UndecodableImage(f"{width} x {height} pixels are more than {max_pixels:,}")
 
 
+def resize_and_crop(pixels: Tensor, size: int) -> Tensor:
+    """uint8 (3, H, W) -> (3, size, size): the middle of the picture whose shorter side is resized to `size`; nothing else is computed.
+
+    Within one grey level of Pillow's and torchvision's, whatever the picture.
+    """
+    sides = resized_sides(pixels, size)
+    if sides == pixels.shape[1:]:
+        return centre_crop(pixels, size)
+    return resize_part(pixels, sides, *centre(sides, size))
+
+
 def resize_shorter_side(pixels: Tensor, size: int) -> Tensor:
     """uint8 (3, H, W) -> the shorter side `size`, the longer one in proportion and rounded down, as torchvision does.
 
-    Bicubic with antialiasing: within one grey level of Pillow's, but for single pixels (one in a thousand at worst) of noise, where
-    Pillow's clipping between its two passes shows: three or four levels, and torch's are nearer to the exact value.
+    Of pictures over MAX_ASPECT_RATIO only the middle. Pixels as `resize_and_crop` makes them.
     """
-    pixels = _middle(pixels)
+    pixels = middle(pixels)
+    sides = resized_sides(pixels, size)
+    return pixels if sides == pixels.shape[1:] else resize_part(pixels, sides, range(sides[0]), range(sides[1]))
+
+
+def resized_sides(pixels: Tensor, size: int) -> tuple[int, int]:
+    """Height and width with the shorter side `size`."""
     height, width = pixels.shape[1:]
-    shorter, longer = min(height, width), max(height, width)
-    if shorter == size:
-        return pixels
-    other = int(size * longer / shorter)
-    return _resize(pixels, (size, other) if height <= width else (other, size))
+    longer = int(size * max(height, width) / min(height, width))
+    return (size, longer) if height <= width else (longer, size)
 
 
 def centre_crop(pixels: Tensor, size: int) -> Tensor:
     """The middle `size` x `size` of (3, H, W); sides must be long enough."""
-    # Half pixels go to the even side: round() as torchvision calls it.
-    top, left = (round((side - size) / 2) for side in pixels.shape[1:])
-    return pixels[:, top : top + size, left : left + size].contiguous()
+    rows, columns = centre(pixels.shape[1:], size)
+    return pixels[:, rows.start : rows.stop, columns.start : columns.stop].contiguous()
 
 
-def _resize(pixels: Tensor, sides: tuple[int, int]) -> Tensor:
-    return functional.interpolate(pixels[None], sides, mode="bicubic", antialias=True, align_corners=False)[0]
+def centre(sides: Sequence[int], size: int) -> tuple[range, range]:
+    """Rows and columns of the middle square; half pixels go to the even side: round() as torchvision calls it."""
+    top, left = (round((side - size) / 2) for side in sides)
+    return range(top, top + size), range(left, left + size)
 
 
-def _middle(pixels: Tensor) -> Tensor:
+def middle(pixels: Tensor) -> Tensor:
     """The middle of a picture that is longer than MAX_ASPECT_RATIO."""
     height, width = pixels.shape[1:]
     limit = MAX_ASPECT_RATIO * min(height, width)

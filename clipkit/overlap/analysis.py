@@ -279,6 +279,7 @@ def _report(
     return {
         "command": "overlap-report",
         "model": encoder.name,
+        "precision": encoder.precision,
         "detector": detector.encoder.name,
         "suite": suite.name,
         "page": str(run.path / "overlap.html"),

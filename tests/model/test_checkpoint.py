@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from clipkit import UserError
-from clipkit.model import torchscript
 from clipkit.model.architectures import Architecture, TextSizes, ViTSizes, architecture
 from clipkit.model.checkpoint import is_package_spec, load_model, load_published, load_spec, open_clip_architecture, save_model
 from clipkit.model.clip import ImageTextModel, build
+from clipkit.model.formats import torchscript
 from clipkit.model.preprocess import Preprocess
 
 Archive = Callable[..., Path]

@@ -1,6 +1,7 @@
 import importlib.util
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -32,9 +33,9 @@ PUBLISHED = {
 SMALL = [name for name in architectures() if "tiny" in name or "small" in name]
 
 
-def parity_script() -> ModuleType:
-    path = HERE.parents[1] / "benchmarks" / "parity" / "compare_open_clip.py"
-    spec = importlib.util.spec_from_file_location("compare_open_clip", path)
+def peers() -> ModuleType:
+    path = HERE.parents[1] / "benchmarks" / "parity" / "peers.py"
+    spec = importlib.util.spec_from_file_location("peers", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -102,7 +103,7 @@ def test_towers_answer_what_each_peer_answers_with_the_same_weights(reference: d
     if peer not in reference:
         assert "blocks" in reference["architecture"]["image"]
         pytest.skip("Hugging Face has no modified ResNet")
-    script = parity_script()
+    script = peers()
     model = build_empty(Architecture.from_dict(reference["architecture"]), device="cpu").eval()
     with torch.no_grad():
         script.formula_weights(model)
@@ -188,6 +189,15 @@ def test_features_of_both_towers_are_what_the_last_linear_layer_reads() -> None:
 def test_an_unknown_architecture_is_answered_with_the_nearest_name() -> None:
     with pytest.raises(UserError, match="did you mean `ViT-B-32`"):
         architecture("ViT-B/32")
+
+
+def test_every_architecture_can_be_had_with_gelu() -> None:
+    made = architecture("ViT-B-32-gelu")
+    assert (made.name, made.activation) == ("ViT-B-32-gelu", "gelu")
+    assert replace(made, name="ViT-B-32", activation="quick_gelu") == architecture("ViT-B-32")
+    for name in ("ViT-B-16-shared-gelu", "ViT-B-32-gelu-gelu"):
+        with pytest.raises(UserError, match="did you mean"):
+            architecture(name)
 
 
 @pytest.mark.parametrize("name", architectures())

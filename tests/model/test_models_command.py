@@ -15,7 +15,7 @@ from clipkit.evaluation.suite import load_suite
 from clipkit.model.architectures import Architecture, TextSizes, ViTSizes, architecture
 from clipkit.model.checkpoint import Loaded, load_model, save_model
 from clipkit.model.clip import build, facts
-from clipkit.model.convert import convert
+from clipkit.model.formats.convert import convert
 from clipkit.model.preprocess import Preprocess
 
 MINI = Architecture("mini", 32, 16, ViTSizes(16, 1, 64, 1), TextSizes(64, 1, 1, context=12))

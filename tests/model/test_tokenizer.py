@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from clipkit.model.clip import architecture, build
 from clipkit.model.tokenizer import END_OF_TEXT, MAX_CHARACTERS, START_OF_TEXT, Tokenizer, clean, count_over_context
 
-REFERENCE = json.loads((Path(__file__).parent / "open_clip_reference.json").read_text(encoding="utf-8"))
+REFERENCE = json.loads((Path(__file__).parent / "tokens_reference.json").read_text(encoding="utf-8"))
 
 
 @pytest.mark.parametrize(("text", "tokens"), list(zip(REFERENCE["texts"], REFERENCE["tokens"], strict=True)), ids=lambda v: str(v)[:20])
@@ -62,6 +62,10 @@ def test_a_text_of_megabytes_is_read_to_the_limit_only() -> None:
     text = "schÃ¶n &amp; " * 1_000_000
     assert clean(text) == clean(text[:MAX_CHARACTERS])
     assert Tokenizer(77)([text]).shape == (1, 77)
+
+
+def test_white_space_before_a_text_does_not_count_towards_the_limit() -> None:
+    assert clean(" " * MAX_CHARACTERS + "Cat") == "cat"
 
 
 def test_lone_surrogates_are_replaced() -> None:

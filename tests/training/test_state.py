@@ -6,7 +6,7 @@ import torch
 from clipkit import UserError
 from clipkit.model.checkpoint import Loaded, save_model
 from clipkit.model.clip import architecture, build
-from clipkit.model.convert import convert
+from clipkit.model.formats.convert import convert
 from clipkit.model.preprocess import Preprocess
 from clipkit.recipe import ModelKnobs
 from clipkit.training.state import first_weights, new_state

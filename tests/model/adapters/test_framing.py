@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from clipkit.model.framing import frame, normalised, rgb_pixels
+from clipkit.model.adapters.framing import frame, normalised, rgb_pixels
 from clipkit.model.preprocess import Preprocess, UndecodableImage
 from clipkit.recipe import PictureKnobs
 
@@ -85,6 +85,6 @@ def test_an_opened_picture_of_a_palette_is_drawn_without_a_warning_and_a_giganti
     palette.save(file, "PNG", transparency=3)
     opened = Image.open(io.BytesIO(file.getvalue()))
     assert torch.equal(rgb_pixels(opened), rgb_pixels(file.getvalue()))
-    monkeypatch.setattr("clipkit.model.framing.MAX_PIXELS", 199)
+    monkeypatch.setattr("clipkit.model.adapters.framing.MAX_PIXELS", 199)
     with pytest.raises(UndecodableImage, match="20 x 10 pixels"):
         rgb_pixels(palette)

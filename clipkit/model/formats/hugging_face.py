@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from clipkit.model.architectures import VOCABULARY, Architecture, TextSizes, ViTSizes
-from clipkit.model.inferred import named
+from clipkit.model.formats.inferred import named
+from clipkit.model.formats.tensor_files import whole_number
 from clipkit.model.preprocess import OPENAI_MEAN, OPENAI_STD, Preprocess
-from clipkit.model.tensor_files import whole_number
 from clipkit.model.tokenizer import END_OF_TEXT, START_OF_TEXT
 
 ACTIVATIONS = ("quick_gelu", "gelu")

@@ -18,8 +18,9 @@ from PIL import Image
 from torch import Tensor
 
 from clipkit import UserError
-from clipkit.model.framing import frame, normalised, rgb_pixels
-from clipkit.model.programs import Program
+from clipkit.model.adapters.framing import frame, normalised, rgb_pixels
+from clipkit.model.adapters.programs import Program
+from clipkit.model.resizing import RESIZING
 from clipkit.model.tokenizer import Tokenizer
 from clipkit.model.vectors import Encoded, encode_in_batches, known_precision, unit
 from clipkit.recipe import EncoderRecipe, dump, load_recipe
@@ -31,6 +32,7 @@ class DescribedEncoder:
     def __init__(self, recipe: EncoderRecipe, folder: Path, *, name: str) -> None:
         """`folder`: where the files lie. Widths are found by a grey picture and a text. Raises UserError."""
         self.name = name
+        self.precision = "exported"
         self.has_text = recipe.text is not None
         self.logit_scale = recipe.logit_scale or 1.0
         self._recipe = recipe
@@ -47,12 +49,12 @@ class DescribedEncoder:
         """Hash over the files' bytes, the preprocessing, which outputs are read, and the context; no name or path matters."""
         recipe = self._recipe
         facts = {
-            "preprocess": dump(recipe.preprocess),
+            "preprocess": dump(recipe.preprocess) | {"resized": RESIZING},
             "outputs": [self._features, self._projected, self._text_at],
             "context": recipe.context if self._text else None,
             "logit_scale": self.logit_scale,
             "files": [program.digest() for program in (self._image, self._text) if program is not None],
-            "as": "exported",
+            "as": self.precision,
         }
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 

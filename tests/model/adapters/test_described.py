@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from clipkit import UserError
 from clipkit.cli.options import identity
+from clipkit.model.adapters.programs import Program
 from clipkit.model.encoder import Encoder, load_encoder
-from clipkit.model.programs import Program
 from clipkit.model.tokenizer import END_OF_TEXT, Tokenizer
 from tests.model.encoder_contract import pixels
 from tests.model.encoders import PREPROCESS, Tower, save_traced, tower_weights

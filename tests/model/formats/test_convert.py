@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from clipkit import UserError
-from clipkit.model import hugging_face
 from clipkit.model.architectures import Architecture, ResNetSizes, TextSizes, ViTSizes, architecture
 from clipkit.model.checkpoint import Loaded, load_model, load_spec
 from clipkit.model.clip import build
-from clipkit.model.convert import FORMATS, convert
-from clipkit.model.description import describe
+from clipkit.model.formats import hugging_face
+from clipkit.model.formats.convert import FORMATS, convert
+from clipkit.model.formats.description import describe
 from clipkit.model.preprocess import Preprocess
 
 TEXT = TextSizes(64, 2, 1, context=12)

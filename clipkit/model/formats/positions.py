@@ -13,7 +13,7 @@ from torch.nn import functional
 from clipkit import UserError
 from clipkit.model.architectures import Architecture, ResNetSizes, ViTSizes
 from clipkit.model.clip import build_empty
-from clipkit.model.inferred import named
+from clipkit.model.formats.inferred import named
 from clipkit.model.towers import ImageTextModel
 
 GRIDS = ("visual.positional_embedding", "visual.attnpool.positional_embedding")

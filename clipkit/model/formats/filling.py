@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from clipkit import UserError
-from clipkit.model import hugging_face
 from clipkit.model.architectures import Architecture
 from clipkit.model.clip import build_empty
-from clipkit.model.inferred import known_names
+from clipkit.model.formats import hugging_face
+from clipkit.model.formats.inferred import known_names
 from clipkit.model.towers import ImageTextModel
 
 IGNORED = ("input_resolution", "context_length", "vocab_size", "attn_mask", "logit_bias", *hugging_face.IGNORED)

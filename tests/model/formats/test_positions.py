@@ -13,7 +13,7 @@ from clipkit import UserError
 from clipkit.model.architectures import Architecture, ResNetSizes, TextSizes, ViTSizes, architecture
 from clipkit.model.checkpoint import load_model, save_model
 from clipkit.model.clip import build
-from clipkit.model.positions import resize_grid, resize_line, resize_model, resized_architecture
+from clipkit.model.formats.positions import resize_grid, resize_line, resize_model, resized_architecture
 from clipkit.model.preprocess import Preprocess
 
 REFERENCE = json.loads((Path(__file__).parent / "positions_reference.json").read_text())

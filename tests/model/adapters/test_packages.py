@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from clipkit import UserError
-from clipkit.model import adapters
-from clipkit.model.adapters import Peer, PeerEncoder
+from clipkit.model.adapters import packages
+from clipkit.model.adapters.packages import Peer, PeerEncoder
 from clipkit.model.architectures import Architecture, ResNetSizes, TextSizes, ViTSizes
 from clipkit.model.clip import build
 from clipkit.model.encoder import load_encoder
@@ -31,7 +31,7 @@ def test_where_a_transform_lies_in_memory_is_no_fact_of_it() -> None:
             return f"Compose({object.__repr__(size)}, <function f at {hex(id(self))}>, mean=0x5)"
 
     size = object()
-    assert adapters._facts(Transform()) == "Compose(<object object>, <function f>, mean=0x5)"
+    assert packages._facts(Transform()) == "Compose(<object object>, <function f>, mean=0x5)"
 
 
 def test_a_picture_that_no_model_answers_is_refused_by_preprocessing_alone() -> None:

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from clipkit import UserError
-from clipkit.model import hugging_face, open_clip_folder
 from clipkit.model.architectures import Architecture, ResNetSizes
 from clipkit.model.checkpoint import Loaded, save_model
+from clipkit.model.formats import hugging_face, open_clip_folder
 from clipkit.run import new_folder, save_tensors, write_json
 
 FOR_ALL_READERS = {"format": "pt"}

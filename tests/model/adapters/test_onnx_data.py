@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clipkit.model.onnx_data import MAX_DEPTH, UnreadableOnnx, external_files
+from clipkit.model.adapters.onnx_data import MAX_DEPTH, UnreadableOnnx, external_files
 from tests.model.encoders import tower_weights
 from tests.model.onnx_writer import field, graph, node, tensor, value, varint, write_image_tower
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from clipkit import UserError
-from clipkit.model import torchscript
+from clipkit.model.formats import torchscript
 
 MAX_FILE_BYTES = 32 << 30
 """Larger files are refused; the largest published CLIP has 2.5 GB, with the optimiser's state three times that."""

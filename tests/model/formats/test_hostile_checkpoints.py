@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 from torch import nn
 
 from clipkit import UserError
-from clipkit.model import tensor_files
 from clipkit.model.architectures import Architecture, ResNetSizes, TextSizes, ViTSizes
 from clipkit.model.checkpoint import Loaded, load_model, load_spec, save_model
 from clipkit.model.clip import build
-from clipkit.model.convert import convert
+from clipkit.model.formats import tensor_files
+from clipkit.model.formats.convert import convert
 from clipkit.model.preprocess import Preprocess
 
 TEXT = TextSizes(2, 1, 1, context=3)

@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from clipkit.model.architectures import VOCABULARY, Architecture, ResNetSizes, TextSizes, ViTSizes
-from clipkit.model.inferred import HEAD_WIDTH, STEM_STRIDES, named
+from clipkit.model.formats.inferred import HEAD_WIDTH, STEM_STRIDES, named
+from clipkit.model.formats.tensor_files import whole_number
 from clipkit.model.preprocess import OPENAI_MEAN, OPENAI_STD, Preprocess
-from clipkit.model.tensor_files import whole_number
 
 _SIZES = {
     "model_cfg": {"embed_dim", "vision_cfg", "text_cfg", "quick_gelu"},

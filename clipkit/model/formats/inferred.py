@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from clipkit.model.architectures import Activation, Architecture, ResNetSizes, TextSizes, ViTSizes, architectures
+from clipkit.model.architectures import GELU_SUFFIX, Activation, Architecture, ResNetSizes, TextSizes, ViTSizes, architectures
 
 HEAD_WIDTH = 64
 """Of every published Transformer."""
@@ -35,13 +35,14 @@ def infer_architecture(state: Mapping[str, Tensor], activation: Activation) -> A
 
 
 def named(made: Architecture) -> Architecture:
-    """The same architecture under its published name, with ` with gelu` where only the activation is another, else under its sizes."""
+    """The same architecture under its published name, with `-gelu` where only the activation is another, else under its sizes."""
     for known in architectures().values():
         if replace(made, name=known.name) == known:
             return known
     for known in architectures().values():
         if replace(made, name=known.name, activation=known.activation) == known:
-            return replace(made, name=f"{known.name} with {made.activation}")
+            suffix = GELU_SUFFIX if made.activation == "gelu" else f" with {made.activation}"
+            return replace(made, name=f"{known.name}{suffix}")
     image = made.image
     if isinstance(image, ResNetSizes):
         return replace(made, name=f"ResNet {'-'.join(map(str, image.blocks))} x {image.width} at {made.image_size}")

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from clipkit.model.architectures import Architecture, ResNetSizes, TextSizes, ViTSizes, architecture, architectures
 from clipkit.model.clip import build_empty
-from clipkit.model.inferred import NoClipModelError, infer_architecture, known_names, named
+from clipkit.model.formats.inferred import NoClipModelError, infer_architecture, known_names, named
 
 PUBLISHED_HEADS = [
     made
@@ -101,6 +101,6 @@ def test_tensors_that_make_no_model_are_told_by_name(name: str, shape: tuple[int
 def test_a_name_tells_the_activation_and_unknown_sizes() -> None:
     known = architecture("ViT-B-32")
     assert named(replace(known, name="x")) == known
-    assert named(replace(known, name="x", activation="gelu")).name == "ViT-B-32 with gelu"
+    assert named(replace(known, name="x", activation="gelu")).name == "ViT-B-32-gelu"
     assert named(replace(known, name="x", image_size=256)).name == "ViT 12 x 768 / 32 at 256"
     assert named(replace(architecture("RN50"), name="x", image_size=256)).name == "ResNet 3-4-6-3 x 64 at 256"

@@ -16,8 +16,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from clipkit import UserError
-from clipkit.model.extras import extra
-from clipkit.model.framing import rgb_pixels
+from clipkit.model.adapters.extras import extra
+from clipkit.model.adapters.framing import rgb_pixels
 from clipkit.model.towers import ImageFeatures
 from clipkit.model.vectors import Encoded, arithmetic, chosen_precision, default_device, encode_in_batches, fingerprint, unit
 
@@ -47,7 +47,7 @@ class PeerEncoder:
         self.has_text = peer.encode_texts is not None
         self.logit_scale = peer.logit_scale
         self._device = default_device()
-        self._precision = chosen_precision(precision, self._device)
+        self.precision = chosen_precision(precision, self._device)
         self._peer = peer
         peer.model.to(self._device).eval()
         probe = self.encode_images(self.preprocess(Image.new("RGB", (peer.image_size, peer.image_size), "grey"))[None])
@@ -56,7 +56,7 @@ class PeerEncoder:
     @functools.cached_property
     def fingerprint(self) -> str:
         """Hash over weights, transform and precision."""
-        return fingerprint(self._peer.model.state_dict(), {"transform": self._peer.transform_facts, "as": self._precision})
+        return fingerprint(self._peer.model.state_dict(), {"transform": self._peer.transform_facts, "as": self.precision})
 
     def preprocess(self, image: bytes | Image.Image) -> Tensor:
         """The package's own transform: float (3, H, W). Raises UndecodableImage."""
@@ -67,7 +67,7 @@ class PeerEncoder:
         """Preprocessed pictures -> vectors."""
         if len(pixels_BCHW) == 0:
             return Encoded(torch.empty(0, self.feature_width), torch.empty(0, self.width))
-        with arithmetic(self._precision, self._device):
+        with arithmetic(self.precision, self._device):
             features_BF, projected_BD = self._peer.encode_images(pixels_BCHW.to(self._device))
         return Encoded(features_BF.float().cpu(), unit(projected_BD.float()).cpu())
 
@@ -77,7 +77,7 @@ class PeerEncoder:
         encode = self._peer.encode_texts
         if encode is None:
             raise UserError(f"`{self.name}` has no text tower: use it for linear probes and overlap, or give a model with one")
-        with arithmetic(self._precision, self._device):
+        with arithmetic(self.precision, self._device):
             return encode_in_batches(texts, self.width, lambda some: unit(encode(some, self._device).float()).cpu())
 
 

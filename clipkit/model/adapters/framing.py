@@ -6,7 +6,8 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-from clipkit.model.preprocess import MAX_ASPECT_RATIO, MAX_PIXELS, UndecodableImage, centre_crop, decode_image
+from clipkit.model.preprocess import MAX_PIXELS, UndecodableImage, centre, centre_crop, decode_image, middle, resized_sides
+from clipkit.model.resizing import resize_part
 from clipkit.recipe import PictureKnobs
 
 
@@ -26,10 +27,15 @@ def rgb_pixels(image: bytes | Image.Image) -> Tensor:
 def frame(pixels: Tensor, knobs: PictureKnobs) -> Tensor:
     """uint8 RGB (3, H, W) -> uint8 RGB (3, size, size): resized to size / crop, rounded down as timm does it, then its centre."""
     scaled = int(knobs.size / knobs.crop)
-    sides = (scaled, scaled) if knobs.resize == "square" else _sides(pixels := _middle(pixels), scaled)
-    if pixels.shape[1:] != sides:
-        pixels = functional.interpolate(pixels[None], sides, mode=knobs.interpolation, antialias=True, align_corners=False)[0]
-    return centre_crop(pixels, knobs.size)
+    if knobs.interpolation == "bilinear":
+        # Of a line of pixels only the middle: the whole is resized, and must not become gigabytes.
+        pixels = pixels if knobs.resize == "square" else middle(pixels)
+    sides = (scaled, scaled) if knobs.resize == "square" else resized_sides(pixels, scaled)
+    if pixels.shape[1:] == sides:
+        return centre_crop(pixels, knobs.size)
+    if knobs.interpolation == "bicubic":
+        return resize_part(pixels, sides, *centre(sides, knobs.size))
+    return centre_crop(functional.interpolate(pixels[None], sides, mode="bilinear", antialias=True, align_corners=False)[0], knobs.size)
 
 
 def normalised(pixels_BCHW: Tensor, knobs: PictureKnobs) -> Tensor:
@@ -38,18 +44,3 @@ def normalised(pixels_BCHW: Tensor, knobs: PictureKnobs) -> Tensor:
     scaled_BCHW = (pixels_BCHW.float() / 255 - mean) / std
     ordered = scaled_BCHW if knobs.colours == "RGB" else scaled_BCHW.flip(1)
     return (ordered if knobs.layout == "BCHW" else ordered.permute(0, 2, 3, 1)).contiguous()
-
-
-def _sides(pixels: Tensor, shorter: int) -> tuple[int, int]:
-    """The shorter side `shorter`, the longer one in proportion and rounded down."""
-    height, width = pixels.shape[1:]
-    longer = shorter * max(height, width) // min(height, width)
-    return (shorter, longer) if height <= width else (longer, shorter)
-
-
-def _middle(pixels: Tensor) -> Tensor:
-    """Of a line of pixels the middle: the centre crop sees no more of it."""
-    height, width = pixels.shape[1:]
-    limit = MAX_ASPECT_RATIO * min(height, width)
-    top, left = max(0, height - limit) // 2, max(0, width - limit) // 2
-    return pixels[:, top : top + min(height, limit), left : left + min(width, limit)]

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from clipkit import UserError
-from clipkit.model import torchscript
-from clipkit.model.extras import extra
-from clipkit.model.onnx_data import UnreadableOnnx, external_files
+from clipkit.model.adapters.extras import extra
+from clipkit.model.adapters.onnx_data import UnreadableOnnx, external_files
+from clipkit.model.formats import torchscript
 
 MAX_FILE_BYTES = 32 << 30
 """Larger files are refused; ONNX's own limit of a file without others beside it is 2 GB."""

@@ -1,0 +1,1 @@
+"""Files of models: what each format holds, compared and checked; `clipkit.model.checkpoint` is the face."""
