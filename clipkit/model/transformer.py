@@ -22,13 +22,17 @@ class QuickGELU(nn.Module):
 ACTIVATIONS: dict[Activation, type[nn.Module]] = {"quick_gelu": QuickGELU, "gelu": nn.GELU}
 
 
+WRITTEN_OUT = 2**26
+"""Most attention weights of a layer, over batch and heads, that are held at once where no gradient is wanted (128 MB in bfloat16)."""
+
+
 def attend(query_BHLK: Tensor, key_BHLK: Tensor, value_BHLK: Tensor, *, causal: bool) -> Tensor:
     """softmax(Q K^T / sqrt(K)) V per head (Vaswani et al., section 3.2.1), by a fused kernel where that is the fast way.
 
-    torch's fused kernel for bfloat16 on a CPU has a backward pass that is 6 to 18 times slower than the plain formula at the lengths of
-    texts and small pictures (torch 2.13, 12 to 65 tokens); there the formula is written out.
+    torch's fused kernel for bfloat16 on a CPU takes 1.4 to 2.2 times as long as the plain formula at the lengths of texts and pictures
+    (torch 2.13, 17 to 257 tokens), its backward pass 6 to 18 times; there the formula is written out.
     """
-    if query_BHLK.dtype is not torch.bfloat16 or query_BHLK.device.type != "cpu" or not query_BHLK.requires_grad:
+    if query_BHLK.dtype is not torch.bfloat16 or query_BHLK.device.type != "cpu" or _would_hold_too_much(query_BHLK, key_BHLK):
         return functional.scaled_dot_product_attention(query_BHLK, key_BHLK, value_BHLK, is_causal=causal)
     scores = (query_BHLK * query_BHLK.shape[-1] ** -0.5) @ key_BHLK.mT
     if causal:
@@ -36,6 +40,11 @@ def attend(query_BHLK: Tensor, key_BHLK: Tensor, value_BHLK: Tensor, *, causal: 
         scores = scores.masked_fill(future, -torch.inf)
     weights: Tensor = scores.softmax(dim=-1).to(value_BHLK.dtype)
     return weights @ value_BHLK
+
+
+def _would_hold_too_much(query_BHLK: Tensor, key_BHLK: Tensor) -> bool:
+    B, H, L, _ = query_BHLK.shape
+    return not query_BHLK.requires_grad and B * H * L * key_BHLK.shape[2] > WRITTEN_OUT
 
 
 class SelfAttention(nn.Module):
