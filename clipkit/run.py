@@ -183,6 +183,11 @@ def save_tensors(path: Path, tensors: Mapping[str, Any], *, metadata: Mapping[st
             if number is None:
                 raise
             raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from None
+        temporary.chmod(0o666 & ~UMASK)  # safetensors keeps its files to their owner
+
+
+UMASK = os.umask(0o022)
+os.umask(UMASK)
 
 
 @contextlib.contextmanager

@@ -83,7 +83,7 @@ def compared(name: str) -> dict[str, Any]:
     tokens_BL = Tokenizer(made.text.context)(TEXTS, padded=True)
     ours = _answers(model, pixels, tokens_BL)
     theirs = {}
-    peer: Any = peer_model(made)
+    peer: Any = _by_name(name) or peer_model(made)
     peer.load_state_dict(state)
     theirs["open_clip"] = (peer.encode_image(pixels), peer.encode_text(tokens_BL))
     del peer
@@ -98,6 +98,14 @@ def compared(name: str) -> dict[str, Any]:
             found[label + ", " + who + "image"] = _greatest(mine[0], answers[0])
             found[label + ", " + who + "text"] = _greatest(mine[1], answers[1])
     return found
+
+
+def _by_name(name: str) -> Any:
+    """open_clip's model of a published name by its own description: weights do not tell heads. None where it has no such name."""
+    import open_clip
+
+    theirs = f"{name}-quickgelu"
+    return open_clip.create_model(theirs, pretrained=None).eval() if theirs in open_clip.list_models() else None
 
 
 def _a_peer_builds(made: Architecture) -> bool:

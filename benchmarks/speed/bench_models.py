@@ -15,11 +15,13 @@ ratio of each round, and the share that clipkit's multiply-adds are of this mach
 
 import argparse
 import json
+import math
 import multiprocessing
 import os
 import platform
 import resource
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from functools import partial
@@ -29,6 +31,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils import get_total_norm
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "parity"))
+
+from peers import allow_torchvision_without_its_library
 
 from clipkit.model.architectures import architecture
 from clipkit.model.checkpoint import Loaded
@@ -130,7 +137,12 @@ def clipkit_trains(name: str, precision: str) -> tuple[Callable[[], object], int
         scored = scoring(inputs)
         state.optimiser.zero_grad(set_to_none=True)
         scored.loss.backward()
+        norm = get_total_norm([parameter.grad for parameter in state.model.parameters() if parameter.grad is not None])
+        assert math.isfinite(float(scored.loss.detach()))
+        assert math.isfinite(float(norm))
         state.optimiser.step()
+        with torch.no_grad():
+            state.model.logit_scale.clamp_(max=math.log(recipe.model.max_logit_scale))
 
     return step, PAIRS
 
@@ -150,6 +162,8 @@ def open_clip_trains(name: str, precision: str) -> tuple[Callable[[], object], i
             total = loss(*model(batch, tokenizer(texts)))
         total.backward()
         optimiser.step()
+        with torch.no_grad():
+            model.logit_scale.clamp_(0, math.log(100))
 
     return step, PAIRS
 
@@ -192,6 +206,7 @@ def ceiling(precision: str) -> float:
     ours, theirs = context.Pipe()
     process = context.Process(target=_multiply, args=(theirs, precision))
     process.start()
+    theirs.close()
     found: float = ours.recv()
     process.join()
     return found
@@ -260,7 +275,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--repeats", type=int, default=3, help="timed batches of each process, after one that is not")
     given = parser.parse_args()
-    keep = _allow_torchvision_without_its_library()
+    keep = allow_torchvision_without_its_library()
     import open_clip
 
     CEILINGS.update({precision: ceiling(precision) for precision in ("fp32", "bf16")})
@@ -278,23 +293,6 @@ def _processor() -> str:
     path = Path("/proc/cpuinfo")
     lines = path.read_text().splitlines() if path.exists() else []
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor())
-
-
-def _allow_torchvision_without_its_library() -> object:
-    """torchvision's wheel for CUDA does not import beside a CPU torch, because two operators stay undeclared: declare them."""
-    try:
-        import torchvision  # noqa: F401
-
-        return None
-    except RuntimeError:
-        import sys
-
-        for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
-            del sys.modules[name]
-        library = torch.library.Library("torchvision", "DEF")
-        for operator in ("nms", "qnms"):
-            library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        return library
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """`clipkit models`."""
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -25,7 +26,7 @@ _MODEL_HELP = (
 @app.command("list")
 def list_models(as_json: JsonOption = False) -> None:
     """Architectures that `model.architecture` takes, with sizes."""
-    from clipkit.model.clip import architectures
+    from clipkit.model.architectures import architectures
 
     rows = [architecture.row() for architecture in architectures().values()]
     note = "NAME-gelu: the same with GELU, as most of open_clip's weights have it; the shared ones have it already"
@@ -66,7 +67,7 @@ def convert_model(
         int | None, typer.Option("--image-size", metavar="PIXELS", min=1, help="Interpolate the positions to pictures of this size.")
     ] = None,
     context: Annotated[
-        int | None, typer.Option("--context", metavar="TOKENS", min=2, help="Interpolate the positions to texts of this length.")
+        int | None, typer.Option("--context", metavar="TOKENS", min=3, help="Interpolate the positions to texts of this length.")
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -78,8 +79,9 @@ def convert_model(
 
     Example: `clipkit models convert ViT-B-32.pt vit-b-32 --to hugging-face`.
     """
-    from clipkit.model.formats.convert import convert
+    from clipkit.model.formats.convert import convert, refuse_unwritable
 
+    refuse_unwritable(out, to=to)  # before the weights are read
     written = convert(_load(model, image_size=image_size, context=context), out, to=to)
     rows = [(key, _cell(value)) for key, value in written.items() if key != "note"]
     print_tables([Table(f"{model} as {to}", ("what", "value"), rows, written["note"])], written, as_json=as_json)
@@ -87,10 +89,12 @@ def convert_model(
 
 def _looks_like_a_model(name: str) -> bool:
     """What is on disk, or has a colon or a suffix. All else is meant as an architecture's name, `ViT-B/32` too."""
-    return Path(name).exists() or ":" in name or "." in name
+    return ":" in name or "." in name or os.path.exists(name)
 
 
 def _load(model: str, *, image_size: int | None = None, context: int | None = None) -> Any:
+    if model.endswith(".toml"):
+        raise UserError(f"`{model}` describes an encoder in other files: `--model {model}` uses it; give a model that clipkit has itself")
     from clipkit.model.checkpoint import is_package_spec, load_spec
 
     if is_package_spec(model):
@@ -101,7 +105,7 @@ def _load(model: str, *, image_size: int | None = None, context: int | None = No
 def _model_tables(name: str, told: Mapping[str, Any]) -> list[Table]:
     pictures = {key: ", ".join(f"{number:.4f}" for number in told["preprocess"][key]) for key in ("mean", "std")}
     stored = {"stored as": ", ".join(f"{kind} ({count:,} tensors)" for kind, count in told["stored_types"].items())}
-    plain = {key.replace("_", " "): told[key] for key in ("format", "file", "tokenizer", "logit_scale", "fingerprint")}
+    plain = {key.replace("_", " "): told[key] for key in ("format", "file", "tokenizer", "logit_scale", "weights_sha256")}
     rows = plain | stored | pictures
     tables = [_facts_table(f"{name}: {told['architecture']['name']}", told["architecture"]), _facts_table("as it was stored", rows)]
     return [*tables, _facts_table("facts that its writer has kept", told["facts"])] if told["facts"] else tables

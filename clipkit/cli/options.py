@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -20,8 +21,8 @@ from clipkit.run import Run
 if TYPE_CHECKING:
     from clipkit.evaluation.suite import Suite
 
-WEIGHTS = ("model.safetensors", "open_clip_model.safetensors", "open_clip_pytorch_model.bin", "pytorch_model.bin")
-"""What holds the weights of a model that is a folder: a training run, or one of Hugging Face's or open_clip's."""
+DESCRIPTIONS = ("config.json", "open_clip_config.json")
+"""What says that a folder is a model of Hugging Face's, open_clip's or timm's; all its files then decide what the model answers."""
 
 SHARDS_HELP = "A folder with `shards.json`, or a run that left one in its `shards/`."
 ShardsArgument = Annotated[Path, typer.Argument(metavar="SHARDS", help=SHARDS_HELP)]
@@ -81,9 +82,11 @@ def identity(model: str, suite: "Suite", data: Path) -> dict[str, str]:
 
 def _weight_files(model: str) -> list[Path]:
     """The files that a model's name leads to: one, or a description and all that it names. Those that are missing are told later."""
-    path = Path(model.rpartition("@")[2].removeprefix("openai:"))
+    path = Path(model if os.path.exists(model) else re.sub(r"^(openai|open_clip|hf|timm):(local-dir:)?([^@/]*@)?", "", model))
+    if any((path / name).is_file() for name in DESCRIPTIONS):
+        return sorted(file for file in path.iterdir() if file.suffix in (".json", ".safetensors", ".bin") and file.is_file())
     if path.is_dir():
-        path = next((path / name for name in WEIGHTS if (path / name).is_file()), path)
+        path /= "model.safetensors"
     if not path.is_file():
         return []
     if path.suffix != ".toml":

@@ -10,7 +10,8 @@ import typer
 
 from clipkit import UserError
 from clipkit.cli.options import JsonOption
-from clipkit.recipe import COMMANDS, knobs
+from clipkit.recipe import COMMANDS, EncoderRecipe, knobs
+from clipkit.recipe.section import Section
 from clipkit.report.tables import console
 from clipkit.resources import find, names
 from clipkit.run import replacing
@@ -50,14 +51,15 @@ def copy_recipe(
 
 @app.command("knobs", no_args_is_help=True)
 def list_knobs(
-    command: Annotated[str, typer.Argument(metavar="COMMAND", help=f"One of: {', '.join(COMMANDS)}.")],
+    command: Annotated[str, typer.Argument(metavar="COMMAND", help=f"One of: {', '.join(COMMANDS)}, encoder (`--model encoder.toml`).")],
     prefix: Annotated[str, typer.Argument(metavar="PREFIX", help="Only knobs that begin so, for example `sources`.")] = "",
     as_json: JsonOption = False,
 ) -> None:
     """Every knob of a command's recipe, with its default, unit and meaning."""
-    if command not in COMMANDS:
-        raise UserError(f"no command `{command}` takes a recipe: give one of {', '.join(COMMANDS)}")
-    known = list(knobs(COMMANDS[command]))
+    kinds: dict[str, type[Section]] = {**COMMANDS, "encoder": EncoderRecipe}
+    if command not in kinds:
+        raise UserError(f"no command `{command}` takes a recipe: give one of {', '.join(kinds)}")
+    known = list(knobs(kinds[command]))
     found = [knob for knob in known if knob.name.startswith(prefix)]
     if not found:
         sections = dict.fromkeys(knob.name.partition(".")[0] for knob in known)

@@ -11,6 +11,11 @@ Activation = Literal["quick_gelu", "gelu"]
 
 GELU_SUFFIX = "-gelu"
 
+MAX_IMAGE_SIZE = 4_096
+
+MIN_CONTEXT = 3
+"""Start and end of a text, and something between them."""
+
 VOCABULARY = 49_408
 """Tokens of CLIP's byte-pair vocabulary (table 18): 256 bytes twice, 48,894 merges, start and end of text."""
 
@@ -124,8 +129,10 @@ class Architecture:
                 raise ValueError("a ResNet has 1 to 6 stages and two stem strides")
             parts += [*self.image.blocks, *self.image.stem_strides]
             divisible = [(self.image_size, self.image.reduction), (self.feature_width, self.image.heads)]
-        if not all(isinstance(part, int) and 1 <= part <= 65_536 for part in parts):
-            raise ValueError("sizes must be whole numbers from 1 to 65,536")
+        if not all(isinstance(part, int) and 1 <= part <= 65_536 for part in parts) or not isinstance(self.name, str):
+            raise ValueError("sizes must be whole numbers from 1 to 65,536, and the name a text")
+        if self.image_size > MAX_IMAGE_SIZE or self.text.context < MIN_CONTEXT:
+            raise ValueError(f"pictures must have at most {MAX_IMAGE_SIZE:,} pixels a side, texts at least {MIN_CONTEXT} tokens")
         if any(whole % part for whole, part in [*divisible, (self.text.width, self.text.heads)]):
             raise ValueError("picture size, patches and heads must divide evenly")
         if max(self.text.layers, getattr(self.image, "layers", 1)) > 256 or self.activation not in ("quick_gelu", "gelu"):
@@ -171,6 +178,8 @@ _ALL = (
     _published_vit("ViT-B-16", 224, 512, patch_size=16, layers=12, width=768, text_width=512),
     _published_vit("ViT-L-14", 224, 768, patch_size=14, layers=24, width=1024, text_width=768),
     _published_vit("ViT-L-14-336", 336, 768, patch_size=14, layers=24, width=1024, text_width=768),
+    # open_clip's, whose heads are 80 wide; most weights of it have GELU.
+    Architecture("ViT-H-14", 224, 1024, ViTSizes(14, 32, 1280, heads=16), TextSizes(1024, 24, heads=16)),
     # AlignCLIP's three; the code beside its paper calls the deeper one "ViT-L-16", though it is as wide as a ViT-B.
     _shared("ViT-B-16-shared", 224, 768, image=ViTSizes(16, 12, 768, 12), context=77),
     _shared("ViT-B-16-shared-512", 224, 512, image=ViTSizes(16, 12, 768, 12), context=77),

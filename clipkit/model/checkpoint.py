@@ -76,8 +76,10 @@ def load_model(path: Path, *, image_size: int | None = None, context: int | None
     * an open_clip folder: `open_clip_config.json`, `open_clip_model.safetensors` or `open_clip_pytorch_model.bin`.
 
     `image_size` (pixels) and `context` (tokens) ask for positions interpolated to another size; the fact `resized_from` then tells the
-    sizes that were trained. Raises UserError: nothing there, a run
-    without a model yet, weights that do not say what they are, a damaged file, sizes that do not go together.
+    sizes that were trained.
+
+    Raises UserError: nothing there, a run without a model yet, weights that do not say what they are, a damaged file, sizes that do not
+    go together.
     """
     return _resized(_load_folder(path) if _exists(path) and path.is_dir() else _load_file(path), image_size=image_size, context=context)
 
@@ -123,20 +125,27 @@ def load_published(architecture: Architecture, path: Path) -> Loaded:
     Raises UserError naming the tensor that is missing or of another shape, or the activation that does not fit.
     """
     check_file(path)
-    if path.suffix == ".safetensors":
-        head = read_head(path)
-        if head is not None and (own := _parse_head(path, head)[0].activation) != architecture.activation:
-            raise UserError(f"`{path}` was trained with {own}, `{architecture.name}` has {architecture.activation}: give `{path}` alone")
-    elif is_archive(path) and architecture.activation != "quick_gelu":
+    _refuse_own(path)
+    if is_archive(path) and architecture.activation != "quick_gelu":
         raise UserError(f"`{path}` is an archive of OpenAI's, whose activation is quick_gelu, not gelu: write `openai:{path}`")
     state = read_tensors(path)
     return _filled(path, "state dict", architecture, filling.plain_names(path, state), Preprocess(architecture.image_size))
+
+
+def _refuse_own(path: Path) -> None:
+    if path.suffix == ".safetensors" and (head := read_head(path)) is not None:
+        made = _parse_head(path, head)[0]
+        raise UserError(
+            f"`{path}` is clipkit's own, `{made.name}` trained with {made.activation}, and says everything itself: give `{path}` alone"
+        )
 
 
 def open_clip_architecture(name: str) -> Architecture:
     """The architecture that open_clip means by a name: its plain names have GELU, those in `-quickgelu` are the published ones."""
     bare = name.removesuffix("-quickgelu")
     made = architecture(bare)
+    if bare != name and made.activation == "gelu":
+        raise UserError(f"no architecture `{name}`: `{bare}` has gelu; open_clip's names have quick_gelu only in NAME-quickgelu")
     return made if bare != name or made.activation == "gelu" else architecture(f"{name}{GELU_SUFFIX}")
 
 
@@ -173,8 +182,7 @@ def _load_file(path: Path) -> Loaded:
 def _load_bare(path: Path, activation: Activation, *, is_openai: bool = False) -> Loaded:
     """Weights of which only the activation is known."""
     check_file(path)
-    if path.suffix == ".safetensors" and read_head(path) is not None:
-        raise UserError(f"`{path}` is clipkit's own and says everything itself: give `{path}` alone")
+    _refuse_own(path)
     state = read_tensors(path)
     if is_openai and "input_resolution" not in state:
         raise UserError(f"`{path}` is an archive, but not one of OpenAI's: name its activation, `open_clip:gelu@{path}` or `openai:{path}`")

@@ -9,15 +9,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn import functional
+
+PROCESSORS = Path("/proc/cpuinfo")
+"""What Linux tells of the processors; elsewhere there is none, and torch's own choice stays."""
 
 
 def _mkl_is_slow() -> bool:
     """Whether this is an AMD processor, and a torch that has oneDNN's product."""
     if not (torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")):  # type: ignore[no-untyped-call]
         return False
-    described = Path("/proc/cpuinfo")
+    described = PROCESSORS
     return described.exists() and "AuthenticAMD" in described.read_text(encoding="utf-8", errors="replace")[:10_000]
 
 
@@ -61,11 +63,10 @@ class _Product(torch.autograd.Function):
         return _multiply(x, weight, bias)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         x, weight = ctx.saved_tensors
         wants_x, wants_weight, wants_bias = ctx.needs_input_grad
         gradient_MN, x_MK = gradient.reshape(-1, gradient.shape[-1]), x.reshape(-1, x.shape[-1])
-        of_x = _multiply(gradient_MN, weight.t()).view(x.shape) if wants_x else None
-        of_weight = _multiply(gradient_MN.t(), x_MK.t()) if wants_weight else None
+        of_x = linear(gradient_MN, weight.t()).view(x.shape) if wants_x else None
+        of_weight = linear(gradient_MN.t(), x_MK.t()) if wants_weight else None
         return of_x, of_weight, gradient_MN.sum(dim=0) if wants_bias else None

@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from clipkit.model.architectures import MAX_IMAGE_SIZE
 from clipkit.model.resizing import RESIZING, resize_part
 
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -65,8 +66,8 @@ class Preprocess:
     def from_facts(cls, facts: Mapping[str, Any]) -> Self:
         """What `facts` wrote. Raises KeyError, TypeError or ValueError on anything else: the data may come from a stranger's file."""
         size, mean, std = facts["size"], *(tuple(float(number) for number in facts[name]) for name in ("mean", "std"))
-        if not isinstance(size, int) or not 1 <= size <= 4096 or not all(map(math.isfinite, mean + std)) or not all(std):
-            raise ValueError("a preprocessing has a size, a mean and a deviation for red, green and blue")
+        if not isinstance(size, int) or not 1 <= size <= MAX_IMAGE_SIZE or not all(map(math.isfinite, mean + std)) or min(std) < 1e-6:
+            raise ValueError(f"a size of {str(size)[:40]}, mean {mean} and deviation {std} are no preprocessing")
         (red, green, blue), (red_std, green_std, blue_std) = mean, std
         return cls(size, (red, green, blue), (red_std, green_std, blue_std))
 

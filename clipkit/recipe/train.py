@@ -10,9 +10,11 @@ from clipkit.recipe.section import FREE, Section
 class ModelKnobs(Section):
     """What is trained."""
 
-    architecture: str = Field("ViT-B-32", description="a name that `clipkit models list` shows")
-    start_from: str | None = Field(None, description="a checkpoint or run to take the weights from; unset: the paper's initialisation")
-    initial_temperature: float = Field(0.07, gt=0, le=1e6, description="temperature at the start (CLIP 2.5: 0.07, a logit scale of 14.3)")
+    architecture: str = Field("ViT-B-32", description="a name that `clipkit models list` shows; `start_from`: that of the weights")
+    start_from: str | None = Field(
+        None, description="a model to take the weights from: a run, a file or a folder; unset: the paper's initialisation"
+    )
+    initial_temperature: float = Field(0.07, gt=0, le=1e6, description="temperature of a new model (CLIP 2.5: 0.07, a logit scale of 14.3)")
     max_logit_scale: float = Field(100.0, gt=1, le=1e6, description="the learned logit scale is clipped here (CLIP 2.5: 100)")
     drop_patches: float = Field(
         0.0, ge=0, lt=1, description="ViT: share of every picture's patches that a step leaves out; half: nearly twice as fast (FLIP)"

@@ -33,7 +33,7 @@ def save_checkpoint(folder: Path, state: State, *, keep: int) -> Path:
     for leftover in (temporary, path):
         shutil.rmtree(leftover, ignore_errors=True)
     temporary.mkdir(parents=True)
-    save_model(temporary / "model.safetensors", state.model, preprocess=state.preprocess)
+    save_model(temporary / "model.safetensors", state.model, preprocess=state.preprocess, facts={"step": state.progress.step})
     save_tensors(temporary / "optimiser.safetensors", _optimiser_tensors(state))
     write_json(temporary / "state.json", asdict(state.progress))
     _flush(temporary)

@@ -113,7 +113,7 @@ class _Numbers(NamedTuple):
 def _step(recipe: TrainRecipe, state: State, scoring: nn.Module, *, batch: Batch, run: Run, steps: int) -> _Numbers:
     """Score a batch and step, unless loss or gradient are not finite: then the weights stay as they are."""
     knobs, step = recipe.optimiser, state.progress.step
-    # Whatever a model draws (it draws nothing today) depends on the step, so that a resumed run draws the same.
+    # What a model draws, the patches that it drops, depends on the step, so that a resumed run draws the same.
     torch.manual_seed((recipe.seed * 1_000_003 + step) * ranks() + rank())
     scored = scoring(_inputs(batch, state))
     loss = float(mean_over_ranks(scored.loss))
@@ -207,7 +207,8 @@ def _finish(
 ) -> dict[str, Any]:
     """Write the final weights, measure what was asked for, and report."""
     progress, path = state.progress, run.path / WEIGHTS
-    save_model(path, state.model, preprocess=state.preprocess)
+    seen = progress.step * recipe.batch_size
+    save_model(path, state.model, preprocess=state.preprocess, facts={"step": progress.step, "samples_seen": seen})
     held_out = batches.held_out_N
     assert progress.loss is not None
     numbers = {
@@ -217,11 +218,11 @@ def _finish(
     }
     return {
         "command": "train",
-        "architecture": recipe.model.architecture,
+        "architecture": state.model.architecture.name,
         "model": str(path),
         "pairs": batches.count,
         "steps": progress.step,
-        "samples_seen": progress.step * recipe.batch_size,
+        "samples_seen": seen,
         **numbers,
         "logit_scale": float(state.model.logit_scale.detach().exp()),
         "samples_per_second": progress.step * recipe.batch_size / progress.seconds,

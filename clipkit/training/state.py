@@ -1,7 +1,7 @@
 """What a training run is made of between two steps: model, optimiser, progress; and what it starts from."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -14,6 +14,9 @@ from clipkit.model.preprocess import Preprocess
 from clipkit.recipe import ModelKnobs, TrainRecipe
 from clipkit.training.distributed import synchronise_batch_norm
 from clipkit.training.schedule import build_optimiser
+
+LIKE_THE_WEIGHTS = "start_from"
+"""What the knob `model.architecture` says where the weights of `model.start_from` decide."""
 
 
 @dataclass
@@ -68,12 +71,17 @@ def _set_up(model: ImageTextModel, knobs: ModelKnobs) -> None:
     if knobs.drop_patches:
         if isinstance(model.architecture.image, ResNetSizes):
             raise UserError(
-                f"knob `model.drop_patches` is {knobs.drop_patches:g}, `{knobs.architecture}` has no patches: set 0, or take a ViT"
+                f"knob `model.drop_patches` is {knobs.drop_patches:g}, `{model.architecture.name}` has no patches: set 0, or take a ViT"
             )
         model.drop_patches(knobs.drop_patches)
     if knobs.gradient_checkpointing:
         model.recompute()
     if knobs.compile:
+        if knobs.gradient_checkpointing and isinstance(model.architecture.image, ResNetSizes):
+            raise UserError(
+                f"knobs `model.compile` and `model.gradient_checkpointing` are both true, which a ResNet, `{model.architecture.name}`, "
+                "cannot have: set one of them to false"
+            )
         model.compile_towers()
 
 
@@ -82,16 +90,19 @@ def first_weights(knobs: ModelKnobs, *, seed: int) -> tuple[ImageTextModel, Prep
 
     Raises UserError when the weights are of another architecture than the recipe's.
     """
-    wanted = architecture(knobs.architecture)
     if knobs.start_from is None:
+        wanted = architecture(knobs.architecture)
         model = build(wanted, seed=seed)
         with torch.no_grad():
             model.logit_scale.fill_(math.log(1 / knobs.initial_temperature))
         return model, Preprocess(wanted.image_size)
     loaded = load_model(Path(knobs.start_from))
-    if loaded.model.architecture != wanted:
+    if knobs.architecture == LIKE_THE_WEIGHTS:
+        return loaded.model, loaded.preprocess
+    wanted = architecture(knobs.architecture)
+    if replace(loaded.model.architecture, name="") != replace(wanted, name=""):
         raise UserError(
             f"knob `model.start_from` names weights of `{loaded.model.architecture.name}`, `model.architecture` is `{wanted.name}`: "
-            "set the architecture that the weights have"
+            f"set the architecture that the weights have, or `{LIKE_THE_WEIGHTS}`"
         )
     return loaded.model, loaded.preprocess

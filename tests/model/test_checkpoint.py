@@ -149,7 +149,7 @@ def test_weights_of_unknown_sizes_need_only_their_activation(model: ImageTextMod
 
 def test_our_own_file_needs_no_word_beside_it(model: ImageTextModel, tmp_path: Path) -> None:
     save_model(tmp_path / "model.safetensors", model)
-    with pytest.raises(UserError, match="is clipkit's own and says everything itself"):
+    with pytest.raises(UserError, match="and says everything itself"):
         load_spec(f"openai:{tmp_path / 'model.safetensors'}")
 
 

@@ -29,6 +29,7 @@ PUBLISHED = {
     "ViT-B-16": (149_620_737, 302),
     "ViT-L-14": (427_616_513, 446),
     "ViT-L-14-336": (427_944_193, 446),
+    "ViT-H-14": (986_109_441, 686),
 }
 SMALL = [name for name in architectures() if "tiny" in name or "small" in name]
 
@@ -73,6 +74,28 @@ def test_multiply_adds_are_the_published_ones(name: str) -> None:
     if name in PAPER_GIGA:
         assert image / 1e9 == pytest.approx(PAPER_GIGA[name], rel=0.015)  # the paper does not say how it counts
         assert found["multiply-adds, image"] < image
+
+
+# CLIP tables 19 and 20, and open_clip's rule for the attention pool of ResNets: width of the stem times 32 / 64
+HEADS = {
+    "RN50": 32,
+    "RN101": 32,
+    "RN50x4": 40,
+    "RN50x16": 48,
+    "RN50x64": 64,
+    "ViT-B-32": 12,
+    "ViT-B-16": 12,
+    "ViT-L-14": 16,
+    "ViT-L-14-336": 16,
+}
+TEXT_HEADS = {"RN50": 32, "RN101": 32, "RN50x4": 40, "RN50x16": 48, "RN50x64": 64, "ViT-B-32": 12, "ViT-B-16": 12, "ViT-L-14": 16}
+TEXT_HEADS = {"RN50": 8, "RN101": 8, "RN50x4": 10, "RN50x16": 12, "RN50x64": 16, "ViT-B-32": 8, "ViT-B-16": 8, "ViT-L-14": 12}
+
+
+def test_heads_which_no_weight_tells_are_the_published_ones() -> None:
+    assert {name: architecture(name).image.heads for name in HEADS} == HEADS
+    assert {name: architecture(name).text.heads for name in TEXT_HEADS} == TEXT_HEADS
+    assert architecture("ViT-H-14").image.heads == 16
 
 
 def test_the_text_tower_without_its_projection_has_the_papers_63_million_parameters() -> None:

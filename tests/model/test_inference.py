@@ -55,6 +55,7 @@ def test_weights_rounded_once_answer_as_those_that_autocast_rounds_each_time(nam
         assert 0 < errors[0] < 0.03
         assert errors[0] < 1.5 * errors[1]
     assert arranged.transformer.resblocks[0].mlp.c_fc.weight.dtype is torch.bfloat16
+    assert arranged.transformer.resblocks[0].attn.in_proj_weight.dtype is torch.bfloat16
     assert arranged.token_embedding.weight.dtype is torch.float32
 
 

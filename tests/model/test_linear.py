@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 import torch
 from torch.nn import functional
@@ -54,3 +56,26 @@ def test_torchs_own_product_is_taken_where_it_is_the_right_one(case: str, monkey
         layer, x = layer.double(), x.double()
     with torch.autocast("cpu", torch.bfloat16, enabled=case == "autocast"):
         assert layer(x).dtype is (torch.bfloat16 if case == "autocast" else x.dtype)
+
+
+def test_a_gradient_has_a_gradient_as_torchs_has() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, weight = (torch.randn(shape, generator=generator, requires_grad=True) for shape in ((4, 3), (2, 3)))
+    penalties = []
+    for product in (linear, functional.linear):
+        (of_x,) = torch.autograd.grad(product(x, weight).square().sum(), x, create_graph=True)
+        penalties.append(torch.autograd.grad(of_x.square().sum(), weight)[0])
+    torch.testing.assert_close(*penalties)
+
+
+@pytest.mark.parametrize(("vendor", "expected"), [("AuthenticAMD", True), ("GenuineIntel", False), (None, False)])
+def test_onednn_is_for_amds_processors(vendor: str | None, expected: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: FBT001
+    monkeypatch.setattr(module, "PROCESSORS", tmp_path / "cpuinfo")
+    if vendor is not None:
+        (tmp_path / "cpuinfo").write_text(f"processor : 0\nvendor_id : {vendor}\n")
+    assert module._mkl_is_slow() is expected
+
+
+def test_no_rows_are_not_given_to_onednn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_multiply", lambda *_: pytest.fail("oneDNN was asked"))
+    assert linear(torch.zeros(0, 3), torch.zeros(2, 3)).shape == (0, 2)

@@ -48,10 +48,10 @@ def test_a_file_shows_what_it_is_and_where_it_came_from(tmp_path: Path) -> None:
     assert told["facts"]["step"] == 7
     assert told["logit_scale"] == pytest.approx(1 / 0.07)
     shown = run("show", tmp_path).stdout
-    assert told["fingerprint"] in shown
+    assert told["weights_sha256"] in shown
     assert "\x1b" not in shown
     assert "x" * 201 not in shown.replace("\n", "")
-    assert len(told["fingerprint"]) == 64
+    assert len(told["weights_sha256"]) == 64
 
 
 def test_a_bare_state_dict_is_shown_with_its_activation_named(tmp_path: Path) -> None:
@@ -95,8 +95,8 @@ def test_a_model_is_converted_and_resized(tmp_path: Path) -> None:
         (["show", "ViT-B-23"], "did you mean `ViT-B-32`"),
         (["show", "no/such.pt"], "no checkpoint `no/such.pt`: give a training run's directory or a weights file"),
         (["show", "hf:a/b"], "is loaded by another package"),
-        (["convert", "timm:x", "out"], "is loaded by another package"),
-        (["convert", "no/such", "out"], "no checkpoint `no/such`"),
+        (["convert", "timm:x", "out.safetensors"], "is loaded by another package"),
+        (["convert", "no/such", "out.safetensors"], "no checkpoint `no/such`"),
         (["convert", "a", "b", "--image-size", "0"], "`--image-size`"),
     ],
 )
@@ -105,3 +105,48 @@ def test_a_mistake_is_one_sentence(words: list[str], message: str) -> None:
     assert answer.exit_code == 2
     assert message in answer.stderr
     assert "Traceback" not in answer.output
+
+
+def test_a_description_of_an_encoder_is_no_model_to_show(tmp_path: Path) -> None:
+    (tmp_path / "encoder.toml").write_text('image = "x.onnx"')
+    answer = run("show", tmp_path / "encoder.toml")
+    assert answer.exit_code == 2
+    assert "describes an encoder in other files" in answer.stderr
+    assert "crop" in CliRunner().invoke(app, ["recipes", "knobs", "encoder"]).stdout
+
+
+@pytest.mark.parametrize("to", ["clipkit", "hugging-face"])
+def test_a_place_that_cannot_be_written_to_is_one_sentence(to: str, tmp_path: Path) -> None:
+    save_model(tmp_path / "model.safetensors", build(MINI, seed=0))
+    answer = run("convert", tmp_path / "model.safetensors", tmp_path / "model.safetensors" / "x.safetensors", "--to", to)
+    assert answer.exit_code == 2
+    assert "cannot be written" in answer.stderr
+
+
+def test_what_is_asked_wrongly_is_told_before_the_weights_are_read(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes(b"no model")
+    (tmp_path / "there.safetensors").write_bytes(b"something")
+    wrong = {("there.safetensors",): "something at", ("x.safetensors", "--to", "onnx"): "no format", ("x.pt",): "does not end"}
+    for words, message in wrong.items():
+        answer = run("convert", tmp_path / "model.safetensors", tmp_path / words[0], *words[1:])
+        assert answer.exit_code == 2
+        assert message in answer.stderr
+
+
+def test_others_may_read_what_is_written(tmp_path: Path) -> None:
+    save_model(tmp_path / "model.safetensors", build(MINI, seed=0))
+    (tmp_path / "plain").touch()
+    assert (tmp_path / "model.safetensors").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+def test_a_runs_identity_follows_every_file_of_a_folder_and_weights_behind_a_word(tmp_path: Path) -> None:
+    suite, folder, weights = load_suite("demo"), tmp_path / "hf", tmp_path / "w@1.pt"
+    save_model(tmp_path / "model.safetensors", build(MINI, seed=0))
+    convert(load_model(tmp_path / "model.safetensors"), folder, to="hugging-face")
+    torch.save(build(MINI, seed=0).state_dict(), weights)
+    specs = [str(folder), f"hf:{folder}", f"openai:{weights}", f"open_clip:gelu@{weights}", str(weights)]
+    before = [identity(spec, suite, tmp_path).get("weights") for spec in specs]
+    assert None not in before
+    (folder / "config.json").write_text((folder / "config.json").read_text().replace("quick_gelu", "gelu"))
+    torch.save(build(MINI, seed=1).state_dict(), weights)
+    assert all(old != identity(spec, suite, tmp_path).get("weights") for old, spec in zip(before, specs, strict=True))

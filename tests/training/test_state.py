@@ -1,5 +1,7 @@
 """What a run starts from."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -64,3 +66,31 @@ def test_compiled_towers_are_asked_by_the_step_and_leave_the_weights_names_alone
     state = new_state(recipe.model_copy(update={"model": ModelKnobs(architecture="RN-tiny-32", compile=True)}), torch.device("cpu"))
     assert compiled == ["encode_image", "encode_text"]
     assert state.model.state_dict().keys() == build(architecture("RN-tiny-32"), seed=0).state_dict().keys()
+
+
+def test_the_weights_may_decide_the_architecture_whatever_it_is_called(tmp_path):
+    odd = replace(architecture("ViT-tiny-32"), name="mine", image_size=40, image=replace(architecture("ViT-tiny-32").image, layers=3))
+    save_model(tmp_path / "odd.safetensors", build(odd, seed=8))
+    loaded, preprocess = first_weights(ModelKnobs(architecture="start_from", start_from=str(tmp_path / "odd.safetensors")), seed=0)
+    assert (loaded.architecture, preprocess.size) == (odd, 40)
+    save_model(tmp_path / "renamed.safetensors", build(replace(architecture("ViT-tiny-32"), name="mine"), seed=8))
+    loaded, _ = first_weights(ModelKnobs(architecture="ViT-tiny-32", start_from=str(tmp_path / "renamed.safetensors")), seed=0)
+    assert loaded.architecture.name == "mine"
+    with pytest.raises(UserError, match="no architecture `start_from`"):
+        first_weights(ModelKnobs(architecture="start_from"), seed=0)
+
+
+def test_a_resnet_is_not_compiled_and_recomputed_at_once(recipe):
+    given = ModelKnobs(architecture="RN-tiny-32", compile=True, gradient_checkpointing=True)
+    with pytest.raises(UserError, match=r"`model.compile` and `model.gradient_checkpointing` are both true"):
+        new_state(recipe.model_copy(update={"model": given}), torch.device("cpu"))
+
+
+def test_the_knobs_reach_the_towers(recipe):
+    knobs = ModelKnobs(architecture="ViT-tiny-32", drop_patches=0.25, gradient_checkpointing=True)
+    model = new_state(recipe.model_copy(update={"model": knobs}), torch.device("cpu")).model
+    assert model.visual.drops == 0.25
+    assert model.transformer.recomputes
+    assert model.visual.transformer.recomputes
+    plain = new_state(recipe.model_copy(update={"model": ModelKnobs(architecture="ViT-tiny-32")}), torch.device("cpu")).model
+    assert (plain.visual.drops, plain.transformer.recomputes) == (0, False)

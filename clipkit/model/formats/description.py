@@ -1,4 +1,4 @@
-"""What a model file is, in plain data: sizes, where it came from, how it reads pictures and texts, a fingerprint of its weights."""
+"""What a model file is, in plain data: sizes, where it came from, how it reads pictures and texts, a hash of its weights."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from clipkit.model.vectors import fingerprint
 
 
 def describe(loaded: Loaded) -> dict[str, Any]:
-    """For `clipkit models show`. The fingerprint is that of the float32 weights under clipkit's names: one for every format."""
+    """For `clipkit models show`. The hash is that of the float32 weights under clipkit's names: one for every format."""
     source = loaded.source
     return {
         "architecture": facts(loaded.model.architecture),
@@ -19,5 +19,5 @@ def describe(loaded: Loaded) -> dict[str, Any]:
         "preprocess": loaded.preprocess.facts(),
         "logit_scale": loaded.model.logit_scale.detach().exp().item(),
         "facts": loaded.facts,
-        "fingerprint": fingerprint(loaded.model.state_dict(), {}),
+        "weights_sha256": fingerprint(loaded.model.state_dict(), {}),
     }

@@ -123,7 +123,7 @@ def parse_sizes(data: Mapping[str, Any]) -> Architecture:
 
 
 def _section(data: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """One tower's sizes; what the oldest files wrote beside them wins, as it does in their library."""
+    """One tower's sizes; what the oldest files wrote beside them, in `..._dict`, wins."""
     found: dict[str, Any] = {}
     for key in (name, f"{name}_dict"):
         part = data.get(key)

@@ -16,7 +16,10 @@ from torch import Tensor
 from clipkit.model.architectures import GELU_SUFFIX, Activation, Architecture, ResNetSizes, TextSizes, ViTSizes, architectures
 
 HEAD_WIDTH = 64
-"""Of every published Transformer."""
+"""Of every published Transformer but those below."""
+
+OTHER_HEAD_WIDTHS = {1280: 80}
+"""Of open_clip's ViT-H-14, by the width of the image tower."""
 
 STEM_STRIDES = (2, 2)
 """Of every published ResNet."""
@@ -83,7 +86,7 @@ def _vision_transformer(state: Mapping[str, Tensor], *, layers: int | None) -> t
     side = _side(state, "visual.positional_embedding")
     if layers is None:
         layers = _count(state, r"visual\.transformer\.resblocks\.(\d+)\.", "visual.transformer.resblocks")
-    return side * patch_size, ViTSizes(patch_size, layers, width, _heads(width))
+    return side * patch_size, ViTSizes(patch_size, layers, width, _heads(width, OTHER_HEAD_WIDTHS))
 
 
 def _resnet(state: Mapping[str, Tensor]) -> tuple[int, ResNetSizes]:
@@ -104,8 +107,8 @@ def _told_by_weights(made: Architecture) -> Architecture:
     return replace(made, name="", activation="gelu", image_size=size, image=heads_aside, text=text)
 
 
-def _heads(width: int) -> int:
-    return max(1, width // HEAD_WIDTH)
+def _heads(width: int, others: Mapping[int, int] | None = None) -> int:
+    return max(1, width // (others or {}).get(width, HEAD_WIDTH))
 
 
 def _shape(state: Mapping[str, Tensor], name: str, rank: int) -> tuple[int, ...]:

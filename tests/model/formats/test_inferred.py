@@ -47,7 +47,7 @@ sizes = st.integers(1, 3)
 def unknown_architectures(draw: st.DrawFn) -> Architecture:
     """Sizes of nobody's, with the heads of the published rule."""
     width = 64 * draw(sizes)
-    text = TextSizes(width, draw(sizes), width // 64, context=draw(st.integers(2, 90)))
+    text = TextSizes(width, draw(sizes), width // 64, context=draw(st.integers(3, 90)))
     shared = draw(st.booleans())
     if draw(st.booleans()) and not shared:
         blocks = tuple(draw(st.lists(sizes, min_size=1, max_size=5)))
