@@ -72,7 +72,8 @@ class _Unpickler(pickle.Unpickler):
             raise UnreadableArchive("it holds no data.pkl")
         self._archive = archive
         self._root = trees[0].removesuffix("data.pkl")
-        self._storages: dict[tuple[str, torch.dtype, int], Tensor] = {}
+        self._bytes: dict[str, bytearray] = {}
+        self._storages: dict[tuple[str, torch.dtype], Tensor] = {}
         super().__init__(io.BytesIO(_read(archive, trees[0], MAX_TREE_BYTES)))
 
     def find_class(self, module: str, name: str) -> Any:
@@ -93,13 +94,20 @@ class _Unpickler(pickle.Unpickler):
         kind, dtype, key, _, count = identifier
         if kind != "storage" or dtype not in _DTYPES.values() or not str(key).isdecimal():
             raise UnreadableArchive(f"it refers to {identifier!r}")
-        # Read once: a tree may refer to one storage any number of times.
-        if (known := self._storages.get((str(key), dtype, count))) is not None:
-            return known
-        width = torch.empty((), dtype=dtype).element_size()
-        data = bytearray(_read(self._archive, f"{self._root}data/{key}", count * width))
+        storage = self._storage(str(key), dtype)
+        if storage.numel() != count:
+            raise UnreadableArchive(f"storage {key} has {storage.numel():,} numbers, not {str(count)[:100]}")
+        return storage
+
+    def _storage(self, key: str, dtype: torch.dtype) -> Tensor:
+        """Read once by its name: a tree may refer to one storage any number of times, and claim any size each time."""
+        if (key, dtype) in self._storages:
+            return self._storages[key, dtype]
+        if key not in self._bytes:
+            self._bytes[key] = bytearray(self._archive.read(f"{self._root}data/{key}"))
+        data = self._bytes[key]
         storage = torch.frombuffer(data, dtype=dtype) if data else torch.empty(0, dtype=dtype)
-        return self._storages.setdefault((str(key), dtype, count), storage)
+        return self._storages.setdefault((key, dtype), storage)
 
 
 def _read(archive: zipfile.ZipFile, name: str, limit: int) -> bytes:

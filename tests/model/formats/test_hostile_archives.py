@@ -1,0 +1,61 @@
+"""TorchScript archives written by hand: what a few bytes of pickle may not make of a machine's memory and time."""
+
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+
+from clipkit.model.formats.torchscript import UnreadableArchive, read_tensors
+
+MODULE = b"c__torch__\nM\n)\x81"
+"""An empty module on the stack."""
+
+
+def text(value: str) -> bytes:
+    return b"X" + len(value.encode()).to_bytes(4, "little") + value.encode()
+
+
+def number(value: int) -> bytes:
+    return b"J" + value.to_bytes(4, "little", signed=True)
+
+
+def storage(key: str, count: int, kind: str = "FloatStorage") -> bytes:
+    return b"(" + text("storage") + f"ctorch\n{kind}\n".encode() + text(key) + text("cpu") + number(count) + b"tQ"
+
+
+def tensor(source: bytes, size: int) -> bytes:
+    return b"ctorch._utils\n_rebuild_tensor_v2\n(" + source + number(0) + number(size) + b"\x85" + number(1) + b"\x85\x89}tR"
+
+
+def module(*parts: tuple[str, bytes]) -> bytes:
+    return MODULE + b"}(" + b"".join(text(name) + value for name, value in parts) + b"ub"
+
+
+def write(path: Path, tree: bytes, *, compression: int = zipfile.ZIP_STORED, **entries: bytes) -> Path:
+    """An archive with this module tree and storages `s0`, `s1`, ..."""
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        archive.writestr("x/data.pkl", b"\x80\x02" + tree + b".")
+        archive.writestr("x/constants.pkl", b"\x80\x02).")
+        for name, data in entries.items():
+            archive.writestr(f"x/data/{name.removeprefix('s')}", data)
+    return path
+
+
+def test_a_storage_is_read_once_however_it_is_referred_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    numbers = torch.arange(6.0)
+    whole, part = tensor(storage("0", 6), 6), tensor(storage("0", 3, "DoubleStorage"), 2)
+    path = write(tmp_path / "x.pt", module(("a", whole), ("b", whole), ("c", part)), s0=numbers.numpy().tobytes())
+    names, read = [], zipfile.ZipFile.read
+    monkeypatch.setattr(zipfile.ZipFile, "read", lambda self, name: (names.append(getattr(name, "filename", name)), read(self, name))[1])
+    found = read_tensors(path)
+    assert names == ["x/data.pkl", "x/data/0"]
+    assert torch.equal(found["a"], numbers)
+    assert torch.equal(found["c"], numbers.view(torch.float64)[:2])
+    assert len({tensor.untyped_storage().data_ptr() for tensor in found.values()}) == 1
+
+
+@pytest.mark.parametrize("count", [5, 7, -1, 0])
+def test_a_storage_of_another_size_than_its_entry_is_refused(count: int, tmp_path: Path) -> None:
+    with pytest.raises(UnreadableArchive, match=f"storage 0 has 6 numbers, not {count}"):
+        read_tensors(write(tmp_path / "x.pt", module(("a", tensor(storage("0", count), 1))), s0=bytes(24)))
