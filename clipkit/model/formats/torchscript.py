@@ -20,6 +20,15 @@ MAX_TREE_BYTES = 64_000_000
 
 MAX_DEPTH = 32
 
+MAX_VISITS = 100_000
+"""Of what modules hold, each as often as it is reached: modules that share a module are written briefly and walked for hours."""
+
+MAX_TENSORS = 20_000
+"""Names of tensors; that is far above any CLIP model's."""
+
+MAX_NAME = 1_000
+"""Characters of a tensor's dotted name."""
+
 _DTYPES = {"FloatStorage": torch.float32, "HalfStorage": torch.float16, "BFloat16Storage": torch.bfloat16}
 _DTYPES |= {"DoubleStorage": torch.float64, "LongStorage": torch.int64, "IntStorage": torch.int32, "BoolStorage": torch.bool}
 
@@ -49,9 +58,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     try:
         with zipfile.ZipFile(path) as archive:
             tree = _Unpickler(archive).load()
-            tensors: dict[str, Tensor] = {}
-            _collect(tree, "", tensors, depth=0)
-            return tensors
+            return _Collected(tree).tensors
     except UnreadableArchive:
         raise
     except Exception as error:  # A hostile zip or pickle fails in any way it likes.
@@ -127,11 +134,30 @@ def _rebuild_tensor(storage: Tensor, offset: int, size: Sequence[int], stride: S
     return torch.as_strided(storage, tuple(size), tuple(stride), offset)
 
 
-def _collect(node: object, prefix: str, tensors: dict[str, Tensor], *, depth: int) -> None:
-    if isinstance(node, Tensor):
-        tensors[prefix] = node
-    elif isinstance(node, _Module):
-        if depth > MAX_DEPTH:
-            raise UnreadableArchive(f"modules lie deeper than {MAX_DEPTH}")
-        for name, child in node.content.items():
-            _collect(child, f"{prefix}.{name}" if prefix else str(name), tensors, depth=depth + 1)
+class _Collected:
+    """The tensors of a tree of modules by their dotted names; a module that two others share has them under both."""
+
+    def __init__(self, tree: object) -> None:
+        self.tensors: dict[str, Tensor] = {}
+        self._visits = 0
+        self._visit(tree, "", 0)
+
+    def _visit(self, node: object, prefix: str, depth: int) -> None:
+        self._visits += 1
+        if self._visits > MAX_VISITS:
+            raise UnreadableArchive(f"its modules hold more than {MAX_VISITS:,} things")
+        if isinstance(node, Tensor):
+            self.tensors[prefix] = node
+            if len(self.tensors) > MAX_TENSORS:
+                raise UnreadableArchive(f"it names more than {MAX_TENSORS:,} tensors")
+        elif isinstance(node, _Module):
+            if depth > MAX_DEPTH:
+                raise UnreadableArchive(f"modules lie deeper than {MAX_DEPTH}")
+            for name, child in node.content.items():
+                self._visit(child, _joined(prefix, name), depth + 1)
+
+
+def _joined(prefix: str, name: object) -> str:
+    if not isinstance(name, str) or len(prefix) + len(name) >= MAX_NAME:
+        raise UnreadableArchive(f"the name of a tensor is no text of at most {MAX_NAME:,} characters")
+    return f"{prefix}.{name}" if prefix else name

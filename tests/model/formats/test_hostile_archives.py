@@ -59,3 +59,34 @@ def test_a_storage_is_read_once_however_it_is_referred_to(tmp_path: Path, monkey
 def test_a_storage_of_another_size_than_its_entry_is_refused(count: int, tmp_path: Path) -> None:
     with pytest.raises(UnreadableArchive, match=f"storage 0 has 6 numbers, not {count}"):
         read_tensors(write(tmp_path / "x.pt", module(("a", tensor(storage("0", count), 1))), s0=bytes(24)))
+
+
+def doubled(depth: int, inner: bytes) -> bytes:
+    """Modules that hold the next one under two names: 2 ** depth ways lead to the inner one."""
+    tree = inner
+    for place in range(depth):
+        tree = module(("a", tree + b"q" + bytes([place])), ("b", b"h" + bytes([place])))
+    return tree
+
+
+def test_a_module_that_two_share_has_both_names(tmp_path: Path) -> None:
+    found = read_tensors(write(tmp_path / "x.pt", doubled(2, module(("w", tensor(storage("0", 1), 1)))), s0=bytes(4)))
+    assert sorted(found) == ["a.a.w", "a.b.w", "b.a.w", "b.b.w"]
+
+
+def test_modules_shared_without_end_are_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.pt", doubled(18, module()))
+    assert path.stat().st_size < 2_000
+    with pytest.raises(UnreadableArchive, match="more than 100,000 things"):
+        read_tensors(path)
+    with pytest.raises(UnreadableArchive, match="more than 20,000 tensors"):
+        read_tensors(write(tmp_path / "y.pt", doubled(15, module(("w", tensor(storage("0", 1), 1)))), s0=bytes(4)))
+
+
+@pytest.mark.parametrize("name", [text("x" * 600), number(1)])
+def test_names_of_tensors_are_texts_of_some_length(name: bytes, tmp_path: Path) -> None:
+    tree = tensor(storage("0", 1), 1)
+    for _ in range(2):
+        tree = MODULE + b"}" + name + tree + b"sb"
+    with pytest.raises(UnreadableArchive, match="no text of at most 1,000 characters"):
+        read_tensors(write(tmp_path / "x.pt", tree, s0=bytes(4)))
