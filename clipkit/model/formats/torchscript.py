@@ -4,7 +4,6 @@ OpenAI published CLIP's weights as such archives, which `torch.load(weights_only
 tree, and one file of raw bytes per tensor. The pickle is read by an unpickler that knows tensors, numbers and containers, nothing else.
 """
 
-import collections
 import io
 import pickle
 import zipfile
@@ -15,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-MAX_TREE_BYTES = 64_000_000
-"""Size of the pickled module tree; that of the largest published model has two."""
+MAX_TREE_BYTES = 16_000_000
+"""Size of the pickled module tree, a byte of which may make a hundred in memory; that of the largest published model has two million."""
 
 MAX_DEPTH = 32
 
@@ -88,14 +87,9 @@ class _Unpickler(pickle.Unpickler):
             return _Module
         if module == "torch" and name in _DTYPES:
             return _DTYPES[name]
-        known: dict[tuple[str, str], Callable[..., Any]] = {
-            ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
-            ("collections", "OrderedDict"): collections.OrderedDict,
-        }
-        known |= {("torch.jit._pickle", f"build_{kind}list"): list for kind in ("int", "double", "bool", "tensor")}
-        if (module, name) not in known:
+        if (module, name) not in _KNOWN:
             raise UnreadableArchive(f"it holds `{module}.{name}`, which is no tensor")
-        return known[module, name]
+        return _KNOWN[module, name]
 
     def persistent_load(self, identifier: Any) -> Tensor:
         kind, dtype, key, _, count = identifier
@@ -119,6 +113,8 @@ class _Unpickler(pickle.Unpickler):
 
 def _read(archive: zipfile.ZipFile, name: str, limit: int) -> bytes:
     info = archive.getinfo(name)
+    if info.compress_type != zipfile.ZIP_STORED:
+        raise UnreadableArchive(f"`{name}` is compressed, which torch does to code alone")
     if info.file_size > limit:
         raise UnreadableArchive(f"`{name}` has {info.file_size:,} bytes, at most {limit:,} were expected")
     return archive.read(info)
@@ -132,6 +128,26 @@ def _rebuild_tensor(storage: Tensor, offset: int, size: Sequence[int], stride: S
     if count > storage.numel():
         raise UnreadableArchive(f"a tensor of shape {tuple(size)} has only {storage.numel():,} numbers")
     return torch.as_strided(storage, tuple(size), tuple(stride), offset)
+
+
+def _same_list(numbers: list[object]) -> list[object]:
+    """Not a copy: a tree of a few bytes may ask for any number of them."""
+    if not isinstance(numbers, list):
+        raise UnreadableArchive(f"it makes a list of a {type(numbers).__name__}")
+    return numbers
+
+
+def _empty_dict() -> dict[str, object]:
+    """The hooks of a tensor, of which an archive has none."""
+    return {}
+
+
+_KNOWN: dict[tuple[str, str], Callable[..., Any]] = {
+    ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
+    ("collections", "OrderedDict"): _empty_dict,
+}
+_KNOWN |= {("torch.jit._pickle", f"build_{kind}list"): _same_list for kind in ("int", "double", "bool", "tensor")}
+"""What a tree may call."""
 
 
 class _Collected:

@@ -1,12 +1,14 @@
 """TorchScript archives written by hand: what a few bytes of pickle may not make of a machine's memory and time."""
 
+import contextlib
+import tracemalloc
 import zipfile
 from pathlib import Path
 
 import pytest
 import torch
 
-from clipkit.model.formats.torchscript import UnreadableArchive, read_tensors
+from clipkit.model.formats.torchscript import MAX_TREE_BYTES, UnreadableArchive, read_tensors
 
 MODULE = b"c__torch__\nM\n)\x81"
 """An empty module on the stack."""
@@ -90,3 +92,33 @@ def test_names_of_tensors_are_texts_of_some_length(name: bytes, tmp_path: Path) 
         tree = MODULE + b"}" + name + tree + b"sb"
     with pytest.raises(UnreadableArchive, match="no text of at most 1,000 characters"):
         read_tensors(write(tmp_path / "x.pt", tree, s0=bytes(4)))
+
+
+PAIRS = b"(" + b"".join(number(place) + b"N\x86" for place in range(20_000)) + b"l"
+"""A list that a dict could be made of; a copy takes 160 kB."""
+
+
+@pytest.mark.parametrize("call", ["ctorch.jit._pickle\nbuild_intlist\n", "ccollections\nOrderedDict\n"])
+def test_lists_are_not_copied(call: str, tmp_path: Path) -> None:
+    copies = b"q\x00" + (call.encode() + b"h\x00\x85R") * 200
+    path = write(tmp_path / "x.pt", module(("pairs", PAIRS + b"q\x01"), ("lists", b"(" + b"h\x01" + copies + b"t")))
+    tracemalloc.start()
+    try:
+        with contextlib.suppress(UnreadableArchive):
+            read_tensors(path)
+        assert tracemalloc.get_traced_memory()[1] < 20_000_000
+    finally:
+        tracemalloc.stop()
+
+
+def test_lists_and_hooks_that_real_archives_have_are_read(tmp_path: Path) -> None:
+    kinds = [f"ctorch.jit._pickle\nbuild_{kind}list\n".encode() + b"]\x85R" for kind in ("int", "double", "bool", "tensor")]
+    tree = module(("lists", b"(" + b"".join(kinds) + b"ccollections\nOrderedDict\n)Rt"), ("w", tensor(storage("0", 1), 1)))
+    assert list(read_tensors(write(tmp_path / "x.pt", tree, s0=bytes(4)))) == ["w"]
+
+
+def test_a_tree_that_is_compressed_or_large_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UnreadableArchive, match=r"`x/data\.pkl` is compressed"):
+        read_tensors(write(tmp_path / "x.pt", module(), compression=zipfile.ZIP_DEFLATED))
+    with pytest.raises(UnreadableArchive, match="at most 16,000,000 were expected"):
+        read_tensors(write(tmp_path / "y.pt", text("x" * MAX_TREE_BYTES)))
