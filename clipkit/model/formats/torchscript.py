@@ -71,6 +71,23 @@ class _Module:
         self.content = state if isinstance(state, dict) else {}
 
 
+class _Sealed:
+    """What a tree may call or hold but not change: pickle's BUILD sets attributes of anything, of a function for the whole process."""
+
+    __slots__ = ("content",)
+
+    def __init__(self, content: Any) -> None:
+        self.content = content
+
+    def __call__(self, *given: object) -> Any:
+        if not callable(self.content):
+            raise UnreadableArchive(f"it calls a {type(self.content).__name__}")
+        return self.content(*given)
+
+    def __setstate__(self, state: object) -> None:
+        raise UnreadableArchive("it changes what is no module")
+
+
 class _Unpickler(pickle.Unpickler):
     def __init__(self, archive: zipfile.ZipFile) -> None:
         trees = [name for name in archive.namelist() if name.count("/") == 1 and name.endswith("/data.pkl")]
@@ -79,28 +96,28 @@ class _Unpickler(pickle.Unpickler):
         self._archive = archive
         self._root = trees[0].removesuffix("data.pkl")
         self._bytes: dict[str, bytearray] = {}
-        self._storages: dict[tuple[str, torch.dtype], Tensor] = {}
+        self._storages: dict[tuple[str, torch.dtype], _Sealed] = {}
         super().__init__(io.BytesIO(_read(archive, trees[0], MAX_TREE_BYTES)))
 
     def find_class(self, module: str, name: str) -> Any:
         if module.startswith("__torch__"):
             return _Module
         if module == "torch" and name in _DTYPES:
-            return _DTYPES[name]
+            return _Sealed(_DTYPES[name])
         if (module, name) not in _KNOWN:
             raise UnreadableArchive(f"it holds `{module}.{name}`, which is no tensor")
-        return _KNOWN[module, name]
+        return _Sealed(_KNOWN[module, name])
 
-    def persistent_load(self, identifier: Any) -> Tensor:
+    def persistent_load(self, identifier: Any) -> _Sealed:
         kind, dtype, key, _, count = identifier
-        if kind != "storage" or dtype not in _DTYPES.values() or not str(key).isdecimal():
-            raise UnreadableArchive(f"it refers to {identifier!r}")
-        storage = self._storage(str(key), dtype)
-        if storage.numel() != count:
-            raise UnreadableArchive(f"storage {key} has {storage.numel():,} numbers, not {str(count)[:100]}")
+        if kind != "storage" or not isinstance(dtype, _Sealed) or dtype.content not in _DTYPES.values() or not str(key).isdecimal():
+            raise UnreadableArchive("it refers to what is no storage")
+        storage = self._storage(str(key), dtype.content)
+        if (size := storage.content.numel()) != count:
+            raise UnreadableArchive(f"storage {key} has {size:,} numbers, not {str(count)[:100]}")
         return storage
 
-    def _storage(self, key: str, dtype: torch.dtype) -> Tensor:
+    def _storage(self, key: str, dtype: torch.dtype) -> _Sealed:
         """Read once by its name: a tree may refer to one storage any number of times, and claim any size each time."""
         if (key, dtype) in self._storages:
             return self._storages[key, dtype]
@@ -108,7 +125,7 @@ class _Unpickler(pickle.Unpickler):
             self._bytes[key] = bytearray(self._archive.read(f"{self._root}data/{key}"))
         data = self._bytes[key]
         storage = torch.frombuffer(data, dtype=dtype) if data else torch.empty(0, dtype=dtype)
-        return self._storages.setdefault((key, dtype), storage)
+        return self._storages.setdefault((key, dtype), _Sealed(storage))
 
 
 def _read(archive: zipfile.ZipFile, name: str, limit: int) -> bytes:
@@ -130,6 +147,12 @@ def _rebuild_tensor(storage: Tensor, offset: int, size: Sequence[int], stride: S
     return torch.as_strided(storage, tuple(size), tuple(stride), offset)
 
 
+def _sealed_tensor(storage: _Sealed, *place: Any) -> _Sealed:
+    if not isinstance(storage, _Sealed) or not isinstance(storage.content, Tensor):
+        raise UnreadableArchive("a tensor has no storage")
+    return _Sealed(_rebuild_tensor(storage.content, *place))
+
+
 def _same_list(numbers: list[object]) -> list[object]:
     """Not a copy: a tree of a few bytes may ask for any number of them."""
     if not isinstance(numbers, list):
@@ -143,7 +166,7 @@ def _empty_dict() -> dict[str, object]:
 
 
 _KNOWN: dict[tuple[str, str], Callable[..., Any]] = {
-    ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
+    ("torch._utils", "_rebuild_tensor_v2"): _sealed_tensor,
     ("collections", "OrderedDict"): _empty_dict,
 }
 _KNOWN |= {("torch.jit._pickle", f"build_{kind}list"): _same_list for kind in ("int", "double", "bool", "tensor")}
@@ -162,8 +185,8 @@ class _Collected:
         self._visits += 1
         if self._visits > MAX_VISITS:
             raise UnreadableArchive(f"its modules hold more than {MAX_VISITS:,} things")
-        if isinstance(node, Tensor):
-            self.tensors[prefix] = node
+        if isinstance(node, _Sealed) and isinstance(node.content, Tensor):
+            self.tensors[prefix] = node.content
             if len(self.tensors) > MAX_TENSORS:
                 raise UnreadableArchive(f"it names more than {MAX_TENSORS:,} tensors")
         elif isinstance(node, _Module):

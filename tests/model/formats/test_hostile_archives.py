@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from clipkit.model.formats import torchscript
 from clipkit.model.formats.torchscript import MAX_TREE_BYTES, UnreadableArchive, read_tensors
 
 MODULE = b"c__torch__\nM\n)\x81"
@@ -122,3 +123,40 @@ def test_a_tree_that_is_compressed_or_large_is_refused(tmp_path: Path) -> None:
         read_tensors(write(tmp_path / "x.pt", module(), compression=zipfile.ZIP_DEFLATED))
     with pytest.raises(UnreadableArchive, match="at most 16,000,000 were expected"):
         read_tensors(write(tmp_path / "y.pt", text("x" * MAX_TREE_BYTES)))
+
+
+STATE = b"N}(" + text("__defaults__") + b"N" + text("changed") + b"K\x01u\x86b"
+"""A BUILD that sets two attributes of whatever is on the stack."""
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        b"ctorch._utils\n_rebuild_tensor_v2\n",
+        b"ccollections\nOrderedDict\n",
+        b"ctorch.jit._pickle\nbuild_intlist\n",
+        b"ctorch\nFloatStorage\n",
+        b"c__torch__\nM\n",
+        storage("0", 1),
+        tensor(storage("0", 1), 1),
+    ],
+    ids=["function", "dict", "list", "type", "class", "storage", "tensor"],
+)
+def test_a_tree_changes_nothing_but_its_modules(target: bytes, tmp_path: Path) -> None:
+    with pytest.raises(UnreadableArchive, match=r"changes what is no module|__setstate__"):
+        read_tensors(write(tmp_path / "x.pt", module(("a", target + STATE)), s0=bytes(4)))
+
+
+def test_what_an_archive_sets_does_not_stay_for_the_next(tmp_path: Path) -> None:
+    before = dict(vars(torchscript))
+    for name in ("_rebuild_tensor_v2",):
+        with contextlib.suppress(UnreadableArchive):
+            read_tensors(write(tmp_path / "x.pt", module(("a", f"ctorch._utils\n{name}\n".encode() + STATE))))
+    assert not [name for name, thing in vars(torchscript).items() if hasattr(thing, "changed")]
+    assert vars(torchscript) == before
+
+
+def test_numbers_and_tensors_are_no_functions(tmp_path: Path) -> None:
+    for tree in (b"ctorch\nFloatStorage\n)R", storage("0", 1) + b")R", tensor(b"K\x01", 1)):
+        with pytest.raises(UnreadableArchive, match=r"it calls a|has no storage"):
+            read_tensors(write(tmp_path / "x.pt", module(("a", tree)), s0=bytes(4)))
