@@ -17,6 +17,9 @@ from torch import Tensor
 MAX_TREE_BYTES = 16_000_000
 """Size of the pickled module tree, a byte of which may make a hundred in memory; that of the largest published model has two million."""
 
+MAX_CODE_BYTES = 256_000_000
+"""Of an archive's own program and what it notes about its lines, which are the only entries that torch compresses."""
+
 MAX_DEPTH = 32
 
 MAX_VISITS = 100_000
@@ -45,11 +48,32 @@ def is_archive(path: Path) -> bool:
 
 
 def refuse_inflated(path: Path, limit: int) -> None:
-    """Raise UnreadableArchive for a zip file whose contents are larger than `limit` bytes: torch would unpack whatever it claims."""
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            if (size := sum(info.file_size for info in archive.infolist())) > limit:
-                raise UnreadableArchive(f"its contents claim {size:,} bytes")
+    """Raise UnreadableArchive for a zip file that unpacks to more than it has: torch would unpack whatever it claims.
+
+    torch compresses the code of an archive alone: all else is as large as it is stored, and the whole at most `limit` bytes.
+    """
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as archive:
+        entries = archive.infolist()
+    if (size := sum(info.file_size for info in entries)) > limit:
+        raise UnreadableArchive(f"its contents claim {size:,} bytes")
+    data = [info for info in entries if not _is_code(info.filename)]
+    for info in data:
+        _refuse_compressed(info)
+    if (size := sum(info.file_size for info in data)) > (stored := path.stat().st_size):
+        raise UnreadableArchive(f"its data claim {size:,} bytes, the file has {stored:,}")
+    if (size := sum(info.file_size for info in entries) - size) > MAX_CODE_BYTES:
+        raise UnreadableArchive(f"its code claims {size:,} bytes, at most {MAX_CODE_BYTES:,} were expected")
+
+
+def _is_code(name: str) -> bool:
+    return name.split("/")[1:2] == ["code"]
+
+
+def _refuse_compressed(info: zipfile.ZipInfo) -> None:
+    if info.compress_type != zipfile.ZIP_STORED:
+        raise UnreadableArchive(f"`{info.filename[:200]}` is compressed, which torch does to code alone")
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -122,17 +146,16 @@ class _Unpickler(pickle.Unpickler):
         if (key, dtype) in self._storages:
             return self._storages[key, dtype]
         if key not in self._bytes:
-            self._bytes[key] = bytearray(self._archive.read(f"{self._root}data/{key}"))
+            self._bytes[key] = bytearray(_read(self._archive, f"{self._root}data/{key}"))
         data = self._bytes[key]
         storage = torch.frombuffer(data, dtype=dtype) if data else torch.empty(0, dtype=dtype)
         return self._storages.setdefault((key, dtype), _Sealed(storage))
 
 
-def _read(archive: zipfile.ZipFile, name: str, limit: int) -> bytes:
+def _read(archive: zipfile.ZipFile, name: str, limit: int | None = None) -> bytes:
     info = archive.getinfo(name)
-    if info.compress_type != zipfile.ZIP_STORED:
-        raise UnreadableArchive(f"`{name}` is compressed, which torch does to code alone")
-    if info.file_size > limit:
+    _refuse_compressed(info)
+    if limit is not None and info.file_size > limit:
         raise UnreadableArchive(f"`{name}` has {info.file_size:,} bytes, at most {limit:,} were expected")
     return archive.read(info)
 

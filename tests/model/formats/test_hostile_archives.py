@@ -1,15 +1,19 @@
 """TorchScript archives written by hand: what a few bytes of pickle may not make of a machine's memory and time."""
 
 import contextlib
+import copy
 import tracemalloc
+import warnings
 import zipfile
 from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
-from clipkit.model.formats import torchscript
-from clipkit.model.formats.torchscript import MAX_TREE_BYTES, UnreadableArchive, read_tensors
+from clipkit import UserError
+from clipkit.model.formats import tensor_files, torchscript
+from clipkit.model.formats.torchscript import MAX_TREE_BYTES, UnreadableArchive, read_tensors, refuse_inflated
 
 MODULE = b"c__torch__\nM\n)\x81"
 """An empty module on the stack."""
@@ -160,3 +164,49 @@ def test_numbers_and_tensors_are_no_functions(tmp_path: Path) -> None:
     for tree in (b"ctorch\nFloatStorage\n)R", storage("0", 1) + b")R", tensor(b"K\x01", 1)):
         with pytest.raises(UnreadableArchive, match=r"it calls a|has no storage"):
             read_tensors(write(tmp_path / "x.pt", module(("a", tree)), s0=bytes(4)))
+
+
+def test_what_torch_writes_is_stored_plainly(tmp_path: Path) -> None:
+    part = nn.Sequential(nn.Linear(64, 64), nn.BatchNorm1d(64))
+    torch.save({"state_dict": part.state_dict(), "epoch": 1}, tmp_path / "saved.pt")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        torch.jit.save(torch.jit.script(part), tmp_path / "script.pt")
+    for name in ("saved.pt", "script.pt"):
+        refuse_inflated(tmp_path / name, tmp_path.joinpath(name).stat().st_size * 10)
+        found = tensor_files.read_tensors(tmp_path / name)
+        assert torch.equal(found["0.weight"], part[0].weight)
+
+
+@pytest.mark.parametrize("kind", ["saved", "script"])
+@pytest.mark.parametrize("compression", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2])
+def test_numbers_that_are_compressed_are_refused_before_they_are_unpacked(kind: str, compression: int, tmp_path: Path) -> None:
+    torch.save({"w": torch.zeros(10**6)}, tmp_path / "plain.pt")
+    write(tmp_path / "script.pt", module(("w", tensor(storage("0", 10**6), 10**6))), compression=compression, s0=bytes(4 * 10**6))
+    with zipfile.ZipFile(tmp_path / "plain.pt") as old, zipfile.ZipFile(tmp_path / "saved.pt", "w", compression) as new:
+        for info in old.infolist():
+            new.writestr(info.filename, old.read(info))
+    with pytest.raises(UserError, match="is compressed, which torch does to code alone"):
+        tensor_files.read_tensors(tmp_path / f"{kind}.pt")
+
+
+def test_entries_that_lie_in_the_same_bytes_are_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.pt", module(), s0=bytes(10**5))
+    with zipfile.ZipFile(path, "a") as archive:
+        for place in range(1, 4):
+            twin = copy.copy(archive.getinfo("x/data/0"))
+            twin.filename = f"x/data/{place}"
+            archive.filelist.append(twin)
+        archive._didModify = True
+    with pytest.raises(UserError, match=r"its data claim 400,\d+ bytes, the file has 10\d,\d+"):
+        tensor_files.read_tensors(path)
+
+
+def test_code_that_unpacks_to_anything_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path / "x.pt", module())
+    with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("x/code/__torch__.py", bytes(10**6))
+    refuse_inflated(path, 10**7)
+    monkeypatch.setattr(torchscript, "MAX_CODE_BYTES", 10**6 - 1)
+    with pytest.raises(UnreadableArchive, match="its code claims 1,000,000 bytes"):
+        refuse_inflated(path, 10**7)
