@@ -15,7 +15,8 @@ from clipkit import UserError
 from clipkit.model.architectures import Architecture, TextSizes, ViTSizes, architecture
 from clipkit.model.checkpoint import is_package_spec, load_model, load_published, load_spec, open_clip_architecture, save_model
 from clipkit.model.clip import ImageTextModel, build
-from clipkit.model.formats import torchscript
+from clipkit.model.formats import filling, torchscript
+from clipkit.model.inference import arrange_for_encoding
 from clipkit.model.preprocess import Preprocess
 
 Archive = Callable[..., Path]
@@ -282,6 +283,35 @@ def test_weights_that_do_not_fit_are_refused_by_the_tensors_name(kind: str, mess
     torch.save(changed(model, kind), tmp_path / "weights.pt")
     with pytest.raises(UserError, match=message):
         load_published(MINI, tmp_path / "weights.pt")
+
+
+def tied(model: ImageTextModel) -> dict[str, Tensor]:
+    """Weights of two blocks in the same memory, wholly or by half, and one that repeats a number."""
+    state, width = dict(model.state_dict()), 16
+    shared = torch.randn(6 * width, width)
+    first, second = "transformer.resblocks.0.mlp.", "visual.transformer.resblocks.0.mlp."
+    state |= {f"{first}c_fc.weight": shared[: 4 * width], f"{second}c_fc.weight": shared[2 * width :]}
+    state[f"{first}c_proj.weight"] = state[f"{second}c_proj.weight"]
+    state[f"{first}c_fc.bias"] = torch.full((1,), 0.5).expand(4 * width)
+    return state
+
+
+def test_weights_that_share_memory_in_a_file_are_apart_in_the_model(model: ImageTextModel, tmp_path: Path) -> None:
+    state = tied(model)
+    torch.save(state, tmp_path / "weights.pt")
+    loaded = load_published(MINI, tmp_path / "weights.pt").model
+    assert all(torch.equal(tensor, state[name]) for name, tensor in loaded.state_dict().items())
+    pictures = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        before = loaded.encode_image(pictures).projected_BD
+        after = arrange_for_encoding(loaded, precision="fp32").encode_image(pictures).projected_BD
+    torch.testing.assert_close(after, before)
+
+
+def test_weights_that_share_no_memory_are_not_copied(model: ImageTextModel) -> None:
+    state = dict(model.state_dict())
+    filled = filling.fill(Path("weights.pt"), MINI, dict(state)).state_dict()
+    assert all(filled[name].data_ptr() == tensor.data_ptr() for name, tensor in state.items())
 
 
 def test_the_right_name_is_suggested_for_weights_of_another_architecture(tmp_path: Path) -> None:

@@ -57,7 +57,7 @@ def stored_types(state: Mapping[str, Tensor]) -> dict[str, int]:
 
 
 def fill(path: Path, architecture: Architecture, state: dict[str, Tensor], layout: Layout = OPENAI) -> ImageTextModel:
-    """The architecture's model in evaluation mode with these weights as float32.
+    """The architecture's model in evaluation mode with these weights as float32, no two of them in the same memory.
 
     Raises UserError naming the tensor that is missing, unknown, of another shape, or that holds what is no number.
     """
@@ -68,8 +68,22 @@ def fill(path: Path, architecture: Architecture, state: dict[str, Tensor], layou
             state.setdefault(name, torch.zeros((), dtype=torch.int64))
     _compare(path, architecture, wanted, state)
     weights = layout.read({name: _as_float(path, name, state[name]) for name in wanted})
-    model.load_state_dict(weights, assign=True)
+    model.load_state_dict(_apart(weights), assign=True)
     return model.eval()
+
+
+def _apart(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copies of the tensors whose memory another has too: what changes one weight in place would change both.
+
+    Memory is compared, not storages: all tensors of a file may lie in one, each at its own place.
+    """
+    apart = {name: tensor.contiguous() for name, tensor in weights.items()}
+    end = 0
+    for name, tensor in sorted(apart.items(), key=lambda entry: entry[1].data_ptr()):
+        if tensor.data_ptr() < end:
+            apart[name] = tensor.clone()
+        end = max(end, tensor.data_ptr() + tensor.nbytes)
+    return apart
 
 
 def _as_float(path: Path, name: str, tensor: Tensor) -> Tensor:
