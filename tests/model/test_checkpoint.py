@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from clipkit import UserError
 from clipkit.model.architectures import Architecture, TextSizes, ViTSizes, architecture
-from clipkit.model.checkpoint import is_package_spec, load_model, load_published, load_spec, open_clip_architecture, save_model
+from clipkit.model.checkpoint import Loaded, is_package_spec, load_model, load_published, load_spec, open_clip_architecture, save_model
 from clipkit.model.clip import ImageTextModel, build
 from clipkit.model.formats import filling, torchscript
+from clipkit.model.formats.convert import convert
 from clipkit.model.inference import arrange_for_encoding
 from clipkit.model.preprocess import Preprocess
 
@@ -282,6 +283,24 @@ def changed(model: ImageTextModel, kind: str) -> dict[str, Tensor]:
 def test_weights_that_do_not_fit_are_refused_by_the_tensors_name(kind: str, message: str, model: ImageTextModel, tmp_path: Path) -> None:
     torch.save(changed(model, kind), tmp_path / "weights.pt")
     with pytest.raises(UserError, match=message):
+        load_published(MINI, tmp_path / "weights.pt")
+
+
+@pytest.mark.parametrize("kind", ["clipkit", "hugging-face", "open-clip"])
+def test_what_describes_itself_is_not_told_to_name_its_architecture(kind: str, model: ImageTextModel, tmp_path: Path) -> None:
+    place = tmp_path / ("model.safetensors" if kind == "clipkit" else "folder")
+    convert(Loaded(model, Preprocess(32), {}), place, to=kind)
+    file = next(path for path in (place, *place.glob("*.safetensors")) if path.is_file())
+    with safetensors.safe_open(file, "pt") as whole:
+        state, metadata = {name: whole.get_tensor(name) for name in whole.keys()}, whole.metadata()  # noqa: SIM118
+    missing = next(name for name in state if name.endswith(("positional_embedding", "position_embedding.weight")))
+    del state[missing]
+    safetensors.torch.save_file(state, file, metadata=metadata)
+    with pytest.raises(UserError, match=f"`{re.escape(missing)}` is missing: the weights and their description") as refused:
+        load_model(place)
+    assert "name the architecture" not in str(refused.value)
+    torch.save(changed(model, "missing"), tmp_path / "weights.pt")
+    with pytest.raises(UserError, match=r"`ln_final\.bias` is missing: name the architecture"):
         load_published(MINI, tmp_path / "weights.pt")
 
 
