@@ -6,6 +6,7 @@ tree, and one file of raw bytes per tensor. The pickle is read by an unpickler t
 
 import io
 import pickle
+import pickletools
 import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -121,7 +122,9 @@ class _Unpickler(pickle.Unpickler):
         self._root = trees[0].removesuffix("data.pkl")
         self._bytes: dict[str, bytearray] = {}
         self._storages: dict[tuple[str, torch.dtype], _Sealed] = {}
-        super().__init__(io.BytesIO(_read(archive, trees[0], MAX_TREE_BYTES)))
+        tree = _read(archive, trees[0], MAX_TREE_BYTES)
+        _refuse_far_memory(tree)
+        super().__init__(io.BytesIO(tree))
 
     def find_class(self, module: str, name: str) -> Any:
         if module.startswith("__torch__"):
@@ -150,6 +153,13 @@ class _Unpickler(pickle.Unpickler):
         data = self._bytes[key]
         storage = torch.frombuffer(data, dtype=dtype) if data else torch.empty(0, dtype=dtype)
         return self._storages.setdefault((key, dtype), _Sealed(storage))
+
+
+def _refuse_far_memory(tree: bytes) -> None:
+    """pickle keeps what a tree names by numbers in a table as long as the largest number, which five bytes may set to billions."""
+    for step, argument, position in pickletools.genops(tree):
+        if step.name in ("PUT", "LONG_BINPUT") and (number := int(argument or 0)) > (most := position or 0):
+            raise UnreadableArchive(f"it keeps a value as number {number:,} of {most:,} at most")
 
 
 def _read(archive: zipfile.ZipFile, name: str, limit: int | None = None) -> bytes:

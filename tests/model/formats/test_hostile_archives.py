@@ -210,3 +210,9 @@ def test_code_that_unpacks_to_anything_is_refused(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(torchscript, "MAX_CODE_BYTES", 10**6 - 1)
     with pytest.raises(UnreadableArchive, match="its code claims 1,000,000 bytes"):
         refuse_inflated(path, 10**7)
+
+
+@pytest.mark.parametrize("step", [b"r" + (2**22).to_bytes(4, "little"), b"p%d\n" % 2**22])
+def test_a_number_in_a_tree_makes_no_table_as_long(step: bytes, tmp_path: Path) -> None:
+    with pytest.raises(UnreadableArchive, match="it keeps a value as number 4,194,304"):
+        read_tensors(write(tmp_path / "x.pt", module(("a", b"]" + step))))
