@@ -176,7 +176,7 @@ def _load_file(path: Path) -> Loaded:
     if (head := read_head(path)) is None:
         raise _undescribed(path)
     architecture, preprocess, facts = _parse_head(path, head)
-    return _filled(path, "clipkit", architecture, read_tensors(path), preprocess, facts)
+    return _filled(path, "clipkit", architecture, read_tensors(path), preprocess, facts, described=True)
 
 
 def _load_bare(path: Path, activation: Activation, *, is_openai: bool = False) -> Loaded:
@@ -204,13 +204,14 @@ def _load_hugging_face(folder: Path, weights: Path) -> Loaded:
     if file.is_file():
         preprocess = _described(file, lambda: hugging_face.parse_preprocess(read_json(file), architecture.image_size))
     state = {name: tensor for name, tensor in read_tensors(weights).items() if name not in hugging_face.IGNORED}
-    return _filled(weights, "Hugging Face", architecture, state, preprocess, layout=filling.HUGGING_FACE)
+    return _filled(weights, "Hugging Face", architecture, state, preprocess, layout=filling.HUGGING_FACE, described=True)
 
 
 def _load_open_clip(folder: Path, weights: Path) -> Loaded:
     file = folder / "open_clip_config.json"
     architecture, preprocess = _described(file, lambda: open_clip_folder.parse_model(read_json(file)))
-    return _filled(weights, "open_clip", architecture, filling.plain_names(weights, read_tensors(weights)), preprocess)
+    state = filling.plain_names(weights, read_tensors(weights))
+    return _filled(weights, "open_clip", architecture, state, preprocess, described=True)
 
 
 def _filled(
@@ -222,9 +223,10 @@ def _filled(
     facts: dict[str, Any] | None = None,
     *,
     layout: filling.Layout = filling.OPENAI,
+    described: bool = False,
 ) -> Loaded:
     types = filling.stored_types(state)
-    return Loaded(filling.fill(file, architecture, state, layout), preprocess, facts or {}, Source(name, file, types))
+    return Loaded(filling.fill(file, architecture, state, layout, described=described), preprocess, facts or {}, Source(name, file, types))
 
 
 def _resized(loaded: Loaded, *, image_size: int | None, context: int | None) -> Loaded:

@@ -13,9 +13,11 @@ from torch import Tensor, nn
 
 from clipkit import UserError
 from clipkit.model.architectures import Architecture, TextSizes, ViTSizes, architecture
-from clipkit.model.checkpoint import is_package_spec, load_model, load_published, load_spec, open_clip_architecture, save_model
+from clipkit.model.checkpoint import Loaded, is_package_spec, load_model, load_published, load_spec, open_clip_architecture, save_model
 from clipkit.model.clip import ImageTextModel, build
-from clipkit.model.formats import torchscript
+from clipkit.model.formats import filling, torchscript
+from clipkit.model.formats.convert import convert
+from clipkit.model.inference import arrange_for_encoding
 from clipkit.model.preprocess import Preprocess
 
 Archive = Callable[..., Path]
@@ -237,8 +239,9 @@ def test_a_storage_is_read_once_however_often_a_tree_refers_to_it(model: ImageTe
     """A tree of megabytes may refer to one storage of gigabytes any number of times."""
     with zipfile.ZipFile(archive(model, tmp_path / "mini.pt")) as file:
         reader = torchscript._Unpickler(file)
+        half = reader.find_class("torch", "HalfStorage")
         count = next(info.file_size for info in file.infolist() if info.filename.endswith("/data/0")) // 2
-        first, again = (reader.persistent_load(("storage", torch.float16, "0", "cpu", count)) for _ in range(2))
+        first, again = (reader.persistent_load(("storage", half, "0", "cpu", count)).content for _ in range(2))
     assert first.data_ptr() == again.data_ptr()
 
 
@@ -281,6 +284,53 @@ def test_weights_that_do_not_fit_are_refused_by_the_tensors_name(kind: str, mess
     torch.save(changed(model, kind), tmp_path / "weights.pt")
     with pytest.raises(UserError, match=message):
         load_published(MINI, tmp_path / "weights.pt")
+
+
+@pytest.mark.parametrize("kind", ["clipkit", "hugging-face", "open-clip"])
+def test_what_describes_itself_is_not_told_to_name_its_architecture(kind: str, model: ImageTextModel, tmp_path: Path) -> None:
+    place = tmp_path / ("model.safetensors" if kind == "clipkit" else "folder")
+    convert(Loaded(model, Preprocess(32), {}), place, to=kind)
+    file = next(path for path in (place, *place.glob("*.safetensors")) if path.is_file())
+    with safetensors.safe_open(file, "pt") as whole:
+        state, metadata = {name: whole.get_tensor(name) for name in whole.keys()}, whole.metadata()  # noqa: SIM118
+    missing = next(name for name in state if name.endswith(("positional_embedding", "position_embedding.weight")))
+    del state[missing]
+    safetensors.torch.save_file(state, file, metadata=metadata)
+    with pytest.raises(UserError, match=f"`{re.escape(missing)}` is missing: the weights and their description") as refused:
+        load_model(place)
+    assert "name the architecture" not in str(refused.value)
+    torch.save(changed(model, "missing"), tmp_path / "weights.pt")
+    with pytest.raises(UserError, match=r"`ln_final\.bias` is missing: name the architecture"):
+        load_published(MINI, tmp_path / "weights.pt")
+
+
+def tied(model: ImageTextModel) -> dict[str, Tensor]:
+    """Weights of two blocks in the same memory, wholly or by half, and one that repeats a number."""
+    state, width = dict(model.state_dict()), 16
+    shared = torch.randn(6 * width, width)
+    first, second = "transformer.resblocks.0.mlp.", "visual.transformer.resblocks.0.mlp."
+    state |= {f"{first}c_fc.weight": shared[: 4 * width], f"{second}c_fc.weight": shared[2 * width :]}
+    state[f"{first}c_proj.weight"] = state[f"{second}c_proj.weight"]
+    state[f"{first}c_fc.bias"] = torch.full((1,), 0.5).expand(4 * width)
+    return state
+
+
+def test_weights_that_share_memory_in_a_file_are_apart_in_the_model(model: ImageTextModel, tmp_path: Path) -> None:
+    state = tied(model)
+    torch.save(state, tmp_path / "weights.pt")
+    loaded = load_published(MINI, tmp_path / "weights.pt").model
+    assert all(torch.equal(tensor, state[name]) for name, tensor in loaded.state_dict().items())
+    pictures = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        before = loaded.encode_image(pictures).projected_BD
+        after = arrange_for_encoding(loaded, precision="fp32").encode_image(pictures).projected_BD
+    torch.testing.assert_close(after, before)
+
+
+def test_weights_that_share_no_memory_are_not_copied(model: ImageTextModel) -> None:
+    state = dict(model.state_dict())
+    filled = filling.fill(Path("weights.pt"), MINI, dict(state)).state_dict()
+    assert all(filled[name].data_ptr() == tensor.data_ptr() for name, tensor in state.items())
 
 
 def test_the_right_name_is_suggested_for_weights_of_another_architecture(tmp_path: Path) -> None:

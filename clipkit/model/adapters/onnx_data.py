@@ -9,6 +9,8 @@ from pathlib import Path, PurePosixPath
 
 MAX_DEPTH = 64
 """Messages inside messages; a graph inside a graph takes three."""
+MAX_FIELDS = 2_000_000
+"""Fields of the messages on the way, of all together: room for 100,000 nodes of twenty each."""
 MAX_FILES = 100_000
 MAX_NAME = 200
 """Characters of another file's name; file systems allow little more."""
@@ -37,7 +39,7 @@ def external_files(path: Path) -> list[Path]:
         raise UnreadableOnnx("it is empty")
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         names = set()
-        for name in _locations(data, 0, len(data), "model", 0):
+        for name in _locations(_Message(data), 0, len(data), "model", 0):
             names.add(name)
             if len(names) > MAX_FILES:
                 raise UnreadableOnnx(f"it keeps its weights in more than {MAX_FILES:,} files")
@@ -57,37 +59,47 @@ def _beside(path: Path, name: str) -> Path:
     return found
 
 
-def _locations(data: mmap.mmap, start: int, end: int, message: str, depth: int) -> Iterator[str]:
+class _Message:
+    """A protobuf message, of which a number of fields is read and no more: two bytes may be a field."""
+
+    def __init__(self, data: mmap.mmap) -> None:
+        self.data = data
+        self._left = MAX_FIELDS
+
+    def fields(self, start: int, end: int) -> Iterator[tuple[int, int, int]]:
+        """(number, start, end) of the fields of a message that hold bytes; the numbers between them are skipped."""
+        while start < end:
+            self._left -= 1
+            if self._left < 0:
+                raise UnreadableOnnx(f"it has more than {MAX_FIELDS:,} fields")
+            key, start = _varint(self.data, start, end)
+            number, kind = key >> 3, key & 7
+            if kind == 2:
+                length, start = _varint(self.data, start, end)
+                if length > end - start:
+                    raise UnreadableOnnx("it is cut short")
+                yield number, start, start + length
+                start += length
+            elif kind == 0:
+                _, start = _varint(self.data, start, end)
+            elif kind in (1, 5):
+                start += 8 if kind == 1 else 4
+            else:
+                raise UnreadableOnnx("it is no protobuf message")
+
+
+def _locations(file: _Message, start: int, end: int, message: str, depth: int) -> Iterator[str]:
     """The places that a message names, at any depth."""
     if depth > MAX_DEPTH:
         raise UnreadableOnnx(f"its graphs lie more than {MAX_DEPTH} deep in each other")
     if message == "place":
-        entry = {number: data[a:b] for number, a, b in _fields(data, start, end) if b - a <= 4_096}
+        entry = {number: file.data[a:b] for number, a, b in file.fields(start, end) if b - a <= 4_096}
         if entry.get(1) == b"location":
             yield entry.get(2, b"").decode("utf-8", errors="replace")
         return
-    for number, a, b in _fields(data, start, end):
+    for number, a, b in file.fields(start, end):
         if inner := _INSIDE[message].get(number):
-            yield from _locations(data, a, b, inner, depth + 1)
-
-
-def _fields(data: mmap.mmap, start: int, end: int) -> Iterator[tuple[int, int, int]]:
-    """(number, start, end) of the fields of a message that hold bytes; the numbers between them are skipped."""
-    while start < end:
-        key, start = _varint(data, start, end)
-        number, kind = key >> 3, key & 7
-        if kind == 2:
-            length, start = _varint(data, start, end)
-            if length > end - start:
-                raise UnreadableOnnx("it is cut short")
-            yield number, start, start + length
-            start += length
-        elif kind == 0:
-            _, start = _varint(data, start, end)
-        elif kind in (1, 5):
-            start += 8 if kind == 1 else 4
-        else:
-            raise UnreadableOnnx("it is no protobuf message")
+            yield from _locations(file, a, b, inner, depth + 1)
 
 
 def _varint(data: mmap.mmap, start: int, end: int) -> tuple[int, int]:

@@ -56,9 +56,12 @@ def stored_types(state: Mapping[str, Tensor]) -> dict[str, int]:
     return dict(sorted(Counter(names).items()))
 
 
-def fill(path: Path, architecture: Architecture, state: dict[str, Tensor], layout: Layout = OPENAI) -> ImageTextModel:
-    """The architecture's model in evaluation mode with these weights as float32.
+def fill(
+    path: Path, architecture: Architecture, state: dict[str, Tensor], layout: Layout = OPENAI, *, described: bool = False
+) -> ImageTextModel:
+    """The architecture's model in evaluation mode with these weights as float32, no two of them in the same memory.
 
+    `described`: the architecture is of the weights' own description, not of a name that the user could change.
     Raises UserError naming the tensor that is missing, unknown, of another shape, or that holds what is no number.
     """
     model = build_empty(architecture)
@@ -66,10 +69,24 @@ def fill(path: Path, architecture: Architecture, state: dict[str, Tensor], layou
     for name in wanted:
         if name.endswith(_COUNTERS):
             state.setdefault(name, torch.zeros((), dtype=torch.int64))
-    _compare(path, architecture, wanted, state)
+    _compare(path, architecture, wanted, state, described=described)
     weights = layout.read({name: _as_float(path, name, state[name]) for name in wanted})
-    model.load_state_dict(weights, assign=True)
+    model.load_state_dict(_apart(weights), assign=True)
     return model.eval()
+
+
+def _apart(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copies of the tensors whose memory another has too: what changes one weight in place would change both.
+
+    Memory is compared, not storages: all tensors of a file may lie in one, each at its own place.
+    """
+    apart = {name: tensor.contiguous() for name, tensor in weights.items()}
+    end = 0
+    for name, tensor in sorted(apart.items(), key=lambda entry: entry[1].data_ptr()):
+        if tensor.data_ptr() < end:
+            apart[name] = tensor.clone()
+        end = max(end, tensor.data_ptr() + tensor.nbytes)
+    return apart
 
 
 def _as_float(path: Path, name: str, tensor: Tensor) -> Tensor:
@@ -83,22 +100,24 @@ def _as_float(path: Path, name: str, tensor: Tensor) -> Tensor:
     return numbers
 
 
-def _compare(path: Path, architecture: Architecture, wanted: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
+def _compare(path: Path, architecture: Architecture, wanted: Mapping[str, Tensor], state: Mapping[str, Tensor], *, described: bool) -> None:
     label = f"`{path}` does not fit `{architecture.name}`"
     if not state.keys() & wanted.keys():
         raise UserError(f"{label}: it holds no tensor `{next(iter(wanted))}`, nor any other of a CLIP model: give a CLIP checkpoint")
     for name, tensor in wanted.items():
         if name not in state:
-            raise UserError(f"{label}: tensor `{name}` is missing{_hint(state)}")
+            raise UserError(f"{label}: tensor `{name}` is missing{_hint(state, described=described)}")
         if state[name].shape != tensor.shape:
             found, expected = tuple(state[name].shape), tuple(tensor.shape)
-            raise UserError(f"{label}: tensor `{name}` has shape {found}, expected {expected}{_hint(state)}")
+            raise UserError(f"{label}: tensor `{name}` has shape {found}, expected {expected}{_hint(state, described=described)}")
     if unknown := sorted(state.keys() - wanted.keys()):
-        raise UserError(f"{label}: it holds a tensor `{unknown[0][:200]}` that the architecture has not{_hint(state)}")
+        raise UserError(f"{label}: it holds a tensor `{unknown[0][:200]}` that the architecture has not{_hint(state, described=described)}")
 
 
-def _hint(state: Mapping[str, Tensor]) -> str:
-    """The end of the message: which known architectures have such weights."""
+def _hint(state: Mapping[str, Tensor], *, described: bool) -> str:
+    """The end of the message: which known architectures have such weights, and what the user can do."""
     if names := known_names(state):
         return f": these are weights of `{'` or `'.join(names)}`"
+    if described:
+        return ": the weights and their description are not of one model, or one is cut short: copy or download both again"
     return ": name the architecture that the weights were trained with, as `clipkit models list` shows"

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clipkit.model.adapters.onnx_data import MAX_DEPTH, UnreadableOnnx, external_files
+from clipkit.model.adapters import onnx_data
+from clipkit.model.adapters.onnx_data import MAX_DEPTH, MAX_FIELDS, UnreadableOnnx, external_files
 from tests.model.encoders import tower_weights
 from tests.model.onnx_writer import field, graph, node, tensor, value, varint, write_image_tower
 
@@ -77,6 +78,20 @@ def test_every_file_that_is_cut_short_is_refused_or_names_nothing_new(tmp_path: 
         except UnreadableOnnx:
             continue
     assert {file.name for file in found} <= {"weights"}
+
+
+def test_more_fields_than_any_graph_has_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Counted through all messages: each of the two nodes has few."""
+    path = tmp_path / "x.onnx"
+    path.write_bytes(b"\x08\x01" * (MAX_FIELDS + 1))
+    monkeypatch.setattr(onnx_data, "MAX_FIELDS", 100)
+    with pytest.raises(UnreadableOnnx, match="more than 100 fields"):
+        external_files(path)
+    model(path, field(3, "name") * 60, field(3, "name") * 60)
+    with pytest.raises(UnreadableOnnx, match="more than 100 fields"):
+        external_files(path)
+    monkeypatch.setattr(onnx_data, "MAX_FIELDS", 200)
+    assert external_files(path) == []
 
 
 @settings(max_examples=200, deadline=None)
