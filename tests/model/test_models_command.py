@@ -1,6 +1,7 @@
 """`clipkit models`, as it is called."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -150,3 +151,26 @@ def test_a_runs_identity_follows_every_file_of_a_folder_and_weights_behind_a_wor
     (folder / "config.json").write_text((folder / "config.json").read_text().replace("quick_gelu", "gelu"))
     torch.save(build(MINI, seed=1).state_dict(), weights)
     assert all(old != identity(spec, suite, tmp_path).get("weights") for old, spec in zip(before, specs, strict=True))
+
+
+def test_what_torch_says_of_a_pickle_is_not_passed_on(tmp_path: Path) -> None:
+    class Runs:
+        def __reduce__(self) -> Any:
+            return os.system, (f"touch {tmp_path / 'ran'}",)
+
+    torch.save({"weights": Runs()}, tmp_path / "evil.pt")
+    torch.save(torch.nn.Linear(2, 2), tmp_path / "module.pt")
+    torch.save(build(MINI, seed=0).state_dict(), tmp_path / "whole.pt")
+    (tmp_path / "cut.pt").write_bytes((tmp_path / "whole.pt").read_bytes()[:5_000])
+    (tmp_path / "text.pt").write_text("hello")
+    for name, message in (
+        ("evil", "system`, which is run, not read"),
+        ("module", "linear.Linear`"),
+        ("cut", "cut short"),
+        ("text", "cut short"),
+    ):
+        answer = run("show", tmp_path / f"{name}.pt")
+        assert answer.exit_code == 2
+        assert message in answer.stderr
+        assert "weights_only" not in answer.stderr
+    assert not (tmp_path / "ran").exists()

@@ -5,6 +5,7 @@ safetensors, alone or in parts behind an index; TorchScript archives; what `torc
 
 import json
 import math
+import re
 import warnings
 import zipfile
 from collections.abc import Mapping
@@ -141,6 +142,13 @@ def _read_archive(path: Path) -> dict[str, Tensor]:
     return tensors
 
 
+def _reason(error: Exception) -> str:
+    """Why torch refuses a file, and the remedy: what it says itself is pages long, and recommends to run whatever the file holds."""
+    if forbidden := re.search(r"(?i)unsupported (?:global|class|operand|operation)[^\n]{0,200}?([\w]+\.[\w.]+)", str(error)):
+        return f"it holds `{forbidden[1][:100]}`, which is run, not read): save the model's `state_dict()`, best as safetensors"
+    return f"it is cut short, damaged, or no file of `torch.save`: {type(error).__name__}): copy or download it again"
+
+
 def _read_pickle(path: Path) -> dict[str, Tensor]:
     """A file of `torch.save`, read as tensors and containers only; of a training checkpoint, its `state_dict`."""
     try:
@@ -148,9 +156,10 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except torchscript.UnreadableArchive as error:
+        raise UserError(f"`{path}` cannot be read as weights only ({error}): copy or download it again") from None
     except Exception as error:  # Hostile bytes fail in any way they like.
-        reason = str(error).strip().split("\n")[0][:200]
-        raise UserError(f"`{path}` cannot be read as weights only ({reason}): save its state dict as safetensors") from None
+        raise UserError(f"`{path}` cannot be read as weights only ({_reason(error)}") from None
     for name in ("state_dict", "model"):
         if isinstance(loaded, Mapping) and isinstance(loaded.get(name), Mapping):
             loaded = loaded[name]
