@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from clipkit import UserError
 from clipkit.model.adapters.extras import extra
-from clipkit.model.adapters.framing import rgb_pixels
+from clipkit.model.preprocess import rgb_pixels
 from clipkit.model.towers import ImageFeatures
 from clipkit.model.vectors import Encoded, arithmetic, chosen_precision, default_device, encode_in_batches, fingerprint, unit
 
