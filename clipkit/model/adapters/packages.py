@@ -49,7 +49,8 @@ class PeerEncoder:
         self._device = default_device()
         self.precision = chosen_precision(precision, self._device)
         self._peer = peer
-        peer.model.to(self._device).eval()
+        # Weights that are stored in half precision are computed with as every other encoder's: the precision is asked for, not stored.
+        peer.model.to(self._device, torch.float32).eval()
         probe = self.encode_images(self.preprocess(Image.new("RGB", (peer.image_size, peer.image_size), "grey"))[None])
         self.feature_width, self.width = probe.features_BF.shape[1], probe.projected_BD.shape[1]
 
@@ -114,6 +115,7 @@ def _check_tag(name: str, tag: str, open_clip: Any) -> None:
 
 def open_clip_peer(model: Any, transform: Callable[[Image.Image], Tensor], tokenizer: Callable[[list[str]], Tensor]) -> Peer:
     """A model that open_clip has made. Its features are what the image tower's last linear layer reads."""
+    model.float()
     size = model.visual.image_size[0] if isinstance(model.visual.image_size, tuple) else model.visual.image_size
     encode_images = _unprojected(model, torch.zeros(1, 3, size, size))
 

@@ -1,6 +1,8 @@
 """Models of other packages: what is read as features, what is refused. Most need the package."""
 
+import copy
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -34,20 +36,53 @@ def test_where_a_transform_lies_in_memory_is_no_fact_of_it() -> None:
     assert packages._facts(Transform()) == "Compose(<object object>, <function f>, mean=0x5)"
 
 
-def test_a_picture_that_no_model_answers_is_refused_by_preprocessing_alone() -> None:
-    model = nn.Linear(3 * 8 * 8, 5)
+def eight_pixels(image: Image.Image) -> Tensor:
+    return torch.from_numpy(np.array(image.resize((8, 8)))).permute(2, 0, 1).float() / 255
 
-    def transform(image: Image.Image) -> Tensor:
-        return torch.from_numpy(np.array(image.resize((8, 8)))).permute(2, 0, 1).float() / 255
 
+def linear_peer(model: nn.Module, transform: Callable[[Image.Image], Tensor] = eight_pixels) -> Peer:
     def encode(pixels_BCHW: Tensor) -> ImageFeatures:
         return ImageFeatures(model(pixels_BCHW.flatten(1)), 2 * model(pixels_BCHW.flatten(1)))
 
-    encoder = PeerEncoder(Peer(model, transform, "8 pixels", encode, None, 1.0, 8), name="peer")
+    return Peer(model, transform, "8 pixels", encode, None, 1.0, 8)
+
+
+def test_a_picture_that_no_model_answers_is_refused_by_preprocessing_alone() -> None:
+    encoder = PeerEncoder(linear_peer(nn.Linear(3 * 8 * 8, 5)), name="peer")
     features_BF, projected_BD = encoder.encode_images(pixels(encoder))
     torch.testing.assert_close(projected_BD, functional.normalize(features_BF))
     with pytest.raises(UserError, match="no text tower"):
         encoder.encode_texts(TEXTS)
+
+
+@pytest.mark.parametrize("stored", [torch.float16, torch.bfloat16])
+def test_weights_stored_in_half_precision_are_computed_with_in_the_precision_that_is_asked_for(stored: torch.dtype) -> None:
+    half = nn.Linear(3 * 8 * 8, 5).to(stored)
+    whole = copy.deepcopy(half).float()
+    exact, encoder = (PeerEncoder(linear_peer(model), name="peer", precision="fp32") for model in (whole, half))
+    batch = pixels(encoder)
+    assert torch.equal(encoder.encode_images(batch).features_BF, exact.encode_images(batch).features_BF)
+    assert encoder.fingerprint == exact.fingerprint
+    rough = PeerEncoder(linear_peer(half.to(stored)), name="peer", precision="bf16")
+    torch.testing.assert_close(rough.encode_images(batch).features_BF, exact.encode_images(batch).features_BF, atol=0.02, rtol=0.02)
+
+
+@pytest.mark.parametrize("stored", [torch.float16, torch.bfloat16])
+def test_hugging_faces_half_precision_files_are_computed_with_in_fp32_and_in_bf16(tmp_path: Path, stored: torch.dtype) -> None:
+    need("transformers")
+    import transformers
+
+    subject = hugging_face(tmp_path)
+    subject.spec("none")
+    model = transformers.CLIPModel.from_pretrained(tmp_path / "none").to(stored)
+    model.save_pretrained(tmp_path / "none")
+    encoder, whole = subject.load(), model.float().eval()
+    with torch.no_grad():
+        expected_BF = whole.vision_model(pixel_values=pixels(encoder)).pooler_output
+    torch.testing.assert_close(encoder.encode_images(pixels(encoder)).features_BF, expected_BF, atol=1e-6, rtol=1e-5)
+    for precision in ("bf16", "auto"):
+        projected_BD = subject.load(precision=precision).encode_images(pixels(encoder)).projected_BD
+        assert (projected_BD * encoder.encode_images(pixels(encoder)).projected_BD).sum(1).min() > 0.999
 
 
 @pytest.mark.parametrize(
