@@ -6,6 +6,7 @@ The packages are extras and imported when first asked for; weights may be downlo
 import contextlib
 import difflib
 import functools
+import inspect
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -134,24 +135,30 @@ def _unprojected(model: Any, blank_BCHW: Tensor) -> Callable[[Tensor], ImageFeat
     features are the projected ones.
     """
     visual = model.eval().visual
+    encode = _of_any_length(model.encode_image)
     pool: Any = getattr(visual, "attnpool", None)
     if isinstance(getattr(visual, "proj", None), nn.Parameter):
         matrix, visual.proj = visual.proj, None
         model.register_parameter("clipkit_projection", matrix)
-        return lambda pixels_BCHW: _with(model.encode_image(pixels_BCHW), lambda features_BF: features_BF @ matrix)
+        return lambda pixels_BCHW: _with(encode(pixels_BCHW), lambda features_BF: features_BF @ matrix)
     if isinstance(getattr(pool, "c_proj", None), nn.Linear):
         model.clipkit_projection, pool.c_proj = pool.c_proj, _identity(pool.c_proj.in_features)
-        return lambda pixels_BCHW: _with(model.encode_image(pixels_BCHW), model.clipkit_projection)
+        return lambda pixels_BCHW: _with(encode(pixels_BCHW), model.clipkit_projection)
     if (layer := _projecting_layer(visual, blank_BCHW)) is None:
-        return lambda pixels_BCHW: _with(model.encode_image(pixels_BCHW), lambda features_BF: features_BF)
+        return lambda pixels_BCHW: _with(encode(pixels_BCHW), lambda features_BF: features_BF)
     seen: list[Tensor] = []
     layer.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
 
     def encode_images(pixels_BCHW: Tensor) -> ImageFeatures:
-        projected_BD = model.encode_image(pixels_BCHW)
+        projected_BD = encode(pixels_BCHW)
         return ImageFeatures(seen.pop(), projected_BD)
 
     return encode_images
+
+
+def _of_any_length(encode: Callable[..., Tensor]) -> Callable[[Tensor], Tensor]:
+    """CoCa's `encode_image` gives its answers unit length where it is not told to leave them."""
+    return functools.partial(encode, normalize=False) if "normalize" in inspect.signature(encode).parameters else encode
 
 
 def _with(features_BF: Tensor, project: Callable[[Tensor], Tensor]) -> ImageFeatures:

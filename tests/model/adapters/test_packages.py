@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from clipkit import UserError
 from clipkit.model.adapters import packages
-from clipkit.model.adapters.packages import Peer, PeerEncoder
+from clipkit.model.adapters.packages import Peer, PeerEncoder, open_clip_peer
 from clipkit.model.architectures import Architecture, ResNetSizes, TextSizes, ViTSizes
 from clipkit.model.clip import build
 from clipkit.model.encoder import load_encoder
@@ -112,6 +112,45 @@ def test_open_clips_features_and_vectors_are_those_of_our_own_model_with_the_sam
     torch.testing.assert_close(encoded.features_BF, features_BF, atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(encoded.projected_BD, functional.normalize(projected_BD), atol=1e-5, rtol=1e-4)
     assert theirs.logit_scale == pytest.approx(ours.logit_scale.exp().item())
+
+
+class Normalising(nn.Module):
+    """A model of open_clip's kind whose vectors have unit length where nobody asks, as CoCa's do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.visual, self.logit_scale = nn.Flatten(), nn.Parameter(torch.tensor(1.0))
+        self.visual.image_size = 8
+
+    def encode_image(self, pixels_BCHW: Tensor, *, normalize: bool = True) -> Tensor:
+        answer = pixels_BCHW.flatten(1)[:, :6] * self.logit_scale
+        return functional.normalize(answer) if normalize else answer
+
+
+def test_features_of_a_model_that_normalises_of_itself_keep_their_length() -> None:
+    peer = open_clip_peer(Normalising(), eight_pixels, lambda texts: torch.zeros(len(texts), 1))
+    encoder = PeerEncoder(peer, name="peer", precision="fp32")
+    batch = pixels(encoder)
+    torch.testing.assert_close(encoder.encode_images(batch).features_BF, batch.flatten(1)[:, :6])
+
+
+def test_cocas_features_are_what_its_image_tower_answers_before_its_projection(tmp_path: Path) -> None:
+    need("open_clip", "timm")
+    import open_clip as package
+
+    tower = {"image_size": 32, "layers": 2, "width": 32, "head_width": 16, "patch_size": 8, "attentional_pool": True, "output_tokens": True}
+    text = {"context_length": 76, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2, "embed_cls": True, "output_tokens": True}
+    multimodal = {"context_length": 76, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1}
+    torch.manual_seed(0)
+    model = package.CoCa(32, multimodal, text, {**tower, "attn_pooler_heads": 2}).eval()
+    batch = torch.randn(3, 3, 32, 32)
+    with torch.no_grad():
+        projected_BD = model.encode_image(batch)
+        peer = open_clip_peer(model, eight_pixels, lambda texts: torch.zeros(len(texts), 1))
+        features_BF, again_BD = peer.encode_images(batch)
+    torch.testing.assert_close(functional.normalize(again_BD), projected_BD)
+    torch.testing.assert_close(features_BF, model.visual(batch)[0])
+    assert features_BF.norm(dim=1).sub(1).abs().min() > 0.1
 
 
 TIMM_TOWERS = {
