@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from clipkit import UserError
 from clipkit.model.adapters.extras import extra
-from clipkit.model.preprocess import rgb_pixels
+from clipkit.model.preprocess import middle, rgb_pixels
 from clipkit.model.towers import ImageFeatures
 from clipkit.model.vectors import Encoded, arithmetic, chosen_precision, default_device, encode_in_batches, fingerprint, unit
 
@@ -61,8 +61,9 @@ class PeerEncoder:
         return fingerprint(self._peer.model.state_dict(), {"transform": self._peer.transform_facts, "as": self.precision})
 
     def preprocess(self, image: bytes | Image.Image) -> Tensor:
-        """The package's own transform: float (3, H, W). Raises UndecodableImage."""
-        return self._peer.transform(Image.fromarray(rgb_pixels(image).permute(1, 2, 0).numpy()))
+        """The package's own transform: float (3, H, W); of a picture over MAX_ASPECT_RATIO it sees the middle. Raises UndecodableImage."""
+        pixels = middle(rgb_pixels(image))  # the transforms resize the whole, and a line of pixels must not become gigabytes
+        return self._peer.transform(Image.fromarray(pixels.permute(1, 2, 0).numpy()))
 
     @torch.inference_mode()
     def encode_images(self, pixels_BCHW: Tensor) -> Encoded:

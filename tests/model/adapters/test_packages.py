@@ -55,6 +55,26 @@ def test_a_picture_that_no_model_answers_is_refused_by_preprocessing_alone() -> 
         encoder.encode_texts(TEXTS)
 
 
+def test_a_packages_transform_sees_only_the_middle_of_a_line_of_pixels() -> None:
+    seen: list[Image.Image] = []
+
+    def transform(image: Image.Image) -> Tensor:
+        seen.append(image)
+        return eight_pixels(image)
+
+    encoder = PeerEncoder(linear_peer(nn.Linear(3 * 8 * 8, 5), transform), name="peer")
+    line = np.zeros((4, 30_000, 3), np.uint8)
+    line[:, 15_000] = 255
+    for image, sides, bright in (
+        (line, (64, 4), (32, 0)),
+        (line.transpose(1, 0, 2), (4, 64), (0, 32)),
+        (line[:, 14_999:15_063], (64, 4), (1, 0)),
+    ):
+        encoder.preprocess(Image.fromarray(image))
+        assert seen[-1].size == sides
+        assert seen[-1].getpixel(bright) == (255, 255, 255)
+
+
 @pytest.mark.parametrize("stored", [torch.float16, torch.bfloat16])
 def test_weights_stored_in_half_precision_are_computed_with_in_the_precision_that_is_asked_for(stored: torch.dtype) -> None:
     half = nn.Linear(3 * 8 * 8, 5).to(stored)
