@@ -113,6 +113,18 @@ def _check_tag(name: str, tag: str, open_clip: Any) -> None:
         raise UserError(f"open_clip has no model `{name}`: " + (f"did you mean `{near[0]}`?" if near else "give one that it lists"))
     if tag not in (tags := open_clip.list_pretrained_tags_by_model(name)):
         raise UserError(f"open_clip has no weights `{tag}` of `{name}`: it has {', '.join(tags) or 'none'}")
+    _check_activation(name, tag, open_clip)
+
+
+def _check_activation(name: str, tag: str, open_clip: Any) -> None:
+    """Weights tell the activation that they were trained with, and so do models: open_clip only warns where the two differ."""
+    trained = bool(open_clip.get_pretrained_cfg(name, tag).get("quick_gelu"))
+    computed = bool(open_clip.get_model_config(name).get("quick_gelu"))
+    other = f"{name}-quickgelu" if trained else name.removesuffix("-quickgelu")
+    # roberta-ViT-B-32 has no other name: its weights tell no activation, and the model's is theirs.
+    if trained != computed and other != name and tag in open_clip.list_pretrained_tags_by_model(other):
+        has, wants = ("QuickGELU" if quick else "GELU" for quick in (computed, trained))
+        raise UserError(f"`open_clip:{name}/{tag}` has {has}, and its weights were trained with {wants}: write `open_clip:{other}/{tag}`")
 
 
 def open_clip_peer(model: Any, transform: Callable[[Image.Image], Tensor], tokenizer: Callable[[list[str]], Tensor]) -> Peer:

@@ -4,7 +4,7 @@ import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -65,11 +65,8 @@ def test_a_packages_transform_sees_only_the_middle_of_a_line_of_pixels() -> None
     encoder = PeerEncoder(linear_peer(nn.Linear(3 * 8 * 8, 5), transform), name="peer")
     line = np.zeros((4, 30_000, 3), np.uint8)
     line[:, 15_000] = 255
-    for image, sides, bright in (
-        (line, (64, 4), (32, 0)),
-        (line.transpose(1, 0, 2), (4, 64), (0, 32)),
-        (line[:, 14_999:15_063], (64, 4), (1, 0)),
-    ):
+    upright, short = line.transpose(1, 0, 2), line[:, 14_999:15_063]
+    for image, sides, bright in ((line, (64, 4), (32, 0)), (upright, (4, 64), (0, 32)), (short, (64, 4), (1, 0))):
         encoder.preprocess(Image.fromarray(image))
         assert seen[-1].size == sides
         assert seen[-1].getpixel(bright) == (255, 255, 255)
@@ -267,3 +264,64 @@ def test_names_that_the_packages_do_not_know_are_one_sentence() -> None:
         with pytest.raises(UserError, match=message) as caught:
             load_encoder(spec)
         assert "\n" not in str(caught.value)
+
+
+class Catalogue:
+    """What open_clip answers about models and the activation of their weights."""
+
+    quick = ("a-quickgelu", "b")
+    weights: ClassVar = {"a": {"old": True, "new": False}, "a-quickgelu": {"old": True, "new": False}, "b": {"new": False}}
+
+    def list_models(self) -> list[str]:
+        return [*self.weights]
+
+    def list_pretrained_tags_by_model(self, name: str) -> list[str]:
+        return [*self.weights.get(name, {})]
+
+    def get_pretrained_cfg(self, name: str, tag: str) -> dict[str, bool]:
+        return {"quick_gelu": True} if self.weights[name][tag] else {}
+
+    def get_model_config(self, name: str) -> dict[str, Any]:
+        return {"embed_dim": 512, **({"quick_gelu": True} if name in self.quick else {})}
+
+
+@pytest.mark.parametrize(
+    ("name", "tag", "message"),
+    [
+        ("a", "old", "has GELU, and its weights were trained with QuickGELU: write `open_clip:a-quickgelu/old`"),
+        (
+            "a-quickgelu",
+            "new",
+            "`open_clip:a-quickgelu/new` has QuickGELU, and its weights were trained with GELU: write `open_clip:a/new`",
+        ),
+        ("a", "new", None),
+        ("a-quickgelu", "old", None),
+        ("b", "new", None),
+    ],
+)
+def test_weights_of_another_activation_than_the_models_are_refused(name: str, tag: str, message: str | None) -> None:
+    if message is None:
+        packages._check_tag(name, tag, Catalogue())
+        return
+    with pytest.raises(UserError) as caught:
+        packages._check_tag(name, tag, Catalogue())
+    assert str(caught.value) == f"`open_clip:{name}/{tag}` {message}"
+
+
+def test_openais_weights_are_named_with_quickgelu_and_every_published_model_can_be_named() -> None:
+    need("open_clip", "timm")
+    import open_clip as package
+
+    with pytest.raises(UserError, match=r"write `open_clip:ViT-B-32-quickgelu/openai`$"):
+        load_encoder("open_clip:ViT-B-32/openai")
+    packages._check_tag("ViT-B-32-quickgelu", "openai", package)
+    refused = set()
+    for name, tag in package.list_pretrained():
+        try:
+            packages._check_tag(name, tag, package)
+        except UserError as error:
+            instead, _, of = str(error).rpartition("`open_clip:")[2].rstrip("`").partition("/")
+            packages._check_tag(instead, of, package)
+            refused.add((name, tag))
+    assert ("ViT-L-14", "openai") in refused
+    assert ("roberta-ViT-B-32", "laion2b_s12b_b32k") not in refused
