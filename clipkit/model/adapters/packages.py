@@ -8,10 +8,12 @@ import difflib
 import functools
 import inspect
 import re
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+import types
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
+import PIL
 import torch
 from PIL import Image
 from torch import Tensor, nn
@@ -27,7 +29,8 @@ from clipkit.model.vectors import Encoded, arithmetic, chosen_precision, default
 class Peer:
     """A model of another package: its own transform of an RGB picture, and its towers as functions.
 
-    `encode_texts` is None for an image-only model.
+    `encode_texts` is None for an image-only model. `described`: what the package's own description of the model says that changes its
+    answers, as plain data.
     """
 
     model: nn.Module
@@ -37,6 +40,7 @@ class Peer:
     encode_texts: Callable[[Sequence[str], torch.device], Tensor] | None
     logit_scale: float
     image_size: int
+    described: Mapping[str, Any] = field(default_factory=dict)
 
 
 class PeerEncoder:
@@ -50,6 +54,7 @@ class PeerEncoder:
         self._device = default_device()
         self.precision = chosen_precision(precision, self._device)
         self._peer = peer
+        self._structure = structure(peer.model)  # before it runs: a model may remember what it has seen
         # Weights that are stored in half precision are computed with as every other encoder's: the precision is asked for, not stored.
         peer.model.to(self._device, torch.float32).eval()
         probe = self.encode_images(self.preprocess(Image.new("RGB", (peer.image_size, peer.image_size), "grey"))[None])
@@ -57,8 +62,11 @@ class PeerEncoder:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """Hash over weights, transform and precision."""
-        return fingerprint(self._peer.model.state_dict(), {"transform": self._peer.transform_facts, "as": self.precision})
+        """Hash over weights, what the model computes with them, transform, Pillow, which resizes for it, and precision."""
+        peer = self._peer
+        model = {"structure": self._structure, "described": peer.described}
+        facts = {"model": model, "transform": peer.transform_facts, "pillow": PIL.__version__, "as": self.precision}
+        return fingerprint(peer.model.state_dict(), facts)
 
     def preprocess(self, image: bytes | Image.Image) -> Tensor:
         """The package's own transform: float (3, H, W); of a picture over MAX_ASPECT_RATIO it sees the middle. Raises UndecodableImage."""
@@ -241,9 +249,8 @@ def hugging_face_peer(model: Any, processor: Any, tokenizer: Any) -> Peer:
         return text_BD
 
     facts = repr(sorted(processor.to_dict().items()))
-    return Peer(
-        model, transform, facts, encode_images, encode_texts, model.logit_scale.detach().exp().item(), model.config.vision_config.image_size
-    )
+    scale, size = model.logit_scale.detach().exp().item(), model.config.vision_config.image_size
+    return Peer(model, transform, facts, encode_images, encode_texts, scale, size, _settings(model.config.to_dict()))
 
 
 def _load_timm(spec: str, rest: str) -> Peer:
@@ -268,15 +275,42 @@ def timm_peer(model: Any) -> Peer:
     return Peer(model, transform, _facts(transform), encode_images, None, 1.0, facts["input_size"][-1])
 
 
+def structure(model: nn.Module) -> dict[str, Any]:
+    """What a model is beside its weights, as plain data that every process finds: its layers in words and each one's plain attributes.
+
+    Heads, scales and kinds of pooling are attributes, of which a layer's words often tell nothing.
+    """
+    attributes = {name: _plain(vars(module)) for name, module in model.named_modules()}
+    return {"layers": _facts(model), "attributes": {name: found for name, found in attributes.items() if found}}
+
+
+def _plain(attributes: Mapping[str, Any]) -> dict[str, str]:
+    told = {name: value for name, value in attributes.items() if not name.startswith("_") and name not in _NO_FACTS}
+    return {
+        name: getattr(value, "__qualname__", None) or repr(value)
+        for name, value in told.items()
+        if isinstance(value, bool | int | float | str | tuple | types.FunctionType | types.BuiltinFunctionType)
+    }
+
+
+def _settings(described: Mapping[str, Any]) -> dict[str, Any]:
+    """A description of transformers' without where it comes from, who wrote it and how its weights are stored."""
+    kept = {str(name): value for name, value in described.items() if not str(name).startswith("_") and name not in _NO_FACTS}
+    return {name: _settings(value) if isinstance(value, Mapping) else repr(value) for name, value in kept.items()}
+
+
+_NO_FACTS = ("training", "name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures")
+"""Attributes and settings that differ between models which answer alike."""
+
 _OWN_DESCRIPTION = ("local-dir:", "hf-hub:")
 """open_clip's and timm's names for a folder, or a model of the hub, that holds its description beside its weights."""
 
 _LOADERS = {"open_clip": _load_open_clip, "hf": _load_hugging_face, "timm": _load_timm}
 
 
-def _facts(transform: Callable[[Image.Image], Tensor]) -> str:
-    """The transform in words, without memory addresses: what is the same in every process."""
-    return re.sub(r" at 0x[0-9a-f]+", "", repr(transform))
+def _facts(of: object) -> str:
+    """A transform or a model in words, without memory addresses: what is the same in every process."""
+    return re.sub(r" at 0x[0-9a-f]+", "", repr(of))
 
 
 @contextlib.contextmanager

@@ -131,6 +131,61 @@ def test_open_clips_features_and_vectors_are_those_of_our_own_model_with_the_sam
     assert theirs.logit_scale == pytest.approx(ours.logit_scale.exp().item())
 
 
+def attention(heads: int, activation: Callable[[Tensor], Tensor]) -> nn.Module:
+    """Layers of the same weights, whatever its heads and its activation are, of which the words of the module tell nothing."""
+
+    class Attention(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.inner, self.activation = nn.MultiheadAttention(192, heads), activation
+
+        def forward(self, flat_BF: Tensor) -> Tensor:
+            return self.activation(self.inner(flat_BF[None], flat_BF[None], flat_BF[None])[0][0])
+
+    return Attention()
+
+
+def test_the_fingerprint_tells_what_a_model_does_with_its_weights_and_the_pillow_that_resizes(monkeypatch: pytest.MonkeyPatch) -> None:
+    def found(heads: int = 2, activation: Callable[[Tensor], Tensor] = functional.gelu) -> str:
+        return PeerEncoder(linear_peer(attention(heads, activation)), name="peer", precision="fp32").fingerprint
+
+    assert repr(attention(2, functional.gelu)) == repr(attention(4, functional.silu))
+    first = found()
+    assert found() == first
+    assert len({first, found(heads=4), found(activation=functional.silu)}) == 3
+    monkeypatch.setattr("PIL.__version__", "1.0")
+    assert found() != first
+
+
+@pytest.mark.parametrize("change", [{"hidden_act": "gelu"}, {"num_attention_heads": 4}, {"layer_norm_eps": 1e-3}])
+def test_the_fingerprint_of_hugging_faces_models_tells_their_settings(tmp_path: Path, change: dict[str, Any]) -> None:
+    need("transformers")
+    subject = hugging_face(tmp_path)
+    first = subject.load()
+    file = Path(subject.spec("place").removeprefix("hf:")) / "config.json"
+    written = json.loads(file.read_text())
+    file.write_text(json.dumps({**written, "transformers_version": "4.99.0", "_name_or_path": "/elsewhere", "architectures": ["CLIP"]}))
+    assert load_encoder(subject.spec("place"), precision="fp32").fingerprint == first.fingerprint
+    file.write_text(json.dumps({**written, "vision_config": {**written["vision_config"], **change}}))
+    assert load_encoder(subject.spec("place"), precision="fp32").fingerprint != first.fingerprint
+
+
+@pytest.mark.parametrize(("change", "vision"), [({}, {"head_width": 8}), ({}, {"pool_type": "avg"}), ({"quick_gelu": True}, {})])
+def test_the_fingerprint_of_open_clips_models_tells_their_description(
+    tmp_path: Path, change: dict[str, Any], vision: dict[str, Any]
+) -> None:
+    need("open_clip", "timm")
+    subject = open_clip(tmp_path, {"layers": 2, "width": 32, "head_width": 16, "patch_size": 8}, 32)
+    first = subject.load()
+    file = Path(subject.spec("place").removeprefix("open_clip:local-dir:")) / "open_clip_config.json"
+    described = json.loads(file.read_text())
+    described["model_cfg"].update(change)
+    described["model_cfg"]["vision_cfg"].update(vision)
+    file.write_text(json.dumps(described))
+    assert load_encoder(subject.spec("place"), precision="fp32").fingerprint != first.fingerprint
+
+
 class Normalising(nn.Module):
     """A model of open_clip's kind whose vectors have unit length where nobody asks, as CoCa's do."""
 
@@ -292,7 +347,7 @@ class Catalogue:
         (
             "a-quickgelu",
             "new",
-            "`open_clip:a-quickgelu/new` has QuickGELU, and its weights were trained with GELU: write `open_clip:a/new`",
+            "has QuickGELU, and its weights were trained with GELU: write `open_clip:a/new`",
         ),
         ("a", "new", None),
         ("a-quickgelu", "old", None),
