@@ -287,7 +287,7 @@ def structure(model: nn.Module) -> dict[str, Any]:
 def _plain(attributes: Mapping[str, Any]) -> dict[str, str]:
     told = {name: value for name, value in attributes.items() if not name.startswith("_") and name not in _NO_FACTS}
     return {
-        name: getattr(value, "__qualname__", None) or repr(value)
+        name: getattr(value, "__qualname__", None) or _facts(value)
         for name, value in told.items()
         if isinstance(value, bool | int | float | str | tuple | types.FunctionType | types.BuiltinFunctionType)
     }

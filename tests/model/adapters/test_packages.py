@@ -154,6 +154,10 @@ def test_the_fingerprint_tells_what_a_model_does_with_its_weights_and_the_pillow
     first = found()
     assert found() == first
     assert len({first, found(heads=4), found(activation=functional.silu)}) == 3
+    remembering = attention(2, functional.gelu)
+    remembering.places = (object(),)
+    assert "object object" in packages.structure(remembering)["attributes"][""]["places"]
+    assert "0x" not in packages.structure(remembering)["attributes"][""]["places"]
     monkeypatch.setattr("PIL.__version__", "1.0")
     assert found() != first
 
