@@ -39,6 +39,7 @@ real: install  ## the same on real pictures: CIFAR-10, Tux Paint, Fashion-MNIST,
 parity: $(PEER)/.installed  ## towers, checkpoints, tokens and pixels beside open_clip and transformers (half an hour; needs npm, apt-get)
 	@for script in benchmarks/parity/compare_towers.py benchmarks/parity/compare_checkpoints.py benchmarks/parity/compare_inputs.py; do \
 	echo "== $$script"; $(PEER)/bin/python $$script || exit 1; done
+	$(PEER)/bin/python -m pytest tests/model/test_encoder.py tests/model/adapters
 
 bench: install $(PEER)/.installed  ## the fault matrix, then speed, side by side with peers (two hours and more)
 	$(BIN)/python benchmarks/faults/matrix.py

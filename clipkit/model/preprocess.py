@@ -3,9 +3,10 @@
 Pixels stay uint8 until they are on the device: a quarter of the bytes to hand over, and one place that normalises.
 """
 
+import contextlib
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -46,8 +47,7 @@ class Preprocess:
 
     def __call__(self, image: bytes | Image.Image, *, max_pixels: int = MAX_PIXELS) -> Tensor:
         """An encoded or opened picture -> uint8 (3, size, size). Raises UndecodableImage."""
-        pixels = decode_image(image, max_pixels=max_pixels) if isinstance(image, bytes) else _to_tensor(image, max_pixels=max_pixels)
-        return resize_and_crop(pixels, self.size)
+        return resize_and_crop(rgb_pixels(image, max_pixels=max_pixels), self.size)
 
     def normalise(self, pixels_BCHW: Tensor) -> Tensor:
         """uint8 pixels -> float32, on the pixels' device."""
@@ -81,6 +81,17 @@ def normalise(
     return pixels_BCHW / scale - shift
 
 
+def rgb_pixels(image: bytes | Image.Image, *, max_pixels: int = MAX_PIXELS) -> Tensor:
+    """An encoded or opened picture -> uint8 RGB (3, H, W), as `decode_image`. Raises UndecodableImage.
+
+    Pillow reads an opened file's pixels when they are first asked for: one that is cut short is found out here.
+    """
+    if isinstance(image, bytes):
+        return decode_image(image, max_pixels=max_pixels)
+    with _reading():
+        return _to_tensor(image, max_pixels=max_pixels)
+
+
 def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Tensor:
     """An encoded picture -> uint8 RGB (3, H, W).
 
@@ -89,9 +100,14 @@ def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Tensor:
     """
     if data[:3] == b"\xff\xd8\xff" and (pixels := _decode_plain_jpeg(data, max_pixels)) is not None:
         return pixels
+    with _reading(), Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        return _to_tensor(image, max_pixels=max_pixels)
+
+
+@contextlib.contextmanager
+def _reading() -> Iterator[None]:
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            return _to_tensor(image, max_pixels=max_pixels)
+        yield
     except UndecodableImage:
         raise
     except Exception as error:  # Pillow's readers answer hostile bytes with errors of any kind.

@@ -8,6 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.model import peer_torchvision
+
+assert peer_torchvision  # imported before a peer is
+
 
 class Traced(nn.Module):
     """A module with the names of another one, as scriptable as OpenAI's archives."""

@@ -10,6 +10,7 @@ import sys
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -22,6 +23,7 @@ from clipkit import UserError
 from clipkit.model.encoder import Encoder, load_encoder
 from clipkit.model.preprocess import UndecodableImage
 
+ROOT = Path(__file__).resolve().parents[2]
 TEXTS = ("a photo of a cat", "dog", "a very long sentence about a house on a hill near the sea", "")
 Change = Literal["none", "weights", "preprocessing", "place"]
 """In what an encoder differs from the first: nothing, a number of its weights, its preprocessing, the name and path of its files."""
@@ -199,7 +201,7 @@ class EncoderContract:
         assert subject.load(precision="auto").fingerprint in known
 
     def test_the_fingerprint_is_the_same_in_another_process(self, subject: Subject) -> None:
-        code = "import sys; from clipkit.model.encoder import load_encoder; "
+        code = "import sys; import tests.model.peer_torchvision; from clipkit.model.encoder import load_encoder; "
         code += "print('fingerprint', load_encoder(sys.argv[1], precision='fp32').fingerprint)"
         done = subprocess.run(
             [sys.executable, "-W", "ignore", "-c", code, subject.spec("none")],
@@ -207,6 +209,7 @@ class EncoderContract:
             text=True,
             check=True,
             timeout=120,
+            cwd=ROOT,
             env={**os.environ, "PYTHONHASHSEED": "7"},
         )
         assert f"fingerprint {subject.load().fingerprint}" in done.stdout

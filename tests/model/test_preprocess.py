@@ -1,5 +1,6 @@
 import contextlib
 import io
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from clipkit.model.preprocess import (
     normalise,
     resize_and_crop,
     resize_shorter_side,
+    rgb_pixels,
 )
 
 
@@ -192,3 +194,22 @@ def test_a_damaged_description_is_refused(change: dict) -> None:
     assert Preprocess.from_facts(Preprocess(32).facts()) == Preprocess(32)
     with pytest.raises((ValueError, TypeError)):
         Preprocess.from_facts({**Preprocess(32).facts(), **change})
+
+
+def test_an_opened_picture_of_a_palette_is_drawn_without_a_warning_and_a_gigantic_one_refused() -> None:
+    palette = drawn(20, 10).quantize(16)
+    data = encoded(palette, transparency=3)
+    assert torch.equal(rgb_pixels(Image.open(io.BytesIO(data))), rgb_pixels(data))
+    with pytest.raises(UndecodableImage, match="20 x 10 pixels"):
+        rgb_pixels(palette, max_pixels=199)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "BMP"])
+@pytest.mark.parametrize("read", [rgb_pixels, Preprocess(32)])
+def test_an_opened_picture_that_is_cut_short_is_undecodable_as_its_bytes_are(kind: str, read: Callable[..., torch.Tensor]) -> None:
+    whole = encoded(drawn(90, 70), kind)
+    half = whole[: len(whole) // 2]
+    with pytest.raises(UndecodableImage, match="not a readable picture"):
+        read(half)
+    with pytest.raises(UndecodableImage, match="not a readable picture"):
+        read(Image.open(io.BytesIO(half)))

@@ -18,8 +18,9 @@ from PIL import Image
 from torch import Tensor
 
 from clipkit import UserError
-from clipkit.model.adapters.framing import frame, normalised, rgb_pixels
+from clipkit.model.adapters.framing import frame, normalised
 from clipkit.model.adapters.programs import Program
+from clipkit.model.preprocess import rgb_pixels
 from clipkit.model.resizing import RESIZING
 from clipkit.model.tokenizer import Tokenizer
 from clipkit.model.vectors import Encoded, encode_in_batches, known_precision, unit

@@ -1,27 +1,12 @@
 """Any picture to the square that a model of others wants: which side is resized, how, and how much of it the square shows."""
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-from clipkit.model.preprocess import MAX_PIXELS, UndecodableImage, centre, centre_crop, decode_image, middle, resized_sides
+from clipkit.model.preprocess import centre, centre_crop, middle, resized_sides
 from clipkit.model.resizing import resize_part
 from clipkit.recipe import PictureKnobs
-
-
-def rgb_pixels(image: bytes | Image.Image) -> Tensor:
-    """An encoded or opened picture -> uint8 (3, H, W). Raises UndecodableImage."""
-    if isinstance(image, bytes):
-        return decode_image(image)
-    if image.width * image.height > MAX_PIXELS:
-        raise UndecodableImage(f"{image.width} x {image.height} pixels are more than {MAX_PIXELS:,}")
-    if image.mode != "RGB":
-        image = image.copy()
-        image.info.pop("transparency", None)  # of which Pillow would warn that RGB cannot hold it
-        image = image.convert("RGB")
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
 def frame(pixels: Tensor, knobs: PictureKnobs) -> Tensor:

@@ -6,18 +6,21 @@ The packages are extras and imported when first asked for; weights may be downlo
 import contextlib
 import difflib
 import functools
+import inspect
 import re
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+import types
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
+import PIL
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
 from clipkit import UserError
 from clipkit.model.adapters.extras import extra
-from clipkit.model.adapters.framing import rgb_pixels
+from clipkit.model.preprocess import middle, rgb_pixels
 from clipkit.model.towers import ImageFeatures
 from clipkit.model.vectors import Encoded, arithmetic, chosen_precision, default_device, encode_in_batches, fingerprint, unit
 
@@ -26,7 +29,8 @@ from clipkit.model.vectors import Encoded, arithmetic, chosen_precision, default
 class Peer:
     """A model of another package: its own transform of an RGB picture, and its towers as functions.
 
-    `encode_texts` is None for an image-only model.
+    `encode_texts` is None for an image-only model. `described`: what the package's own description of the model says that changes its
+    answers, as plain data.
     """
 
     model: nn.Module
@@ -36,6 +40,7 @@ class Peer:
     encode_texts: Callable[[Sequence[str], torch.device], Tensor] | None
     logit_scale: float
     image_size: int
+    described: Mapping[str, Any] = field(default_factory=dict)
 
 
 class PeerEncoder:
@@ -49,18 +54,24 @@ class PeerEncoder:
         self._device = default_device()
         self.precision = chosen_precision(precision, self._device)
         self._peer = peer
-        peer.model.to(self._device).eval()
+        self._structure = structure(peer.model)  # before it runs: a model may remember what it has seen
+        # Weights that are stored in half precision are computed with as every other encoder's: the precision is asked for, not stored.
+        peer.model.to(self._device, torch.float32).eval()
         probe = self.encode_images(self.preprocess(Image.new("RGB", (peer.image_size, peer.image_size), "grey"))[None])
         self.feature_width, self.width = probe.features_BF.shape[1], probe.projected_BD.shape[1]
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """Hash over weights, transform and precision."""
-        return fingerprint(self._peer.model.state_dict(), {"transform": self._peer.transform_facts, "as": self.precision})
+        """Hash over weights, what the model computes with them, transform, Pillow, which resizes for it, and precision."""
+        peer = self._peer
+        model = {"structure": self._structure, "described": peer.described}
+        facts = {"model": model, "transform": peer.transform_facts, "pillow": PIL.__version__, "as": self.precision}
+        return fingerprint(peer.model.state_dict(), facts)
 
     def preprocess(self, image: bytes | Image.Image) -> Tensor:
-        """The package's own transform: float (3, H, W). Raises UndecodableImage."""
-        return self._peer.transform(Image.fromarray(rgb_pixels(image).permute(1, 2, 0).numpy()))
+        """The package's own transform: float (3, H, W); of a picture over MAX_ASPECT_RATIO it sees the middle. Raises UndecodableImage."""
+        pixels = middle(rgb_pixels(image))  # the transforms resize the whole, and a line of pixels must not become gigabytes
+        return self._peer.transform(Image.fromarray(pixels.permute(1, 2, 0).numpy()))
 
     @torch.inference_mode()
     def encode_images(self, pixels_BCHW: Tensor) -> Encoded:
@@ -110,10 +121,23 @@ def _check_tag(name: str, tag: str, open_clip: Any) -> None:
         raise UserError(f"open_clip has no model `{name}`: " + (f"did you mean `{near[0]}`?" if near else "give one that it lists"))
     if tag not in (tags := open_clip.list_pretrained_tags_by_model(name)):
         raise UserError(f"open_clip has no weights `{tag}` of `{name}`: it has {', '.join(tags) or 'none'}")
+    _check_activation(name, tag, open_clip)
+
+
+def _check_activation(name: str, tag: str, open_clip: Any) -> None:
+    """Weights tell the activation that they were trained with, and so do models: open_clip only warns where the two differ."""
+    trained = bool(open_clip.get_pretrained_cfg(name, tag).get("quick_gelu"))
+    computed = bool(open_clip.get_model_config(name).get("quick_gelu"))
+    other = f"{name}-quickgelu" if trained else name.removesuffix("-quickgelu")
+    # roberta-ViT-B-32 has no other name: its weights tell no activation, and the model's is theirs.
+    if trained != computed and other != name and tag in open_clip.list_pretrained_tags_by_model(other):
+        has, wants = ("QuickGELU" if quick else "GELU" for quick in (computed, trained))
+        raise UserError(f"`open_clip:{name}/{tag}` has {has}, and its weights were trained with {wants}: write `open_clip:{other}/{tag}`")
 
 
 def open_clip_peer(model: Any, transform: Callable[[Image.Image], Tensor], tokenizer: Callable[[list[str]], Tensor]) -> Peer:
     """A model that open_clip has made. Its features are what the image tower's last linear layer reads."""
+    model.float()
     size = model.visual.image_size[0] if isinstance(model.visual.image_size, tuple) else model.visual.image_size
     encode_images = _unprojected(model, torch.zeros(1, 3, size, size))
 
@@ -132,24 +156,30 @@ def _unprojected(model: Any, blank_BCHW: Tensor) -> Callable[[Tensor], ImageFeat
     features are the projected ones.
     """
     visual = model.eval().visual
+    encode = _of_any_length(model.encode_image)
     pool: Any = getattr(visual, "attnpool", None)
     if isinstance(getattr(visual, "proj", None), nn.Parameter):
         matrix, visual.proj = visual.proj, None
         model.register_parameter("clipkit_projection", matrix)
-        return lambda pixels_BCHW: _with(model.encode_image(pixels_BCHW), lambda features_BF: features_BF @ matrix)
+        return lambda pixels_BCHW: _with(encode(pixels_BCHW), lambda features_BF: features_BF @ matrix)
     if isinstance(getattr(pool, "c_proj", None), nn.Linear):
         model.clipkit_projection, pool.c_proj = pool.c_proj, _identity(pool.c_proj.in_features)
-        return lambda pixels_BCHW: _with(model.encode_image(pixels_BCHW), model.clipkit_projection)
+        return lambda pixels_BCHW: _with(encode(pixels_BCHW), model.clipkit_projection)
     if (layer := _projecting_layer(visual, blank_BCHW)) is None:
-        return lambda pixels_BCHW: _with(model.encode_image(pixels_BCHW), lambda features_BF: features_BF)
+        return lambda pixels_BCHW: _with(encode(pixels_BCHW), lambda features_BF: features_BF)
     seen: list[Tensor] = []
     layer.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
 
     def encode_images(pixels_BCHW: Tensor) -> ImageFeatures:
-        projected_BD = model.encode_image(pixels_BCHW)
+        projected_BD = encode(pixels_BCHW)
         return ImageFeatures(seen.pop(), projected_BD)
 
     return encode_images
+
+
+def _of_any_length(encode: Callable[..., Tensor]) -> Callable[[Tensor], Tensor]:
+    """CoCa's `encode_image` gives its answers unit length where it is not told to leave them."""
+    return functools.partial(encode, normalize=False) if "normalize" in inspect.signature(encode).parameters else encode
 
 
 def _with(features_BF: Tensor, project: Callable[[Tensor], Tensor]) -> ImageFeatures:
@@ -219,9 +249,8 @@ def hugging_face_peer(model: Any, processor: Any, tokenizer: Any) -> Peer:
         return text_BD
 
     facts = repr(sorted(processor.to_dict().items()))
-    return Peer(
-        model, transform, facts, encode_images, encode_texts, model.logit_scale.detach().exp().item(), model.config.vision_config.image_size
-    )
+    scale, size = model.logit_scale.detach().exp().item(), model.config.vision_config.image_size
+    return Peer(model, transform, facts, encode_images, encode_texts, scale, size, _settings(model.config.to_dict()))
 
 
 def _load_timm(spec: str, rest: str) -> Peer:
@@ -246,15 +275,42 @@ def timm_peer(model: Any) -> Peer:
     return Peer(model, transform, _facts(transform), encode_images, None, 1.0, facts["input_size"][-1])
 
 
+def structure(model: nn.Module) -> dict[str, Any]:
+    """What a model is beside its weights, as plain data that every process finds: its layers in words and each one's plain attributes.
+
+    Heads, scales and kinds of pooling are attributes, of which a layer's words often tell nothing.
+    """
+    attributes = {name: _plain(vars(module)) for name, module in model.named_modules()}
+    return {"layers": _facts(model), "attributes": {name: found for name, found in attributes.items() if found}}
+
+
+def _plain(attributes: Mapping[str, Any]) -> dict[str, str]:
+    told = {name: value for name, value in attributes.items() if not name.startswith("_") and name not in _NO_FACTS}
+    return {
+        name: getattr(value, "__qualname__", None) or _facts(value)
+        for name, value in told.items()
+        if isinstance(value, bool | int | float | str | tuple | types.FunctionType | types.BuiltinFunctionType)
+    }
+
+
+def _settings(described: Mapping[str, Any]) -> dict[str, Any]:
+    """A description of transformers' without where it comes from, who wrote it and how its weights are stored."""
+    kept = {str(name): value for name, value in described.items() if not str(name).startswith("_") and name not in _NO_FACTS}
+    return {name: _settings(value) if isinstance(value, Mapping) else repr(value) for name, value in kept.items()}
+
+
+_NO_FACTS = ("training", "name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures")
+"""Attributes and settings that differ between models which answer alike."""
+
 _OWN_DESCRIPTION = ("local-dir:", "hf-hub:")
 """open_clip's and timm's names for a folder, or a model of the hub, that holds its description beside its weights."""
 
 _LOADERS = {"open_clip": _load_open_clip, "hf": _load_hugging_face, "timm": _load_timm}
 
 
-def _facts(transform: Callable[[Image.Image], Tensor]) -> str:
-    """The transform in words, without memory addresses: what is the same in every process."""
-    return re.sub(r" at 0x[0-9a-f]+", "", repr(transform))
+def _facts(of: object) -> str:
+    """A transform or a model in words, without memory addresses: what is the same in every process."""
+    return re.sub(r" at 0x[0-9a-f]+", "", repr(of))
 
 
 @contextlib.contextmanager

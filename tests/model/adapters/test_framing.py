@@ -1,6 +1,5 @@
 """Pictures to squares, against Pillow's own resizing and against plain arithmetic."""
 
-import io
 import math
 
 import numpy as np
@@ -8,8 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from clipkit.model.adapters.framing import frame, normalised, rgb_pixels
-from clipkit.model.preprocess import Preprocess, UndecodableImage
+from clipkit.model.adapters.framing import frame, normalised
+from clipkit.model.preprocess import Preprocess, rgb_pixels
 from clipkit.recipe import PictureKnobs
 
 FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
@@ -77,14 +76,3 @@ def test_colours_are_normalised_then_put_into_the_programs_order() -> None:
     torch.testing.assert_close(turned[1, 2, 3], expected.flip(0))
     raw = normalised(pixels, knobs(size=4, mean=(0, 0, 0), std=(1 / 255, 1 / 255, 1 / 255)))
     torch.testing.assert_close(raw, pixels.float())
-
-
-def test_an_opened_picture_of_a_palette_is_drawn_without_a_warning_and_a_gigantic_one_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    palette = smooth(20, 10).quantize(16)
-    file = io.BytesIO()
-    palette.save(file, "PNG", transparency=3)
-    opened = Image.open(io.BytesIO(file.getvalue()))
-    assert torch.equal(rgb_pixels(opened), rgb_pixels(file.getvalue()))
-    monkeypatch.setattr("clipkit.model.adapters.framing.MAX_PIXELS", 199)
-    with pytest.raises(UndecodableImage, match="20 x 10 pixels"):
-        rgb_pixels(palette)
