@@ -64,6 +64,8 @@ def train(recipe: TrainRecipe, shards: Shards, run: Run, evaluate: Callable[[Pat
         if batches.is_cache_refused:
             run.log.warning("no memory for `data.cache_bytes` = %d: pictures are decoded each time they come", recipe.data.cache_bytes)
         _resume(state, run)
+        if recipe.model.compile and rank() == 0:
+            run.say("compiling the towers: the first steps take minutes")
         _run_steps(recipe, state, batches, run=run, steps=steps)
         report = _finish(recipe, state, batches, run=run, evaluate=evaluate) if rank() == 0 else {}
         return dict(gather_objects(report)[0])
