@@ -4,6 +4,7 @@ import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -384,3 +385,26 @@ def test_openais_weights_are_named_with_quickgelu_and_every_published_model_can_
             refused.add((name, tag))
     assert ("ViT-L-14", "openai") in refused
     assert ("roberta-ViT-B-32", "laion2b_s12b_b32k") not in refused
+
+
+def test_hugging_faces_library_is_asked_for_clip_without_code_and_without_pickles(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[str, Any] = {}
+
+    class Auto:
+        @staticmethod
+        def from_pretrained(name: str, **how: Any) -> SimpleNamespace:
+            asked.update(how)
+            return SimpleNamespace(model_type="clip" if name == "a/clip" else "bert")
+
+    class Model:
+        @staticmethod
+        def from_pretrained(name: str, **how: Any) -> None:
+            asked.update(how)
+            raise OSError(f"no safetensors in {name}")
+
+    monkeypatch.setattr(packages, "extra", lambda module, name: SimpleNamespace(AutoConfig=Auto, CLIPModel=Model))
+    with pytest.raises(UserError, match="is a model of type `bert`: give one of type `clip`"):
+        load_encoder("hf:a/bert")
+    with pytest.raises(UserError, match="no safetensors in a/clip"):
+        load_encoder("hf:a/clip")
+    assert asked == {"trust_remote_code": False, "use_safetensors": True}

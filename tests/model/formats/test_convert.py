@@ -307,3 +307,9 @@ def test_a_folder_that_could_not_be_finished_leaves_nothing(tmp_path: Path, monk
     with pytest.raises(OSError, match="No space"):
         convert(random_model(VIT), tmp_path / "out", to="hugging-face")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_hugging_faces_library_is_told_which_token_ends_a_text(tmp_path: Path) -> None:
+    folder = written(random_model(VIT), tmp_path, "hugging-face")
+    text = json.loads((folder / "config.json").read_text())["text_config"]
+    assert (text["bos_token_id"], text["eos_token_id"], text["vocab_size"]) == (49406, 49407, 49408)
