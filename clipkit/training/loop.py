@@ -209,8 +209,7 @@ def _finish(
 ) -> dict[str, Any]:
     """Write the final weights, measure what was asked for, and report."""
     progress, path = state.progress, run.path / WEIGHTS
-    seen = progress.step * recipe.batch_size
-    save_model(path, state.model, preprocess=state.preprocess, facts={"step": progress.step, "samples_seen": seen})
+    save_model(path, state.model, preprocess=state.preprocess, facts={"step": progress.step})
     held_out = batches.held_out_N
     assert progress.loss is not None
     numbers = {
@@ -224,7 +223,7 @@ def _finish(
         "model": str(path),
         "pairs": batches.count,
         "steps": progress.step,
-        "samples_seen": seen,
+        "samples_seen": progress.step * recipe.batch_size,
         **numbers,
         "logit_scale": float(state.model.logit_scale.detach().exp()),
         "samples_per_second": progress.step * recipe.batch_size / progress.seconds,
