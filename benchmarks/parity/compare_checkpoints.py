@@ -166,7 +166,7 @@ def main() -> int:
     options = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     options.add_argument("--write", type=Path, help="a JSON file for open_clip's resized positions")
     given = options.parse_args()
-    from peers import allow_torchvision_without_its_library
+    from torchvision_alone import allow_torchvision_without_its_library
 
     kept = allow_torchvision_without_its_library()
     if given.write:

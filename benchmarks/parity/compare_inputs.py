@@ -28,10 +28,11 @@ import fetch  # noqa: E402
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from drawn import drawn_pictures, photographs  # noqa: E402
-from peers import REFERENCE_TEXT, TEXTS, allow_torchvision_without_its_library  # noqa: E402
+from peers import REFERENCE_TEXT, TEXTS  # noqa: E402
 from PIL import Image  # noqa: E402
 from torch import Tensor  # noqa: E402
 from torch.nn import functional  # noqa: E402
+from torchvision_alone import allow_torchvision_without_its_library  # noqa: E402
 
 from clipkit.model.preprocess import OPENAI_MEAN, OPENAI_STD, Preprocess, centre_crop, decode_image  # noqa: E402
 from clipkit.model.tokenizer import END_OF_TEXT, Tokenizer  # noqa: E402

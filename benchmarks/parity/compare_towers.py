@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peers import REFERENCES, TEXTS, allow_torchvision_without_its_library, formula_pixels, formula_weights, peer_model
+from peers import REFERENCES, TEXTS, formula_pixels, formula_weights, peer_model
 from torch import Tensor, nn
+from torchvision_alone import allow_torchvision_without_its_library
 
 from clipkit.model.architectures import Architecture, ResNetSizes, architecture, architectures
 from clipkit.model.clip import build_empty

@@ -4,7 +4,6 @@ PEER, the environment of the scripts, has clipkit, open_clip_torch 3.3.0 and tra
 """
 
 import math
-import sys
 
 import torch
 from torch import Tensor, nn
@@ -104,18 +103,3 @@ def peer_model(ours: Architecture) -> nn.Module:
         quick_gelu=ours.activation == "quick_gelu",
     )
     return model.eval()
-
-
-def allow_torchvision_without_its_library() -> object:
-    """torchvision's wheel for CUDA does not import beside a CPU torch, because two operators stay undeclared: declare them."""
-    try:
-        import torchvision  # noqa: F401
-
-        return None
-    except RuntimeError:
-        for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
-            del sys.modules[name]
-        library = torch.library.Library("torchvision", "DEF")
-        for operator in ("nms", "qnms"):
-            library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        return library

@@ -30,6 +30,7 @@ import pandas as pd
 import torch
 import webdataset as wds
 from PIL import Image
+from torchvision_alone import allow_torchvision_without_its_library
 
 IMAGES = ("jpg", "png", "webp")
 Read = Counter[tuple[str, str]]
@@ -140,21 +141,6 @@ def compare(found: Read, error: str | None, wanted: Read) -> dict[str, Any]:
     missing, extra = wanted - found, found - wanted
     told = {"read": found.total(), "same": (wanted & found).total(), "missing": missing.total(), "extra": extra.total()}
     return told if error is None else {**told, "error": error}
-
-
-def allow_torchvision_without_its_library() -> object:
-    """torchvision's wheel for CUDA does not import beside a CPU torch, because two operators stay undeclared: declare them."""
-    try:
-        import torchvision  # noqa: F401
-
-        return None
-    except RuntimeError:
-        for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
-            del sys.modules[name]
-        library = torch.library.Library("torchvision", "DEF")
-        for operator in ("nms", "qnms"):
-            library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        return library
 
 
 def main() -> int:

@@ -35,7 +35,7 @@ from torch.nn.utils import get_total_norm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "parity"))
 
-from peers import allow_torchvision_without_its_library
+from torchvision_alone import allow_torchvision_without_its_library
 
 from clipkit.model.architectures import architecture
 from clipkit.model.checkpoint import Loaded

@@ -10,6 +10,6 @@ if importlib.util.find_spec("torchvision") is not None:
     folder = str(Path(__file__).resolve().parents[2] / "benchmarks" / "parity")
     sys.path.insert(0, folder)
     try:
-        LIBRARY = importlib.import_module("peers").allow_torchvision_without_its_library()
+        LIBRARY = importlib.import_module("torchvision_alone").allow_torchvision_without_its_library()
     finally:
         sys.path.remove(folder)
