@@ -40,7 +40,7 @@ def show_model(
     ],
     as_json: JsonOption = False,
 ) -> None:
-    """Sizes and parameter counts of an architecture; of a model also its format, tokenizer, preprocessing, facts and fingerprint.
+    """Sizes and parameter counts of an architecture; of a model also its format, tokenizer, preprocessing, facts and a hash of its weights.
 
     Example: `clipkit models show ViT-B-32`, `clipkit models show runs/model`, `clipkit models show openai:weights.pt`.
     """

@@ -97,9 +97,9 @@ def load_spec(spec: str, *, image_size: int | None = None, context: int | None =
     if not colon or kind not in ("openai", "open_clip") or _exists(Path(spec)):
         return load_model(Path(spec), image_size=image_size, context=context)
     name, at, file = rest.partition("@")
-    if kind == "openai" and _exists(Path(rest)):
+    if kind == "openai" and rest and _exists(Path(rest)):
         loaded = _load_bare(Path(rest), "quick_gelu")
-    elif kind == "open_clip" and _exists(Path(rest)):
+    elif kind == "open_clip" and rest and _exists(Path(rest)):
         raise _undescribed(Path(rest))
     elif not name or not at or not file:
         either = "`openai:FILE` or " if kind == "openai" else ""

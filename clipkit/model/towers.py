@@ -24,7 +24,7 @@ class PatchEmbedding(nn.Module):
     """Picture to tokens: patches, a class token before them, positions, and the LayerNorm that CLIP adds (section 2.4).
 
     In training a share `drops` of each picture's patches, other ones every time, is left out (FLIP, Li et al. 2023, section 3):
-    with half of them a step takes little more than half the time.
+    with half of them a step of ViT-B-16 takes 0.55 of the time.
     """
 
     def __init__(self, image_size: int, patch_size: int, width: int) -> None:
@@ -107,7 +107,8 @@ class ImageTextModel(nn.Module):
             part.drops = share
 
     def compile_towers(self) -> None:
-        """From now on both encodings run compiled; the graph is made at the first call. There is no break in it."""
+        """From now on both encodings run compiled, as whole graphs, made at the first call. A ResNet that recomputes cannot be: its batch
+        norms are told by a context, which a graph has not."""
         for name in ("encode_image", "encode_text"):
             setattr(self, name, torch.compile(getattr(self, name), fullgraph=True))
 

@@ -29,7 +29,7 @@ WRITTEN_OUT = 2**26
 def attend(query_BHLK: Tensor, key_BHLK: Tensor, value_BHLK: Tensor, *, causal: bool) -> Tensor:
     """softmax(Q K^T / sqrt(K)) V per head (Vaswani et al., section 3.2.1), by a fused kernel where that is the fast way.
 
-    torch's fused kernel for bfloat16 on a CPU takes 1.4 to 2.2 times as long as the plain formula at the lengths of texts and pictures
+    torch's fused kernel for bfloat16 on a CPU takes 1.4 to 2 times as long as the plain formula at the lengths of texts and pictures
     (torch 2.13, 17 to 257 tokens), its backward pass 6 to 18 times; there the formula is written out.
     """
     if query_BHLK.dtype is not torch.bfloat16 or query_BHLK.device.type != "cpu" or _would_hold_too_much(query_BHLK, key_BHLK):

@@ -17,14 +17,14 @@ class ModelKnobs(Section):
     initial_temperature: float = Field(0.07, gt=0, le=1e6, description="temperature of a new model (CLIP 2.5: 0.07, a logit scale of 14.3)")
     max_logit_scale: float = Field(100.0, gt=1, le=1e6, description="the learned logit scale is clipped here (CLIP 2.5: 100)")
     drop_patches: float = Field(
-        0.0, ge=0, lt=1, description="ViT: share of every picture's patches that a step leaves out; half: nearly twice as fast (FLIP)"
+        0.0, ge=0, lt=1, description="ViT: share of every picture's patches that a step leaves out (FLIP); half: ViT-B-16 1.8 times as fast"
     )
     gradient_checkpointing: bool = Field(
         False,
         json_schema_extra=FREE,
         description="keep the inputs of blocks only and compute the rest again for the gradient: same gradients, less memory",
     )
-    compile: bool = Field(False, description="torch.compile the towers: minutes at the start, faster steps on a GPU")
+    compile: bool = Field(False, description="torch.compile the towers: minutes at the start; for GPUs")
 
 
 class DataKnobs(Section):

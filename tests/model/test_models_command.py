@@ -95,6 +95,8 @@ def test_a_model_is_converted_and_resized(tmp_path: Path) -> None:
     [
         (["show", "ViT-B-23"], "did you mean `ViT-B-32`"),
         (["show", "no/such.pt"], "no checkpoint `no/such.pt`: give a training run's directory or a weights file"),
+        (["show", "openai:"], "`openai:` names no weights file"),
+        (["show", "open_clip:"], "`open_clip:` names no weights file"),
         (["show", "hf:a/b"], "is loaded by another package"),
         (["convert", "timm:x", "out.safetensors"], "is loaded by another package"),
         (["convert", "no/such", "out.safetensors"], "no checkpoint `no/such`"),
