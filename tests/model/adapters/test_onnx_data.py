@@ -38,6 +38,47 @@ def test_files_are_found_in_the_graph_in_constants_and_in_graphs_inside_it(tmp_p
     assert [file.name for file in external_files(path)] == ["a", "b", "c"]
 
 
+def in_attribute(*parts: bytes) -> bytes:
+    return node("Constant", [], ["c"], field(1, "value") + b"".join(parts))
+
+
+OUTSIDE = tensor("w", WEIGHT, "../secret")
+WAYS_IN = {
+    "an attribute's tensor": in_attribute(field(5, OUTSIDE)),
+    "its list of tensors": in_attribute(field(10, OUTSIDE)),
+    "its graph": in_attribute(field(6, field(5, OUTSIDE))),
+    "its list of graphs": in_attribute(field(11, field(5, OUTSIDE))),
+    "its sparse tensor's values": in_attribute(field(22, field(1, OUTSIDE))),
+    "its sparse tensor's places": in_attribute(field(22, field(2, OUTSIDE))),
+    "its list of sparse tensors": in_attribute(field(23, field(1, OUTSIDE))),
+    "a sparse weight of its graph": in_attribute(field(6, field(15, field(1, OUTSIDE)))),
+}
+
+
+@pytest.mark.parametrize("way", WAYS_IN)
+def test_every_way_in_which_a_file_can_be_named_is_looked_at(way: str, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "secret").write_bytes(bytes(16))
+    with pytest.raises(UnreadableOnnx, match="outside its folder"):
+        external_files(model(tmp_path / "in" / "x.onnx", WAYS_IN[way]))
+
+
+@pytest.mark.parametrize(
+    "part", [field(20, field(1, field(5, OUTSIDE))), field(20, field(2, field(5, OUTSIDE)))], ids=["training", "algorithm"]
+)
+def test_graphs_for_training_are_looked_at_too(part: bytes, tmp_path: Path) -> None:
+    (tmp_path / "x.onnx").write_bytes(model(tmp_path / "x.onnx").read_bytes() + part)
+    with pytest.raises(UnreadableOnnx, match="outside its folder"):
+        external_files(tmp_path / "x.onnx")
+
+
+def test_functions_are_looked_at_too(tmp_path: Path) -> None:
+    for part in (field(25, field(7, in_attribute(field(5, OUTSIDE)))), field(25, field(11, field(5, OUTSIDE)))):
+        (tmp_path / "x.onnx").write_bytes(model(tmp_path / "x.onnx").read_bytes() + part)
+        with pytest.raises(UnreadableOnnx, match="outside its folder"):
+            external_files(tmp_path / "x.onnx")
+
+
 @pytest.mark.parametrize("place", ["../secret", "sub/../../secret", "/etc/passwd", "", "..\\secret", "a/../../../b"])
 def test_places_outside_the_folder_are_refused(tmp_path: Path, place: str) -> None:
     (tmp_path / "in").mkdir()
