@@ -350,13 +350,16 @@ class _HostileHandler(BaseHTTPRequestHandler):
             self.wfile.write(body)
 
     def reader(self) -> int:
-        """The process at the other end."""
-        address = f"0100007F:{self.client_address[1]:04X}"
-        [inode] = [line.split()[9] for line in Path("/proc/net/tcp").read_text().splitlines() if line.split()[1] == address]
-        for descriptor in Path("/proc").glob("[0-9]*/fd/*"):
-            with contextlib.suppress(OSError):
-                if os.readlink(descriptor) == f"socket:[{inode}]":
-                    return int(descriptor.parts[2])
+        """The process at the other end, whatever other connections and processes come and go while it is looked for."""
+        ends = [f"0100007F:{port:04X}" for port in (self.client_address[1], self.server.server_address[1])]
+        for _ in range(100):  # the kernel's table may leave out a row while others change
+            inodes = {row[9] for row in map(str.split, Path("/proc/net/tcp").read_text().splitlines()) if row[1:3] == ends}
+            for process in filter(str.isdigit, os.listdir("/proc")):
+                with contextlib.suppress(OSError):
+                    for descriptor in os.listdir(f"/proc/{process}/fd"):
+                        with contextlib.suppress(OSError):
+                            if os.readlink(f"/proc/{process}/fd/{descriptor}").removeprefix("socket:[").removesuffix("]") in inodes:
+                                return int(process)
         raise AssertionError(f"nobody has {self.client_address}")
 
     def log_message(self, format: str, *args: Any) -> None:
