@@ -25,7 +25,7 @@ from clipkit.recipe.queries import BigramKnobs, BuildQueriesRecipe, TitleKnobs, 
 from clipkit.recipe.read import dump, flatten, free_knobs, from_options, knobs, load_recipe
 from clipkit.recipe.section import Section
 from clipkit.recipe.shards import ImportRecipe, MergeRecipe, ReshardRecipe
-from clipkit.recipe.train import DataKnobs, ModelKnobs, OptimiserKnobs, TrainRecipe
+from clipkit.recipe.train import DataKnobs, LossKnobs, ModelKnobs, OptimiserKnobs, TrainRecipe
 
 __all__ = [
     "COMMANDS",
@@ -40,6 +40,7 @@ __all__ = [
     "EvalRecipe",
     "ImageKnobs",
     "ImportRecipe",
+    "LossKnobs",
     "MatchKnobs",
     "MergeRecipe",
     "ModelKnobs",

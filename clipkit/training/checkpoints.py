@@ -1,6 +1,7 @@
 """Checkpoints: a run between two steps, kept on disk so that it resumes to the same bits.
 
-A checkpoint is a folder `step-NNNNNNNN` with `model.safetensors` (which `--model` takes), `optimiser.safetensors` and `state.json`.
+A checkpoint is a folder `step-NNNNNNNN` with `model.safetensors` (which `--model` takes), `head.safetensors` (the
+objective's own weights), `optimiser.safetensors` and `state.json`.
 It is written under another name and renamed when it is whole. It holds no random state, because none is carried from step to step:
 order, augmentation and whatever a model draws are functions of the seed and the step.
 """
@@ -34,6 +35,7 @@ def save_checkpoint(folder: Path, state: State, *, keep: int) -> Path:
         shutil.rmtree(leftover, ignore_errors=True)
     temporary.mkdir(parents=True)
     save_model(temporary / "model.safetensors", state.model, preprocess=state.preprocess, facts={"step": state.progress.step})
+    save_tensors(temporary / "head.safetensors", {name: tensor.cpu().contiguous() for name, tensor in state.head.state_dict().items()})
     save_tensors(temporary / "optimiser.safetensors", _optimiser_tensors(state))
     write_json(temporary / "state.json", asdict(state.progress))
     _flush(temporary)
@@ -53,6 +55,7 @@ def load_checkpoint(path: Path, state: State) -> None:
     """Put a checkpoint's weights, moments and progress into `state`. Raises UserError when it is damaged."""
     try:
         state.model.load_state_dict(load_model(path / "model.safetensors").model.state_dict())
+        state.head.load_state_dict(load_file(path / "head.safetensors"))
         _fill_optimiser(state, load_file(path / "optimiser.safetensors"))
         state.progress = Progress(**json.loads((path / "state.json").read_text(encoding="utf-8")))
     except (OSError, SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
@@ -64,7 +67,7 @@ def _optimiser_tensors(state: State) -> dict[str, Tensor]:
     """AdamW's moments by the name of their weight."""
     moments = {
         f"{moment}/{name}": state.optimiser.state[parameter][moment]
-        for name, parameter in state.model.named_parameters()
+        for name, parameter in state.named_parameters()
         if parameter in state.optimiser.state
         for moment in _MOMENTS
     }
@@ -72,7 +75,7 @@ def _optimiser_tensors(state: State) -> dict[str, Tensor]:
 
 
 def _fill_optimiser(state: State, tensors: dict[str, Tensor]) -> None:
-    for name, parameter in state.model.named_parameters():
+    for name, parameter in state.named_parameters():
         if not parameter.requires_grad and f"step/{name}" not in tensors:
             continue  # Frozen: it never had moments.
         step, *moments = (tensors[f"{moment}/{name}"] for moment in _MOMENTS)

@@ -28,9 +28,10 @@ from clipkit.training import metrics
 from clipkit.training.batches import Batch, Batches
 from clipkit.training.checkpoints import checkpoints, load_checkpoint, save_checkpoint
 from clipkit.training.distributed import gather_objects, joined, mean_over_ranks, rank, ranks, wait_for_all
-from clipkit.training.objectives import OBJECTIVES, Inputs, Scoring, distinct
+from clipkit.training.objectives import Inputs, distinct
 from clipkit.training.retrieval import measure_retrieval
 from clipkit.training.schedule import learning_rate
+from clipkit.training.scoring import Scoring
 from clipkit.training.state import State, new_state
 
 METRICS = "metrics.jsonl"
@@ -84,7 +85,7 @@ def _resume(state: State, run: Run) -> None:
 
 def _run_steps(recipe: TrainRecipe, state: State, batches: Batches, *, run: Run, steps: int) -> None:
     """From the state's step to the last one."""
-    scoring = _on_ranks(Scoring(state.model, OBJECTIVES[recipe.objective], precision=recipe.precision))
+    scoring = _on_ranks(Scoring(state.model, state.objective, head=state.head, precision=recipe.precision))
     progress, clock = state.progress, _Clock()
     with _progress_bar(run, (steps - progress.step) * recipe.batch_size) as advance:
         for batch in clock.waiting_for(batches.from_step(progress.step, steps)):
@@ -121,7 +122,7 @@ def _step(recipe: TrainRecipe, state: State, scoring: nn.Module, *, batch: Batch
     loss = float(mean_over_ranks(scored.loss))
     state.optimiser.zero_grad(set_to_none=True)
     scored.loss.backward()
-    parameters = list(state.model.parameters())
+    parameters = [parameter for _, parameter in state.named_parameters()]
     norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
     if not (math.isfinite(loss) and math.isfinite(float(norm))):
         raise _not_finite(loss, batch=batch, step=step, run=run)
@@ -142,7 +143,7 @@ def _inputs(batch: Batch, state: State) -> Inputs:
     pixels_BCHW = batch.pixels_BCHW.to(state.device, non_blocking=True).contiguous(memory_format=state.layout)
     texts, caption_B = distinct(batch.texts)
     tokens_UL = Tokenizer(state.model.architecture.text.context)(texts)
-    return Inputs(state.preprocess.normalise(pixels_BCHW), tokens_UL.to(state.device), caption_B.to(state.device))
+    return Inputs(state.preprocess.normalise(pixels_BCHW), tokens_UL.to(state.device), caption_B.to(state.device), tuple(batch.texts))
 
 
 def _on_ranks(scoring: Scoring) -> nn.Module:

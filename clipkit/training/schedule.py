@@ -5,6 +5,7 @@ import math
 import torch
 from torch import nn
 
+from clipkit.model.architectures import Architecture, ResNetSizes
 from clipkit.recipe import OptimiserKnobs
 
 
@@ -28,12 +29,15 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, ob
     ]
 
 
-def build_optimiser(model: nn.Module, knobs: OptimiserKnobs) -> torch.optim.AdamW:
-    """AdamW in its fused form, which reads and writes every weight once."""
+def build_optimiser(model: nn.Module, knobs: OptimiserKnobs, *, architecture: Architecture) -> torch.optim.AdamW:
+    """AdamW in its fused form, which reads and writes every weight once; table 18's second moment and epsilon where none are given."""
+    of_resnet = isinstance(architecture.image, ResNetSizes)
+    beta2 = knobs.beta2 if knobs.beta2 is not None else 0.999 if of_resnet else 0.98
+    epsilon = knobs.epsilon if knobs.epsilon is not None else 1e-8 if of_resnet else 1e-6
     return torch.optim.AdamW(
         parameter_groups(model, knobs.weight_decay),
         lr=knobs.learning_rate,
-        betas=(knobs.beta1, knobs.beta2),
-        eps=knobs.epsilon,
+        betas=(knobs.beta1, beta2),
+        eps=epsilon,
         fused=True,
     )

@@ -1,10 +1,13 @@
 """What a training run is made of between two steps: model, optimiser, progress; and what it starts from."""
 
 import math
+from collections.abc import Iterator
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from clipkit import UserError
 from clipkit.model.architectures import ResNetSizes, architecture
@@ -13,6 +16,7 @@ from clipkit.model.clip import ImageTextModel, build
 from clipkit.model.preprocess import Preprocess
 from clipkit.recipe import ModelKnobs, TrainRecipe
 from clipkit.training.distributed import synchronise_batch_norm
+from clipkit.training.objectives import OBJECTIVES, Objective
 from clipkit.training.schedule import build_optimiser
 
 LIKE_THE_WEIGHTS = "start_from"
@@ -41,6 +45,8 @@ class State:
 
     model: ImageTextModel
     preprocess: Preprocess
+    objective: Objective
+    head: nn.Module
     optimiser: torch.optim.AdamW
     progress: Progress
 
@@ -48,6 +54,11 @@ class State:
     def device(self) -> torch.device:
         """Where the model is."""
         return self.model.logit_scale.device
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Every weight, the model's under its own name, the objective's under `head.`."""
+        yield from self.model.named_parameters()
+        yield from self.head.named_parameters(prefix="head")
 
     @property
     def layout(self) -> torch.memory_format:
@@ -59,9 +70,13 @@ def new_state(recipe: TrainRecipe, device: torch.device) -> State:
     """A model with its first weights, on the device, and an optimiser that has not yet stepped."""
     model, preprocess = first_weights(recipe.model, seed=recipe.seed)
     model = model.to(device).train()
+    objective = OBJECTIVES[recipe.objective](recipe.loss)
+    head = objective.make_head(model.architecture, torch.Generator().manual_seed(recipe.seed + 1)).to(device).train()
     synchronise_batch_norm(model)
     _set_up(model, recipe.model)
-    state = State(model, preprocess, build_optimiser(model, recipe.optimiser), Progress())
+    _freeze(model, {"image", "text"} - objective.trains)
+    optimiser = build_optimiser(nn.ModuleDict({"model": model, "head": head}), recipe.optimiser, architecture=model.architecture)
+    state = State(model, preprocess, objective, head, optimiser, Progress())
     model.to(memory_format=state.layout)  # type: ignore[call-overload]
     return state
 
@@ -83,6 +98,15 @@ def _set_up(model: ImageTextModel, knobs: ModelKnobs) -> None:
                 "cannot have: set one of them to false"
             )
         model.compile_towers()
+
+
+def _freeze(model: ImageTextModel, towers: AbstractSet[str]) -> None:
+    """Leave these towers' weights as they are. What a shared architecture has in common belongs to both."""
+    shared = {"image", "text"} if model.architecture.shared else set()
+    for name, parameter in model.named_parameters():
+        tower = {"image"} if name.startswith("visual.") else set() if name == "logit_scale" else shared or {"text"}
+        if tower and tower <= towers:
+            parameter.requires_grad_(False)
 
 
 def first_weights(knobs: ModelKnobs, *, seed: int) -> tuple[ImageTextModel, Preprocess]:

@@ -13,10 +13,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from clipkit.model.clip import ImageTextModel, architecture, build
+from clipkit.recipe import LossKnobs
 from clipkit.run import Run
 from clipkit.training import distributed, loop
 from clipkit.training.losses import contrastive_loss
-from clipkit.training.objectives import OBJECTIVES, Inputs, Scoring
+from clipkit.training.objectives import OBJECTIVES, Inputs
+from clipkit.training.scoring import Scoring
 
 BATCH = 6
 
@@ -65,7 +67,7 @@ def gradients(name: str) -> dict[str, Tensor]:
     """Loss, gradients and buffers after scoring this rank's rows."""
     model, inputs = whole_batch(name)
     distributed.synchronise_batch_norm(model)
-    scoring = loop._on_ranks(Scoring(model, OBJECTIVES["clip"], precision="fp32"))
+    scoring = loop._on_ranks(Scoring(model, OBJECTIVES["clip"](LossKnobs()), head=torch.nn.Module(), precision="fp32"))
     scored = scoring(inputs._replace(pixels_BCHW=my_rows(inputs.pixels_BCHW), caption_B=my_rows(inputs.caption_B)))
     scored.loss.backward()
     found = {parameter_name: parameter.grad for parameter_name, parameter in model.named_parameters()}

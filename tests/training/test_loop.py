@@ -16,6 +16,7 @@ from clipkit import UserError
 from clipkit.recipe import TrainRecipe
 from clipkit.run import Run
 from clipkit.training import loop
+from clipkit.training.objectives import OBJECTIVES, Objective
 
 
 def change(recipe: TrainRecipe, **knobs) -> TrainRecipe:
@@ -120,15 +121,15 @@ def test_seeds_change_the_run_and_equal_seeds_do_not(make_shards, recipe, tmp_pa
 
 def test_a_loss_that_is_not_finite_stops_before_the_step_and_names_the_pairs(make_shards, recipe, tmp_path, monkeypatch):
     shards = make_shards(40)
-    honest = loop.OBJECTIVES["clip"]
+    honest = OBJECTIVES["clip"](recipe.loss)
 
     def exploding(model, inputs):
-        scored = honest(model, inputs)
+        scored = honest.score(model, inputs)
         exploding.calls += 1
         return scored._replace(loss=scored.loss * math.nan) if exploding.calls == 7 else scored
 
     exploding.calls = 0
-    monkeypatch.setitem(loop.OBJECTIVES, "clip", exploding)
+    monkeypatch.setitem(OBJECTIVES, "clip", lambda knobs: Objective(exploding))
     with pytest.raises(UserError, match=r"the loss is nan at step 6") as stopped:
         loop.train(recipe, shards, run_at(tmp_path))
     named = json.loads((tmp_path / "stopped-batch.json").read_text())
@@ -140,25 +141,25 @@ def test_a_loss_that_is_not_finite_stops_before_the_step_and_names_the_pairs(mak
 
 
 def test_a_gradient_that_is_not_finite_stops_too(make_shards, recipe, tmp_path, monkeypatch):
-    honest = loop.OBJECTIVES["clip"]
+    honest = OBJECTIVES["clip"](recipe.loss)
 
     def steep(model, inputs):
-        scored = honest(model, inputs)
+        scored = honest.score(model, inputs)
         flat = (model.logit_scale - model.logit_scale.detach()).abs().sqrt()  # Zero, with a slope without end.
         return scored._replace(loss=scored.loss + flat)
 
-    monkeypatch.setitem(loop.OBJECTIVES, "clip", steep)
+    monkeypatch.setitem(OBJECTIVES, "clip", lambda knobs: Objective(steep))
     with pytest.raises(UserError, match="the gradient is not finite at step 0"):
         loop.train(recipe, make_shards(40), run_at(tmp_path))
 
 
 def test_the_logit_scale_is_pushed_to_its_maximum_and_never_passes_it(make_shards, recipe, tmp_path, monkeypatch):
-    honest = loop.OBJECTIVES["clip"]
+    honest = OBJECTIVES["clip"](recipe.loss)
 
     def pushing(model, inputs):
-        return honest(model, inputs)._replace(loss=-100 * model.logit_scale)  # Its slope is upwards alone.
+        return honest.score(model, inputs)._replace(loss=-100 * model.logit_scale)  # Its slope is upwards alone.
 
-    monkeypatch.setitem(loop.OBJECTIVES, "clip", pushing)
+    monkeypatch.setitem(OBJECTIVES, "clip", lambda knobs: Objective(pushing))
     knobs = change(recipe, model={"max_logit_scale": 16.0}, optimiser={"learning_rate": 0.1, "warmup_steps": 0})
     loop.train(knobs, make_shards(40), run_at(tmp_path))
     scales = [line["logit_scale"] for line in lines_of(tmp_path)]

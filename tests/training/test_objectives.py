@@ -5,14 +5,21 @@ import torch
 
 from clipkit.model.clip import architecture, build
 from clipkit.model.vectors import unit
-from clipkit.recipe import TrainRecipe
+from clipkit.recipe import LossKnobs, TrainRecipe
 from clipkit.training.losses import contrastive_loss
-from clipkit.training.objectives import OBJECTIVES, Inputs, Scoring, clip, distinct
+from clipkit.training.objectives import OBJECTIVES, Inputs, distinct
+from clipkit.training.scoring import Scoring
+
+CLIP = OBJECTIVES["clip"](LossKnobs())
 
 
 @pytest.fixture
 def model():
     return build(architecture("ViT-tiny-32"), seed=0)
+
+
+def scored(model, inputs, precision="fp32"):
+    return Scoring(model, CLIP, head=torch.nn.Module(), precision=precision)(inputs)
 
 
 def batch(captions: list[int]) -> Inputs:
@@ -24,8 +31,8 @@ def batch(captions: list[int]) -> Inputs:
 
 def test_a_caption_that_repeats_is_encoded_once_with_the_loss_and_gradients_of_encoding_it_each_time(model):
     inputs = batch([0, 1, 0, 2, 0])
-    once = clip(model, inputs).loss
-    each = clip(model, inputs._replace(tokens_UL=inputs.tokens_UL[inputs.caption_B], caption_B=torch.arange(5))).loss
+    once = scored(model, inputs).loss
+    each = scored(model, inputs._replace(tokens_UL=inputs.tokens_UL[inputs.caption_B], caption_B=torch.arange(5))).loss
     torch.testing.assert_close(once, each)
     for first, second in zip(*(torch.autograd.grad(loss, list(model.parameters())) for loss in (once, each)), strict=True):
         torch.testing.assert_close(first, second, rtol=1e-4, atol=1e-6)
@@ -37,15 +44,15 @@ def test_it_is_the_contrastive_loss_of_the_unit_vectors_times_the_exponential_of
         image = unit(model.encode_image(inputs.pixels_BCHW).projected_BD)
         text = unit(model.encode_text(inputs.tokens_UL))
         expected = contrastive_loss(image, text, torch.tensor(1 / 0.07))
-        scored = clip(model, inputs)
-    torch.testing.assert_close(scored.loss, expected)
-    torch.testing.assert_close(scored.numbers["pair_cosine"], (image * text).sum(1).mean())
+        found = scored(model, inputs)
+    torch.testing.assert_close(found.loss, expected)
+    torch.testing.assert_close(found.numbers["pair_cosine"], (image * text).sum(1).mean())
 
 
 def test_bf16_rounds_the_towers_and_nothing_else(model):
     inputs = batch([0, 1, 2, 3])
-    full = Scoring(model, clip, precision="fp32")(inputs).loss.detach()
-    rounded = Scoring(model, clip, precision="bf16")(inputs).loss.detach()
+    full = scored(model, inputs, "fp32").loss.detach()
+    rounded = scored(model, inputs, "bf16").loss.detach()
     assert rounded.dtype == torch.float32
     assert float(rounded) != float(full)
     assert float(rounded) == pytest.approx(float(full), rel=0.02)

@@ -44,9 +44,20 @@ def test_one_step_is_adamw_by_hand():
     weight, gain = torch.nn.Parameter(torch.full((1, 1), 2.0)), torch.nn.Parameter(torch.full((1,), 2.0))
     module = torch.nn.Module()
     module.weight, module.gain = weight, gain
-    optimiser = build_optimiser(module, OptimiserKnobs(learning_rate=0.1, weight_decay=0.5, epsilon=1e-6))
+    optimiser = build_optimiser(
+        module, OptimiserKnobs(learning_rate=0.1, weight_decay=0.5, epsilon=1e-6), architecture=architecture("ViT-tiny-32")
+    )
     weight.grad, gain.grad = torch.full((1, 1), 3.0), torch.full((1,), -3.0)
     optimiser.step()
     # The first step is the sign of the gradient; the decay is lr x 0.5 x weight, and of the weight alone.
     assert float(weight.detach()) == pytest.approx(2 - 0.1 * 0.5 * 2 - 0.1, abs=1e-5)
     assert float(gain.detach()) == pytest.approx(2 + 0.1, abs=1e-5)
+
+
+@pytest.mark.parametrize(("name", "beta2", "epsilon"), [("RN-tiny-32", 0.999, 1e-8), ("ViT-tiny-32", 0.98, 1e-6)])
+def test_second_moment_and_epsilon_are_the_papers_for_the_image_tower_where_the_recipe_gives_none(name, beta2, epsilon):
+    module = torch.nn.Linear(2, 2)
+    made = build_optimiser(module, OptimiserKnobs(), architecture=architecture(name)).param_groups[0]
+    assert (made["betas"], made["eps"]) == ((0.9, beta2), epsilon)
+    given = build_optimiser(module, OptimiserKnobs(beta2=0.9, epsilon=1e-3), architecture=architecture(name)).param_groups[0]
+    assert (given["betas"], given["eps"]) == ((0.9, 0.9), 1e-3)

@@ -1,4 +1,4 @@
-"""The loss functions: vectors to a number, in float32, exact on any number of ranks."""
+"""CLIP's loss."""
 
 import torch
 from torch import Tensor

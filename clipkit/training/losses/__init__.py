@@ -1,0 +1,5 @@
+"""The loss functions: vectors to a number, in float32 or better, exact on any number of ranks."""
+
+from clipkit.training.losses.contrastive import contrastive_loss
+
+__all__ = ["contrastive_loss"]
