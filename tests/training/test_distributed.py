@@ -1,52 +1,20 @@
 """Two ranks (gloo, two processes) against one: the same gradients, the same run."""
 
 import json
-import multiprocessing
-import os
-import socket
-from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from clipkit.model.clip import ImageTextModel, architecture, build
 from clipkit.recipe import LossKnobs
 from clipkit.run import Run
 from clipkit.training import distributed, loop
-from clipkit.training.losses import contrastive_loss
 from clipkit.training.objectives import OBJECTIVES, Inputs
 from clipkit.training.scoring import Scoring
+from tests.training.ranks import my_rows, run_ranks
 
 BATCH = 6
-
-
-def run_ranks(work: Callable[[], dict[str, Tensor]], folder: Path) -> list[dict[str, Tensor]]:
-    """Call `work` in two forked processes that find each other as torchrun's would, and return what each of them found."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-
-    def on_rank(rank: int) -> None:
-        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-        torch.set_num_threads(1)
-        save_file({name: tensor.contiguous() for name, tensor in work().items()}, folder / f"rank-{rank}.safetensors")
-
-    context = multiprocessing.get_context("fork")
-    processes = [context.Process(target=on_rank, args=(rank,)) for rank in (0, 1)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(100)
-    assert [process.exitcode for process in processes] == [0, 0]
-    return [load_file(folder / f"rank-{rank}.safetensors") for rank in (0, 1)]
-
-
-def my_rows(x: Tensor) -> Tensor:
-    rows = len(x) // distributed.ranks()
-    return x[distributed.rank() * rows : (distributed.rank() + 1) * rows]
 
 
 def whole_batch(name: str) -> tuple[ImageTextModel, Inputs]:
@@ -88,29 +56,6 @@ def test_two_ranks_have_the_gradients_of_one_with_the_whole_batch(name, tmp_path
     for tensor_name, expected in alone.items():
         for found in (first, second):
             torch.testing.assert_close(found[tensor_name], expected, rtol=1e-6, atol=1e-9, msg=lambda text, n=tensor_name: f"{n}: {text}")
-
-
-def test_each_ranks_rows_get_the_gradient_they_have_in_the_whole_loss(tmp_path):
-    generator = torch.Generator().manual_seed(0)
-    image, text = (torch.nn.functional.normalize(torch.randn(BATCH, 5, generator=generator).double(), dim=1) for _ in range(2))
-    scale = torch.tensor(20.0, dtype=torch.float64)
-
-    def scored() -> dict[str, Tensor]:
-        leaves = [my_rows(image).clone().requires_grad_(), my_rows(text).clone().requires_grad_(), scale.clone().requires_grad_()]
-        loss = contrastive_loss(*leaves)
-        loss.backward()
-        return {"loss": loss.detach(), "image": leaves[0].grad, "text": leaves[1].grad, "scale": leaves[2].grad}
-
-    def work() -> dict[str, Tensor]:
-        with distributed.joined():
-            return scored()
-
-    alone = scored()
-    ranks = run_ranks(work, tmp_path)
-    for name in ("loss", "scale"):
-        torch.testing.assert_close(sum(rank[name] for rank in ranks) / 2, alone[name])
-    for name in ("image", "text"):
-        torch.testing.assert_close(torch.cat([rank[name] for rank in ranks]) / 2, alone[name])
 
 
 def test_a_run_on_two_ranks_logs_the_losses_of_a_run_on_one(make_shards, recipe, tmp_path):

@@ -1,10 +1,9 @@
 """CLIP's loss."""
 
-import torch
 from torch import Tensor
-from torch.nn import functional
 
-from clipkit.training.distributed import gather_rows, rank
+from clipkit.training.distributed import gather_rows
+from clipkit.training.losses.tiles import Gradients, Logits, full_precision, score
 
 
 def contrastive_loss(image_BD: Tensor, text_BD: Tensor, logit_scale: Tensor) -> Tensor:
@@ -13,17 +12,23 @@ def contrastive_loss(image_BD: Tensor, text_BD: Tensor, logit_scale: Tensor) -> 
     `image_BD`, `text_BD`: unit vectors of this rank's pairs, row i of one belonging to row i of the other. `logit_scale`: the factor
     itself, 1 / temperature, not its logarithm.
 
-    Each rank scores its own rows against the columns of all ranks, so that it holds B x N logits instead of N x N, and answers the
-    mean over its rows: the mean over the ranks is the loss of the whole batch.
+    Each rank scores its own pictures against the texts of all ranks, in tiles, and answers the mean over its pairs: the mean over the
+    ranks is the loss of the whole batch, and the mean of their gradients is its gradient.
     """
-    # Under autocast the products below would be rounded to bfloat16, where logits near 100 are half a unit apart.
-    with torch.autocast(image_BD.device.type, enabled=False):
-        image_BD, text_BD, logit_scale = (x.to(torch.promote_types(x.dtype, torch.float32)) for x in (image_BD, text_BD, logit_scale))
-        return (_one_way(image_BD, text_BD, logit_scale) + _one_way(text_BD, image_BD, logit_scale)) / 2
+    with full_precision(image_BD, text_BD, logit_scale) as (image_BD, text_BD, logit_scale):
+        return score(_both_ways, image_BD, gather_rows(text_BD), logit_scale)
 
 
-def _one_way(query_BD: Tensor, own_BD: Tensor, logit_scale: Tensor) -> Tensor:
-    """Mean cross-entropy of finding, for each query, its own partner among the partners of all ranks."""
-    logits_BN = logit_scale * query_BD @ gather_rows(own_BD).T
-    first = rank() * len(query_BD)
-    return functional.cross_entropy(logits_BN, torch.arange(first, first + len(query_BD), device=query_BD.device))
+def _both_ways(image_BD: Tensor, text_ND: Tensor, scale: Tensor, *, wants_gradients: bool) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Of one product, both cross-entropies: over its rows and over its columns."""
+    logits = Logits(image_BD, text_ND, scale)
+    sums = logits.log_sums()
+    loss = ((sums.row_B - sums.own_B).mean() + (sums.own_column_B() - sums.own_B).mean()) / 2
+    if not wants_gradients:
+        return loss, ()
+    gradients = Gradients(image_BD, text_ND)
+    for tile in logits.tiles():
+        shares_RN = logits.to_shares(tile, sums)
+        tile.own_R.sub_(2)
+        gradients.add(tile.rows, shares_RN)
+    return loss, gradients.scaled(scale, 1 / (2 * len(image_BD)))

@@ -11,7 +11,10 @@ from clipkit.training.objectives.objective import Inputs, Objective, Scored, Tau
 
 __all__ = ["OBJECTIVES", "Inputs", "Objective", "Scored", "Taught", "Towers", "distinct"]
 
-OBJECTIVES: dict[str, Callable[[LossKnobs], Objective]] = {"clip": image_text.clip}
+OBJECTIVES: dict[str, Callable[[LossKnobs], Objective]] = {
+    "clip": image_text.clip,
+    "siglip": image_text.siglip,
+}
 
 
 def distinct(texts: Sequence[str]) -> tuple[list[str], Tensor]:

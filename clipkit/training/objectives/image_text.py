@@ -2,12 +2,14 @@
 
 import math
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 from torch.nn import functional
 
+from clipkit.model.architectures import Architecture
 from clipkit.model.vectors import unit
 from clipkit.recipe import LossKnobs
-from clipkit.training.losses import contrastive_loss
+from clipkit.training.losses import contrastive_loss, sigmoid_loss
 from clipkit.training.objectives.objective import Inputs, Objective, Scored, Towers
 
 
@@ -20,6 +22,43 @@ def _clip(towers: Towers, inputs: Inputs) -> Scored:
     image_BD, text_BD = encode_pairs(towers, inputs)
     loss = contrastive_loss(image_BD, text_BD, towers.logit_scale.exp())
     return Scored(loss, {"pair_cosine": pair_cosine(image_BD, text_BD)})
+
+
+def siglip(knobs: LossKnobs) -> Objective:
+    """SigLIP: of each picture with each caption, pair or no pair (Zhai et al. 2023); `initial_bias` is where its learned bias starts.
+
+    The paper's temperature starts at 0.1, knob `model.initial_temperature`.
+    """
+
+    def make_head(architecture: Architecture, generator: torch.Generator) -> nn.Module:
+        return Bias(knobs.initial_bias)
+
+    return Objective(_siglip, make_head=make_head, chance=sigmoid_chance)
+
+
+class Bias(nn.Module):
+    """`logit_bias`, learned: what is added to every logit, most of which are of no pair."""
+
+    def __init__(self, initial: float) -> None:
+        """Starts at `initial`."""
+        super().__init__()
+        self.logit_bias = nn.Parameter(torch.tensor(initial))
+
+
+def _siglip(towers: Towers, inputs: Inputs) -> Scored:
+    image_BD, text_BD = encode_pairs(towers, inputs)
+    bias = towers.head.get_parameter("logit_bias")
+    loss = sigmoid_loss(image_BD, text_BD, towers.logit_scale.exp(), bias)
+    return Scored(loss, {"pair_cosine": pair_cosine(image_BD, text_BD), "logit_bias": bias.detach()})
+
+
+def sigmoid_chance(batch: int) -> float:
+    """The least sigmoid loss, per pair, of a model that takes all N x N combinations of a batch for the same: it says 1/N of each.
+
+    log N + (N - 1) log(N / (N - 1)), one more than CLIP's log N for large N; a loss below it knows something of the pairs, whatever its
+    bias.
+    """
+    return math.log(batch) + (batch - 1) * -math.log1p(-1 / batch) if batch > 1 else 0.0
 
 
 def encode_pairs(towers: Towers, inputs: Inputs) -> tuple[Tensor, Tensor]:

@@ -9,6 +9,9 @@ from torch import Tensor, nn
 
 from clipkit.model.architectures import Architecture
 from clipkit.model.towers import ImageFeatures
+from clipkit.training.losses.distillation import Taught
+
+__all__ = ["Inputs", "MakeHead", "Objective", "Score", "Scored", "Taught", "Towers", "no_head"]
 
 
 class Inputs(NamedTuple):
@@ -29,15 +32,7 @@ class Inputs(NamedTuple):
     views_VBCHW: Tensor | None = None
     label_B: Tensor | None = None
     meaning_BE: Tensor | None = None
-    teacher: "Taught | None" = None
-
-
-class Taught(NamedTuple):
-    """A teacher's unit vectors of a batch's pictures and captions, and the factor on its cosines."""
-
-    image_BD: Tensor
-    text_BD: Tensor
-    logit_scale: Tensor
+    teacher: Taught | None = None
 
 
 class Scored(NamedTuple):
