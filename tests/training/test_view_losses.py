@@ -205,7 +205,9 @@ def test_small_temperatures_and_opposite_views_stay_finite_in_float32(name, temp
         "left out": lambda x: false_negative_loss(x, is_false, temperature, attracted=False),
         "attracted": lambda x: false_negative_loss(x, is_false, temperature, attracted=True),
     }
-    for vectors in (axis.expand(8, 2, 3), torch.stack([axis, -axis]).expand(8, 2, 3), torch.tensor(unit_vectors(8, 2, 3, seed=0)).float()):
+    lone = torch.cat([axis.expand(1, 2, 3), -axis.expand(7, 2, 3)])  # A positive as near, negatives as far as can be.
+    drawn = torch.tensor(unit_vectors(8, 2, 3, seed=0)).float()
+    for vectors in (axis.expand(8, 2, 3), torch.stack([axis, -axis]).expand(8, 2, 3), lone, drawn):
         leaf = vectors.clone().requires_grad_()
         loss = losses[name](leaf)
         loss.backward()
