@@ -20,10 +20,12 @@ from torch.utils.data import DataLoader, Dataset
 
 from clipkit import UserError
 from clipkit.dataset.shards import Shards
-from clipkit.model.preprocess import UndecodableImage, centre_crop, decode_image, resize_shorter_side
+from clipkit.model.preprocess import UndecodableImage, decode_image, resize_shorter_side
 from clipkit.recipe import DataKnobs
+from clipkit.training.augmentation import augmentation
+from clipkit.training.labels import Labels
 from clipkit.training.order import Order, held_out, keyed_uniform
-from clipkit.training.pairs import PairReader
+from clipkit.training.pairs import EncodedPair, PairReader
 
 PART = 256
 """Pairs that one worker prepares at a time: few enough for many workers to share a large batch."""
@@ -33,12 +35,17 @@ MAX_REPLACEMENTS = 100
 
 
 class Batch(NamedTuple):
-    """Pairs of one step. `broken`: keys whose picture could not be decoded and whose place another pair has taken."""
+    """Pairs of one step. `broken`: keys whose picture could not be decoded and whose place another pair has taken.
+
+    Where they are asked for: `views_VBCHW`, further views of the same pictures, uint8; `label_B`, int64, equal for pairs of one class.
+    """
 
     keys: list[str]
     pixels_BCHW: Tensor
     texts: list[str]
     broken: list[str]
+    views_VBCHW: Tensor | None = None
+    label_B: Tensor | None = None
 
 
 class Batches:
@@ -48,9 +55,23 @@ class Batches:
     """
 
     def __init__(
-        self, shards: Shards, knobs: DataKnobs, *, image_size: int, batch_size: int, seed: int, rank: int = 0, ranks: int = 1
+        self,
+        shards: Shards,
+        knobs: DataKnobs,
+        *,
+        image_size: int,
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        ranks: int = 1,
+        views: int = 0,
+        labels: bool = False,
     ) -> None:
-        """`image_size` in pixels. Raises UserError when there are fewer pairs than a batch, or ranks cannot share it evenly."""
+        """`image_size` in pixels; `views`: further ones of each picture; `labels`: whether batches have them.
+
+        Raises UserError when there are fewer pairs than a batch, ranks cannot share it evenly, views would be equal, or the knob `label`
+        names no column.
+        """
         if batch_size % ranks:
             raise UserError(f"knob `batch_size` is {batch_size}, {ranks} ranks cannot share it evenly: set a multiple of {ranks}")
         left = shards.count - knobs.hold_out
@@ -67,7 +88,9 @@ class Batches:
         self.order = Order(counts, batch_size=batch_size, window=knobs.shuffle_buffer, seed=seed, without=self.held_out_N)
         rows = batch_size // ranks
         self.parts_per_batch = math.ceil(rows / PART)
-        self._parts = _Parts(shards, self.order, knobs, image_size=image_size, rows=(rank * rows, (rank + 1) * rows))
+        self._parts = _Parts(
+            shards, self.order, knobs, image_size=image_size, rows=(rank * rows, (rank + 1) * rows), views=views, labels=labels
+        )
 
     @property
     def reader(self) -> PairReader:
@@ -105,17 +128,34 @@ class _Parts(Dataset[Batch | UserError]):
     A user's mistake is answered, not raised: torch would wrap it in a traceback.
     """
 
-    def __init__(self, shards: Shards, order: Order, knobs: DataKnobs, *, image_size: int, rows: tuple[int, int]) -> None:
+    def __init__(
+        self,
+        shards: Shards,
+        order: Order,
+        knobs: DataKnobs,
+        *,
+        image_size: int,
+        rows: tuple[int, int],
+        views: int,
+        labels: bool,
+    ) -> None:
         self.order = order
-        self.augmentation = knobs.augmentation
+        self.augmentation = augmentation(knobs, image_size)
+        if views and not self.augmentation.draws:
+            raise UserError(
+                f"knob `data.augmentation` is `{knobs.augmentation}`, which shows every view of a picture alike, and the objective "
+                "compares views: set `views`, or another that draws at random"
+            )
+        self.views = views
         self.image_size = image_size
         self.first_row, self.last_row = rows
         self.parts_per_batch = math.ceil((self.last_row - self.first_row) / PART)
-        # Cutting the crop out of a picture that was resized once, as the paper does, allows to keep the resized picture.
-        self.resized = image_size if knobs.augmentation == "resize" else round(image_size / knobs.crop_scale)
+        self.resized = self.augmentation.resized
         average = max(1, shards.count // max(1, len(shards.shards)))
-        self.reader = PairReader(shards, open_shards=min(256, 2 + 2 * math.ceil(knobs.shuffle_buffer / average)))
-        fits = len(self.reader) * 3 * self.resized**2 <= knobs.cache_bytes
+        open_shards = min(256, 2 + 2 * math.ceil(knobs.shuffle_buffer / average))
+        self.reader = PairReader(shards, open_shards=open_shards)
+        self.labels = Labels(shards, knobs.label, open_shards=open_shards) if labels else None
+        fits = self.resized is not None and len(self.reader) * 3 * self.resized**2 <= knobs.cache_bytes
         self.cache, self.is_cache_refused = None, False
         try:
             self.cache = PictureCache(len(self.reader), knobs.cache_bytes) if fits else None
@@ -135,25 +175,35 @@ class _Parts(Dataset[Batch | UserError]):
         first = self.first_row + part * PART
         last = min(first + PART, self.last_row)
         positions_B = self.order.positions(step)[first:last]
-        # Drawn for the whole batch, so that a rank's rows are cropped as they would be if it had them all.
-        draws_B3 = keyed_uniform(self.order.seed, "augmentation", (step,), 3 * self.order.batch_size).reshape(-1, 3)[first:last]
-        pixels_BCHW = np.empty((last - first, 3, self.image_size, self.image_size), np.uint8)
-        keys, texts, broken = [], [], []
+        draws_VBn = [self._draws(step, view, first, last) for view in range(1 + self.views)]
+        shown_VBCHW = np.empty((1 + self.views, last - first, 3, self.image_size, self.image_size), np.uint8)
+        keys, texts, broken, labels = [], [], [], []
         for i, position in enumerate(positions_B.tolist()):
-            key, text, pixels, failed = self._readable(step, first + i, position)
-            pixels_BCHW[i] = self._augment(pixels, draws_B3[i])
-            keys.append(key)
-            texts.append(text)
+            read, pair, pixels, failed = self._readable(step, first + i, position)
+            for view, draws_Bn in enumerate(draws_VBn):
+                shown_VBCHW[view, i] = self.augmentation.view(view, pixels, draws_Bn[i])
+            keys.append(pair.key)
+            texts.append(pair.text)
             broken += failed
-        return Batch(keys, torch.from_numpy(pixels_BCHW), texts, broken)
+            if self.labels is not None:
+                labels.append(self.labels.of(read, pair.text))
+        shown = torch.from_numpy(shown_VBCHW)
+        further, label_B = shown[1:] if self.views else None, torch.tensor(labels, dtype=torch.int64) if self.labels is not None else None
+        return Batch(keys, shown[0], texts, broken, further, label_B)
 
-    def _readable(self, step: int, row: int, position: int) -> tuple[str, str, NDArray[np.uint8], list[str]]:
-        """Key, text and resized picture of the pair at a position, or of one drawn in its place, and the keys that were broken."""
+    def _draws(self, step: int, view: int, first: int, last: int) -> NDArray[np.float64]:
+        """The random numbers of a view of rows `first` to `last` - 1 of the whole batch, whichever rank has them."""
+        count = self.augmentation.draws
+        drawn = keyed_uniform(self.order.seed, "augmentation", (step, view), count * (last - first), after=count * first)
+        return drawn.reshape(last - first, count)
+
+    def _readable(self, step: int, row: int, position: int) -> tuple[int, EncodedPair, NDArray[np.uint8], list[str]]:
+        """Position, pair and resized picture of the pair at a position, or of one drawn in its place, and the keys that were broken."""
         broken: list[str] = []
         for attempt in range(MAX_REPLACEMENTS):
             pair = self.reader.read(position)
             try:
-                return pair.key, pair.text, self._picture(position, pair.image), broken
+                return position, pair, self._picture(position, pair.image), broken
             except UndecodableImage:
                 broken.append(pair.key)
                 position = self.order.replacement(step, row, attempt)
@@ -162,24 +212,14 @@ class _Parts(Dataset[Batch | UserError]):
         )
 
     def _picture(self, position: int, image: bytes) -> NDArray[np.uint8]:
-        """The decoded picture (3, H, W), resized; from the cache where it is there."""
+        """The decoded picture (3, H, W), resized where the augmentation wants it so; from the cache where it is there."""
         if self.cache is not None and (kept := self.cache.get(position)) is not None:
             return kept
-        pixels: NDArray[np.uint8] = resize_shorter_side(decode_image(image), self.resized).numpy()
+        decoded = decode_image(image)
+        pixels: NDArray[np.uint8] = (decoded if self.resized is None else resize_shorter_side(decoded, self.resized)).numpy()
         if self.cache is not None:
             self.cache.put(position, pixels)
         return pixels
-
-    def _augment(self, pixels: NDArray[np.uint8], draws_3: NDArray[np.float64]) -> NDArray[np.uint8]:
-        """A square of the model's size: the middle, or a random one, mirrored or not."""
-        size = self.image_size
-        if self.augmentation == "resize":
-            middle: NDArray[np.uint8] = centre_crop(torch.from_numpy(pixels), size).numpy()
-            return middle
-        top, left = (int(draw * (side - size + 1)) for draw, side in zip(draws_3, pixels.shape[1:], strict=False))
-        cropped = pixels[:, top : top + size, left : left + size]
-        mirrored = self.augmentation == "random-crop-flip" and draws_3[2] < 0.5
-        return cropped[:, :, ::-1] if mirrored else cropped
 
 
 class PictureCache:
@@ -232,9 +272,16 @@ def _next(parts: Iterator[Batch | UserError]) -> Batch:
 def _join(parts: Sequence[Batch]) -> Batch:
     if len(parts) == 1:
         return parts[0]
-    keys, pixels, texts, broken = zip(*parts, strict=True)
+    keys, pixels, texts, broken, views, labels = zip(*parts, strict=True)
     chain = itertools.chain.from_iterable
-    return Batch(list(chain(keys)), torch.cat(pixels), list(chain(texts)), list(chain(broken)))
+    return Batch(
+        list(chain(keys)),
+        torch.cat(pixels),
+        list(chain(texts)),
+        list(chain(broken)),
+        torch.cat(views, dim=1) if views[0] is not None else None,
+        torch.cat(labels) if labels[0] is not None else None,
+    )
 
 
 def _choose_held_out(shards: Shards, count: int, *, seed: int) -> NDArray[np.int64]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
@@ -61,6 +61,8 @@ def train(recipe: TrainRecipe, shards: Shards, run: Run, evaluate: Callable[[Pat
             seed=recipe.seed,
             rank=rank(),
             ranks=ranks(),
+            views=state.objective.views,
+            labels=state.objective.wants_labels,
         )
         if batches.is_cache_refused:
             run.log.warning("no memory for `data.cache_bytes` = %d: pictures are decoded each time they come", recipe.data.cache_bytes)
@@ -140,10 +142,22 @@ def _step(recipe: TrainRecipe, state: State, scoring: nn.Module, *, batch: Batch
 
 def _inputs(batch: Batch, state: State) -> Inputs:
     """A batch on the model's device: pixels normalised there, each distinct caption tokenised once."""
-    pixels_BCHW = batch.pixels_BCHW.to(state.device, non_blocking=True).contiguous(memory_format=state.layout)
     texts, caption_B = distinct(batch.texts)
     tokens_UL = Tokenizer(state.model.architecture.text.context)(texts)
-    return Inputs(state.preprocess.normalise(pixels_BCHW), tokens_UL.to(state.device), caption_B.to(state.device), tuple(batch.texts))
+    views = batch.views_VBCHW
+    return Inputs(
+        _normalised(batch.pixels_BCHW, state),
+        tokens_UL.to(state.device),
+        caption_B.to(state.device),
+        tuple(batch.texts),
+        views_VBCHW=None if views is None else _normalised(views.flatten(0, 1), state).view(views.shape),
+        label_B=None if batch.label_B is None else batch.label_B.to(state.device),
+    )
+
+
+def _normalised(pixels_BCHW: Tensor, state: State) -> Tensor:
+    on_device = pixels_BCHW.to(state.device, non_blocking=True).contiguous(memory_format=state.layout)
+    return state.preprocess.normalise(on_device)
 
 
 def _on_ranks(scoring: Scoring) -> nn.Module:

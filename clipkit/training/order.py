@@ -18,17 +18,24 @@ Purpose = Literal["shards", "windows", "augmentation", "replacements"]
 
 _PURPOSES: dict[Purpose, int] = {"shards": 1, "windows": 2, "augmentation": 3, "replacements": 4}
 
+_PHILOX_WORDS = 4
+"""Words that one value of Philox's counter gives."""
 
-def keyed_bits(seed: int, purpose: Purpose, counter: tuple[int, ...], count: int) -> NDArray[np.uint64]:
-    """`count` random 64-bit words for a purpose and up to three counters. Raw Philox output, which numpy promises not to change."""
+
+def keyed_bits(seed: int, purpose: Purpose, counter: tuple[int, ...], count: int, *, after: int = 0) -> NDArray[np.uint64]:
+    """`count` random 64-bit words for a purpose and up to three counters. Raw Philox output, which numpy promises not to change.
+
+    `after`: so many words that come before them are not computed.
+    """
     low, *rest = (*counter, 0, 0, 0)[:3]
-    generator = np.random.Philox(key=[seed % 2**64, _PURPOSES[purpose]], counter=[0, low, *rest])
-    return np.asarray(generator.random_raw(count), dtype=np.uint64)
+    block, unused = divmod(after, _PHILOX_WORDS)
+    generator = np.random.Philox(key=[seed % 2**64, _PURPOSES[purpose]], counter=[block, low, *rest])
+    return np.asarray(generator.random_raw(unused + count)[unused:], dtype=np.uint64)
 
 
-def keyed_uniform(seed: int, purpose: Purpose, counter: tuple[int, ...], count: int) -> NDArray[np.float64]:
-    """`count` random numbers in [0, 1), to 53 bits."""
-    return (keyed_bits(seed, purpose, counter, count) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+def keyed_uniform(seed: int, purpose: Purpose, counter: tuple[int, ...], count: int, *, after: int = 0) -> NDArray[np.float64]:
+    """`count` random numbers in [0, 1), to 53 bits, from the one on that comes `after` so many."""
+    return (keyed_bits(seed, purpose, counter, count, after=after) >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 def keyed_permutation(seed: int, purpose: Purpose, counter: tuple[int, ...], count: int) -> NDArray[np.int64]:

@@ -72,9 +72,9 @@ def test_pictures_and_captions_belong_to_their_keys(make_shards):
 
 def test_a_random_crop_is_a_square_of_the_resized_picture_mirrored_every_second_time(make_shards):
     shards = make_shards(8, sides=(40, 50))
-    parts = make(shards, augmentation="random-crop-flip", crop_scale=0.8)._parts
+    parts = make(shards, crop_scale=0.8)._parts
     picture = np.arange(3 * 40 * 50, dtype=np.int64).reshape(3, 40, 50)
-    seen = [parts._augment(picture, np.array(draws)) for draws in ((0.0, 0.0, 0.9), (0.999, 0.999, 0.9), (0.5, 0.5, 0.1))]
+    seen = [parts.augmentation.view(0, picture, np.array(draws)) for draws in ((0.0, 0.0, 0.9), (0.999, 0.999, 0.9), (0.5, 0.5, 0.1))]
     np.testing.assert_array_equal(seen[0], picture[:, :32, :32])
     np.testing.assert_array_equal(seen[1], picture[:, 8:, 18:])
     np.testing.assert_array_equal(seen[2], picture[:, 4:36, 9:41][:, :, ::-1])

@@ -103,3 +103,10 @@ def test_uniform_draws_fill_the_unit_interval():
     assert 0 <= draws.min() < 0.001
     assert 0.999 < draws.max() < 1
     assert abs(draws.mean() - 0.5) < 0.01
+
+
+@settings(deadline=None, max_examples=40)
+@given(after=st.integers(0, 40), count=st.integers(0, 40))
+def test_random_numbers_from_any_place_on_are_those_of_the_whole_row(after, count):
+    whole = keyed_uniform(5, "augmentation", (3, 1), 80)
+    np.testing.assert_array_equal(keyed_uniform(5, "augmentation", (3, 1), count, after=after), whole[after : after + count])

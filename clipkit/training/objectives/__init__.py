@@ -6,14 +6,21 @@ import torch
 from torch import Tensor
 
 from clipkit.recipe import LossKnobs
-from clipkit.training.objectives import image_text
+from clipkit.training.objectives import image_text, views
 from clipkit.training.objectives.objective import Inputs, Objective, Scored, Taught, Towers
 
 __all__ = ["OBJECTIVES", "Inputs", "Objective", "Scored", "Taught", "Towers", "distinct"]
 
 OBJECTIVES: dict[str, Callable[[LossKnobs], Objective]] = {
     "clip": image_text.clip,
+<<<<<<< HEAD
     "siglip": image_text.siglip,
+=======
+    "supcon": views.supcon,
+    "nt-xent": views.nt_xent,
+    "hard-negatives": views.hard_negatives,
+    "false-negatives": views.false_negatives,
+>>>>>>> wb
 }
 
 
