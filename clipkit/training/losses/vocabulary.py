@@ -6,8 +6,12 @@ from torch.utils.checkpoint import checkpoint
 
 from clipkit.model.linear import linear
 
-TILE = 2**26
-"""Most logits that are held at once: 256 MB in float32, and as much again for each of the softmax and the gradient."""
+TILE = {"cpu": 2**22, "cuda": 2**26}
+"""Most logits that are held at once, in numbers: 16 MB, which stay in a CPU's caches, or 256 MB, for a GPU's wide products.
+
+On a CPU the small tiles, computed twice, are faster than all at once, computed once: 1.3 against 1.7 s of a processor for the loss and
+gradients of 1,152 tokens, 128 wide.
+"""
 
 
 def log_likelihood(x_NW: Tensor, weight_VW: Tensor, bias_V: Tensor | None, token_NK: Tensor) -> Tensor:
@@ -19,7 +23,7 @@ def log_likelihood(x_NW: Tensor, weight_VW: Tensor, bias_V: Tensor | None, token
     # Under autocast the logits would be rounded to bfloat16.
     with torch.autocast(x_NW.device.type, enabled=False):
         x_NW, weight_VW = (x.to(torch.promote_types(x.dtype, torch.float32)) for x in (x_NW, weight_VW))
-        rows = max(1, TILE // len(weight_VW))
+        rows = max(1, TILE.get(x_NW.device.type, TILE["cuda"]) // len(weight_VW))
         if len(x_NW) <= rows:
             return _of_tile(x_NW, weight_VW, bias_V, token_NK)
         tiles = zip(torch.split(x_NW, rows), torch.split(token_NK, rows), strict=True)
