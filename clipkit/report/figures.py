@@ -1,7 +1,8 @@
 """Plots of what a run found, as SVG text: no display, no global state, the same bytes for the same numbers."""
 
 import io
-from collections.abc import Sequence
+import itertools
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import matplotlib as mpl
@@ -67,6 +68,23 @@ def overlap_panels(points: Sequence[OverlapPoint], *, confidence: float) -> str:
             most = max([100 * point.contamination for point in points], default=0)
             axes.set_xlim(-0.03 * (most or 1), 1.45 * (most or 1))
             axes.margins(y=0.15)
+        return _svg(figure)
+
+
+def accuracy_curves(curves: Mapping[str, Sequence[tuple[int, float]]], *, chance: float) -> str:
+    """CLIP's figure 2: accuracy (0 to 1) against pictures seen, a curve for each way of learning, named where it ends."""
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(5.6, 3.4), layout="constrained")
+        axes = figure.add_subplot()
+        axes.axhline(100 * chance, color=FAINT, linewidth=1, linestyle="--")
+        for (name, points), colour in zip(curves.items(), itertools.cycle((INK, BLUE, ORANGE))):
+            seen, accuracies = zip(*points, strict=True)
+            axes.plot(seen, [100 * accuracy for accuracy in accuracies], "o-", color=colour, markersize=4, linewidth=1.4)
+            axes.annotate(name, (seen[-1], 100 * accuracies[-1]), xytext=(6, -3), textcoords="offset points", fontsize=8)
+        axes.set_xlim(0, 1.35 * max(points[-1][0] for points in curves.values()))
+        axes.set_xlabel("pictures seen")
+        axes.set_ylabel("zero-shot accuracy (%)")
+        axes.xaxis.set_major_formatter("{x:,.0f}")
         return _svg(figure)
 
 

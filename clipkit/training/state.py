@@ -75,6 +75,7 @@ def new_state(recipe: TrainRecipe, device: torch.device) -> State:
     synchronise_batch_norm(model)
     _set_up(model, recipe.model)
     _freeze(model, {"image", "text"} - objective.trains)
+    _leave(model, objective.idle)
     optimiser = build_optimiser(nn.ModuleDict({"model": model, "head": head}), recipe.optimiser, architecture=model.architecture)
     state = State(model, preprocess, objective, head, optimiser, Progress())
     model.to(memory_format=state.layout)  # type: ignore[call-overload]
@@ -106,6 +107,13 @@ def _freeze(model: ImageTextModel, towers: AbstractSet[str]) -> None:
     for name, parameter in model.named_parameters():
         tower = {"image"} if name.startswith("visual.") else set() if name == "logit_scale" else shared or {"text"}
         if tower and tower <= towers:
+            parameter.requires_grad_(False)
+
+
+def _leave(model: ImageTextModel, names: tuple[str, ...]) -> None:
+    """Leave weights that get no gradient as they are: ranks would wait for it, and weight decay would wear them out."""
+    for name, parameter in model.named_parameters():
+        if any(name == idle or name.startswith(f"{idle}.") for idle in names):
             parameter.requires_grad_(False)
 
 

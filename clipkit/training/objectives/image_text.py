@@ -15,7 +15,7 @@ from clipkit.training.objectives.objective import Inputs, Objective, Scored, Tow
 
 def clip(knobs: LossKnobs) -> Objective:
     """CLIP: pictures and captions find each other by cosine (section 2.3, figure 3)."""
-    return Objective(_clip, chance=math.log)
+    return Objective(_clip, chance=math.log, score_captions=cosines)
 
 
 def _clip(towers: Towers, inputs: Inputs) -> Scored:
@@ -67,6 +67,11 @@ def encode_pairs(towers: Towers, inputs: Inputs) -> tuple[Tensor, Tensor]:
     text_UD = unit(towers.encode_text(inputs.tokens_UL))
     # An embedding look-up rather than an index: on a GPU its gradient does not depend on the order of threads.
     return image_BD, functional.embedding(inputs.caption_B, text_UD)
+
+
+def cosines(towers: Towers, pixels_BCHW: Tensor, tokens_CL: Tensor) -> Tensor:
+    """Cosine (B, C) of each picture with each text."""
+    return unit(towers.encode_image(pixels_BCHW).projected_BD) @ unit(towers.encode_text(tokens_CL)).T
 
 
 def pair_cosine(image_BD: Tensor, text_BD: Tensor) -> Tensor:

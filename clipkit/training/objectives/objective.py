@@ -62,6 +62,8 @@ class Towers(Protocol):
 
 Score = Callable[[Towers, Inputs], Scored]
 MakeHead = Callable[[Architecture, torch.Generator], nn.Module]
+ScoreCaptions = Callable[[Towers, Tensor, Tensor], Tensor]
+"""Normalised pixels (B, C, H, W) and the tokens of C texts (C, L) -> how well each text fits each picture (B, C)."""
 
 
 def no_head(architecture: Architecture, generator: torch.Generator) -> nn.Module:
@@ -74,17 +76,20 @@ class Objective:
     """What a batch is scored by.
 
     `score`: the function of model and batch. `make_head`: its own weights, drawn from a generator. `trains`: the towers that it trains.
-    `couples_pairs`: whether the pairs of a batch are each other's negatives; if not, its loss is a mean over pairs, and parts of a batch
-    can be scored one after another. `views`: further views of each picture that it asks for. `chance`: the loss of a model that knows
-    nothing, by the whole batch's size; None where that cannot be said.
+    `idle`: weights in them, by name or by their module's, that its loss does not reach; they are left as they are. `couples_pairs`:
+    whether the pairs of a batch are each other's negatives; if not, its loss is a mean over pairs, and parts of a batch can be scored one
+    after another. `views`: further views of each picture that it asks for. `chance`: the loss of a model that knows nothing, by the whole
+    batch's size; None where that cannot be said. `score_captions`: for zero-shot; None where the objective knows no texts.
     """
 
     score: Score
     make_head: MakeHead = no_head
     trains: frozenset[str] = frozenset({"image", "text"})
+    idle: tuple[str, ...] = ()
     couples_pairs: bool = True
     views: int = 0
     wants_labels: bool = False
     wants_meanings: bool = False
     wants_teacher: bool = False
     chance: Callable[[int], float] | None = None
+    score_captions: ScoreCaptions | None = None
