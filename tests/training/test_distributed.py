@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from clipkit.model.clip import ImageTextModel, architecture, build
-from clipkit.recipe import LossKnobs
+from clipkit.recipe import LossKnobs, TrainRecipe
 from clipkit.run import Run
 from clipkit.training import distributed, loop
 from clipkit.training.losses import contrastive_loss
@@ -21,6 +21,7 @@ from clipkit.training.objectives import OBJECTIVES, Inputs
 from clipkit.training.scoring import Scoring
 
 BATCH = 6
+RECIPE = TrainRecipe(samples_seen=BATCH, batch_size=BATCH)
 
 
 def run_ranks(work: Callable[[], dict[str, Tensor]], folder: Path) -> list[dict[str, Tensor]]:
@@ -67,7 +68,7 @@ def gradients(name: str) -> dict[str, Tensor]:
     """Loss, gradients and buffers after scoring this rank's rows."""
     model, inputs = whole_batch(name)
     distributed.synchronise_batch_norm(model)
-    scoring = loop._on_ranks(Scoring(model, OBJECTIVES["clip"](LossKnobs()), head=torch.nn.Module(), precision="fp32"))
+    scoring = loop._on_ranks(Scoring(model, OBJECTIVES["clip"](LossKnobs()), head=torch.nn.Module(), precision="fp32"), RECIPE)
     scored = scoring(inputs._replace(pixels_BCHW=my_rows(inputs.pixels_BCHW), caption_B=my_rows(inputs.caption_B)))
     scored.loss.backward()
     found = {parameter_name: parameter.grad for parameter_name, parameter in model.named_parameters()}
