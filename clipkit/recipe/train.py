@@ -141,7 +141,9 @@ class TrainRecipe(Section):
     )
     precision: Literal["bf16", "fp16", "fp32"] = Field("bf16", description="arithmetic of the towers; weights and loss are fp32")
     ranks_hold: Literal["all", "shares"] = Field(
-        "all", description="several ranks: each has the whole model (DDP), or a share of weights and optimiser (FSDP2)"
+        "all",
+        json_schema_extra=FREE,
+        description="several ranks: each has the whole model (DDP), or a share of weights and optimiser (FSDP2)",
     )
     average_decay: float | None = Field(
         None, gt=0, lt=1, description="an average of the weights over steps is kept, too (EMA), decaying by this factor a step"

@@ -1,16 +1,19 @@
 """Checkpoints: a run between two steps, kept on disk so that it resumes to the same bits.
 
-A checkpoint is a folder `step-NNNNNNNN` with `model.safetensors` (which `--model` takes), `head.safetensors` (the
-objective's own weights), `optimiser.safetensors` and `state.json`.
-It is written under another name and renamed when it is whole. It holds no random state, because none is carried from step to step:
-order, augmentation and whatever a model draws are functions of the seed and the step.
+A checkpoint is a folder `step-NNNNNNNN` with `model.safetensors` (which `--model` takes), `head.safetensors` (the objective's own
+weights), `optimiser.safetensors`, `average.safetensors` where weights are averaged, and `state.json`. Everything in it is whole,
+however many ranks hold it: any number of them may go on. It is written under another name and renamed when it is whole.
+
+It holds no random state, because none is carried from step to step: order, augmentation and whatever a model draws are functions of
+the seed and the step. So it needs no data position of workers either: the step is the position.
 """
 
 import json
 import os
 import re
 import shutil
-from dataclasses import asdict
+from collections.abc import Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -19,8 +22,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from clipkit import UserError
+from clipkit.model.architectures import Architecture
 from clipkit.model.checkpoint import load_model, save_model
 from clipkit.run import save_tensors, write_json
+from clipkit.training.averages import Average
+from clipkit.training.distributed import rank
+from clipkit.training.sharding import fill, like, own, whole, whole_model
 from clipkit.training.state import Progress, State
 
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
@@ -28,15 +35,23 @@ _NAME = re.compile(r"step-[0-9]{8}")
 
 
 def save_checkpoint(folder: Path, state: State, *, keep: int) -> Path:
-    """Write the checkpoint of the present step into `folder`, then remove all but the newest `keep`."""
+    """Write the checkpoint of the present step into `folder`, then remove all but the newest `keep`.
+
+    All ranks must call it; the first one writes.
+    """
     path = folder / f"step-{state.progress.step:08d}"
+    model, moments, average = whole_model(state.model), _moments(state), _average(state)
+    if rank() > 0:
+        return path
     temporary = folder / f".{path.name}.tmp"
     for leftover in (temporary, path):
         shutil.rmtree(leftover, ignore_errors=True)
     temporary.mkdir(parents=True)
-    save_model(temporary / "model.safetensors", state.model, preprocess=state.preprocess, facts={"step": state.progress.step})
-    save_tensors(temporary / "head.safetensors", {name: tensor.cpu().contiguous() for name, tensor in state.head.state_dict().items()})
-    save_tensors(temporary / "optimiser.safetensors", _optimiser_tensors(state))
+    save_model(temporary / "model.safetensors", model, preprocess=state.preprocess, facts={"step": state.progress.step})
+    _save(temporary / "head.safetensors", state.head.state_dict())
+    _save(temporary / "optimiser.safetensors", moments)
+    if average is not None:
+        _save(temporary / "average.safetensors", average)
     write_json(temporary / "state.json", asdict(state.progress))
     _flush(temporary)
     os.replace(temporary, path)
@@ -52,35 +67,64 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def load_checkpoint(path: Path, state: State) -> None:
-    """Put a checkpoint's weights, moments and progress into `state`. Raises UserError when it is damaged."""
+    """Put a checkpoint's weights, moments, average and progress into `state`.
+
+    Raises UserError when it is damaged, or of another architecture.
+    """
     try:
-        state.model.load_state_dict(load_model(path / "model.safetensors").model.state_dict())
-        state.head.load_state_dict(load_file(path / "head.safetensors"))
+        loaded = load_model(path / "model.safetensors").model
+        _refuse_other_architecture(path, loaded.architecture, state.model.architecture)
+        fill(state.model, loaded.state_dict())
+        fill(state.head, load_file(path / "head.safetensors"))
         _fill_optimiser(state, load_file(path / "optimiser.safetensors"))
+        if state.average is not None:
+            _fill_average(state.average, load_file(path / "average.safetensors"))
         state.progress = Progress(**json.loads((path / "state.json").read_text(encoding="utf-8")))
     except (OSError, SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"checkpoint `{path}` is damaged ({reason}): remove that folder to resume from the one before") from None
 
 
-def _optimiser_tensors(state: State) -> dict[str, Tensor]:
+def _refuse_other_architecture(path: Path, found: Architecture, wanted: Architecture) -> None:
+    if replace(found, name="") != replace(wanted, name=""):
+        raise UserError(
+            f"checkpoint `{path}` is of `{found.name}`, the run's recipe of `{wanted.name}`: give a new directory, or put the run's own "
+            "checkpoints back"
+        )
+
+
+def _save(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    save_tensors(path, {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
+
+
+def _moments(state: State) -> dict[str, Tensor]:
     """AdamW's moments by the name of their weight."""
-    moments = {
-        f"{moment}/{name}": state.optimiser.state[parameter][moment]
+    return {
+        f"{moment}/{name}": whole(state.optimiser.state[parameter][moment])
         for name, parameter in state.named_parameters()
         if parameter in state.optimiser.state
         for moment in _MOMENTS
     }
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in moments.items()}
 
 
-def _fill_optimiser(state: State, tensors: dict[str, Tensor]) -> None:
+def _average(state: State) -> dict[str, Tensor] | None:
+    return None if state.average is None else {name: whole(tensor) for name, tensor in state.average.tensors.items()}
+
+
+def _fill_average(average: Average, tensors: Mapping[str, Tensor]) -> None:
+    for name, target in average.tensors.items():
+        own(target).copy_(own(like(tensors[name], target)))
+
+
+def _fill_optimiser(state: State, tensors: Mapping[str, Tensor]) -> None:
     for name, parameter in state.named_parameters():
-        if not parameter.requires_grad and f"step/{name}" not in tensors:
-            continue  # Frozen: it never had moments.
+        if f"step/{name}" not in tensors:
+            continue  # Frozen, or no part of the loss: it has no moments.
         step, *moments = (tensors[f"{moment}/{name}"] for moment in _MOMENTS)
         # The fused kernel walks weight and moments side by side: they must lie in memory alike.
-        filled = [torch.empty_like(parameter, requires_grad=False).copy_(moment) for moment in moments]
+        filled = [torch.empty_like(parameter, requires_grad=False) for _ in moments]
+        for target, moment in zip(filled, moments, strict=True):
+            own(target).copy_(own(like(moment, target)))
         state.optimiser.state[parameter] = dict(zip(_MOMENTS, (step.to(parameter.device), *filled), strict=True))
 
 

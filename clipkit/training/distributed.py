@@ -6,12 +6,15 @@ with the whole batch, including the temperature's and through batch normalisatio
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+
+BUCKET = 2**23
+"""Numbers that are averaged over the ranks in one message (32 MB of float32)."""
 
 
 def rank() -> int:
@@ -56,6 +59,37 @@ def sum_over_ranks(x: Tensor) -> Tensor:
 def mean_over_ranks(x: Tensor) -> Tensor:
     """The mean of all ranks' tensors, without gradient."""
     return sum_over_ranks(x.detach()) / ranks()
+
+
+@torch.no_grad()
+def average_gradients(parameters: Sequence[nn.Parameter]) -> None:
+    """Replace the gradients by their mean over the ranks. What has none on any rank keeps none; where one rank has none, it counts as 0."""
+    if ranks() == 1 or not parameters:
+        return
+    has_N = torch.tensor([p.grad is not None for p in parameters], dtype=torch.uint8, device=parameters[0].device)
+    dist.all_reduce(has_N, dist.ReduceOp.MAX)
+    used = [p for p, has in zip(parameters, has_N.tolist(), strict=True) if has]
+    for bucket in _buckets(used):
+        for p in bucket:
+            p.grad = torch.zeros_like(p) if p.grad is None else p.grad
+        gradients = [p.grad for p in bucket if p.grad is not None]
+        flat = torch.cat([gradient.flatten() for gradient in gradients])
+        dist.all_reduce(flat)
+        flat /= ranks()
+        for gradient, mean in zip(gradients, torch.split(flat, [g.numel() for g in gradients]), strict=True):
+            gradient.copy_(mean.view(gradient.shape))
+
+
+def _buckets(parameters: Sequence[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
+    """Of one number type, and few enough to be copied beside the gradients: one message for many."""
+    bucket: list[nn.Parameter] = []
+    for p in parameters:
+        if bucket and (p.dtype != bucket[0].dtype or sum(q.numel() for q in bucket) + p.numel() > BUCKET):
+            yield bucket
+            bucket = []
+        bucket.append(p)
+    if bucket:
+        yield bucket
 
 
 def gather_objects(value: Any) -> list[Any]:

@@ -8,6 +8,7 @@ Launched by torchrun it trains on all ranks; rank 0 writes. Interrupted at any m
 import contextlib
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -16,27 +17,30 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from clipkit import UserError
 from clipkit.dataset.shards import Shards
 from clipkit.model.checkpoint import save_model
 from clipkit.model.tokenizer import Tokenizer
-from clipkit.recipe import TrainRecipe
+from clipkit.recipe import TrainRecipe, dump, flatten, free_knobs
 from clipkit.run import Run, write_json
 from clipkit.training import metrics
+from clipkit.training.accumulation import backward, refuse_split_batch_norm
 from clipkit.training.batches import Batch, Batches
 from clipkit.training.checkpoints import checkpoints, load_checkpoint, save_checkpoint
 from clipkit.training.distributed import gather_objects, joined, mean_over_ranks, rank, ranks, wait_for_all
+from clipkit.training.loss_scale import MAX_OVERFLOWS, next_scale
 from clipkit.training.objectives import Inputs, distinct
 from clipkit.training.retrieval import measure_retrieval
 from clipkit.training.schedule import learning_rate
 from clipkit.training.scoring import Scoring
+from clipkit.training.sharding import gradient_norm, own, whole_model
 from clipkit.training.state import State, new_state
 
 METRICS = "metrics.jsonl"
 CHECKPOINTS = "checkpoints"
 WEIGHTS = "model.safetensors"
+AVERAGE = "model-average.safetensors"
 KEYS_SHOWN = 5
 
 
@@ -52,7 +56,9 @@ def train(recipe: TrainRecipe, shards: Shards, run: Run, evaluate: Callable[[Pat
             f"knob `samples_seen` is {recipe.samples_seen:,}, less than one batch of {recipe.batch_size:,}: set at least `batch_size`"
         )
     with joined() as device:
+        _refuse_differences(recipe, shards)
         state = new_state(recipe, device)
+        refuse_split_batch_norm(state.model, rows=recipe.micro_batch, batch_size=recipe.batch_size)
         batches = Batches(
             shards,
             recipe.data,
@@ -70,8 +76,31 @@ def train(recipe: TrainRecipe, shards: Shards, run: Run, evaluate: Callable[[Pat
         if recipe.model.compile and rank() == 0:
             run.say("compiling the towers: the first steps take minutes")
         _run_steps(recipe, state, batches, run=run, steps=steps)
-        report = _finish(recipe, state, batches, run=run, evaluate=evaluate) if rank() == 0 else {}
+        averaged = _save_average(state, run)
+        state.model = whole_model(state.model)
+        report = {**_finish(recipe, state, batches, run=run, evaluate=evaluate), **averaged} if rank() == 0 else {}
         return dict(gather_objects(report)[0])
+
+
+def _refuse_differences(recipe: TrainRecipe, shards: Shards) -> None:
+    """Raises UserError where the ranks were given different recipes or data: they would train different models, or wait for ever."""
+    told = {**flatten(dump(recipe)), "--data": shards.fingerprint}
+    told = {name: value for name, value in told.items() if name not in free_knobs(TrainRecipe)}
+    first, *others = gather_objects(told)
+    for number, other in enumerate(others, start=1):
+        for name in sorted(name for name in first if other.get(name) != first[name]):
+            raise UserError(f"rank {number} was given {other.get(name)!r} for `{name}`, rank 0 {first[name]!r}: start all ranks alike")
+
+
+def _save_average(state: State, run: Run) -> dict[str, str]:
+    """Write the averaged weights beside the last ones, where the recipe asks for them."""
+    if state.average is None:
+        return {}
+    model, path = whole_model(state.model, state.average.tensors), run.path / AVERAGE
+    if rank() == 0:
+        facts = {"step": state.progress.step, "average_decay": state.average.decay}
+        save_model(path, model, preprocess=state.preprocess, facts=facts)
+    return {"average": str(path)}
 
 
 def _resume(state: State, run: Run) -> None:
@@ -87,7 +116,7 @@ def _resume(state: State, run: Run) -> None:
 
 def _run_steps(recipe: TrainRecipe, state: State, batches: Batches, *, run: Run, steps: int) -> None:
     """From the state's step to the last one."""
-    scoring = _on_ranks(Scoring(state.model, state.objective, head=state.head, precision=recipe.precision))
+    scoring = _on_ranks(Scoring(state.model, state.objective, head=state.head, precision=recipe.precision), recipe)
     progress, clock = state.progress, _Clock()
     with _progress_bar(run, (steps - progress.step) * recipe.batch_size) as advance:
         for batch in clock.waiting_for(batches.from_step(progress.step, steps)):
@@ -117,27 +146,56 @@ class _Numbers(NamedTuple):
 
 def _step(recipe: TrainRecipe, state: State, scoring: nn.Module, *, batch: Batch, run: Run, steps: int) -> _Numbers:
     """Score a batch and step, unless loss or gradient are not finite: then the weights stay as they are."""
-    knobs, step = recipe.optimiser, state.progress.step
+    progress = state.progress
     # What a model draws, the patches that it drops, depends on the step, so that a resumed run draws the same.
-    torch.manual_seed((recipe.seed * 1_000_003 + step) * ranks() + rank())
-    scored = scoring(_inputs(batch, state))
-    loss = float(mean_over_ranks(scored.loss))
+    torch.manual_seed((recipe.seed * 1_000_003 + progress.step) * ranks() + rank())
     state.optimiser.zero_grad(set_to_none=True)
-    scored.loss.backward()
-    parameters = [parameter for _, parameter in state.named_parameters()]
-    norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
-    if not (math.isfinite(loss) and math.isfinite(float(norm))):
-        raise _not_finite(loss, batch=batch, step=step, run=run)
-    if knobs.gradient_clip is not None:
-        clip_grads_with_norm_(parameters, knobs.gradient_clip, norm)
-    rate = learning_rate(step, steps, highest=knobs.learning_rate, warmup_steps=knobs.warmup_steps)
+    scored = backward(scoring, _inputs(batch, state), rows=recipe.micro_batch, scale=progress.loss_scale)
+    gradients = [p.grad for _, p in state.named_parameters() if p.grad is not None]
+    # One message to the other ranks, and one wait for the device: after the backward pass, which needs neither.
+    loss, scaled_norm, *others = _read(mean_over_ranks(_side_by_side(scored.loss, gradient_norm(gradients), *scored.numbers.values())))
+    norm = scaled_norm / progress.loss_scale
+    overflows = recipe.precision == "fp16" and math.isfinite(loss) and not math.isfinite(norm)
+    progress.overflows = progress.overflows + 1 if overflows else 0
+    if not (math.isfinite(loss) and math.isfinite(norm)) and not 0 < progress.overflows < MAX_OVERFLOWS:
+        raise _not_finite(loss, batch=batch, step=progress.step, run=run)
+    rate = learning_rate(progress.step, steps, recipe.optimiser)
+    numbers = dict(zip(scored.numbers, others, strict=True))
+    if recipe.precision == "fp16":
+        numbers["loss_scale"] = progress.loss_scale
+    if overflows:
+        progress.skipped, norm = progress.skipped + 1, 0.0
+    else:
+        _move(recipe, state, gradients, norm=norm, rate=rate)
+    if recipe.precision == "fp16":
+        progress.loss_scale, progress.unskipped = next_scale(progress.loss_scale, progress.unskipped, overflowed=overflows)
+    progress.step += 1
+    return _Numbers(loss, norm, rate, numbers)
+
+
+@torch.no_grad()
+def _move(recipe: TrainRecipe, state: State, gradients: list[Tensor], *, norm: float, rate: float) -> None:
+    """Step along the gradients, clipped, and take the weights into their average."""
+    clip, progress = recipe.optimiser.gradient_clip, state.progress
+    factor = (1.0 if clip is None else min(1.0, clip / (norm + 1e-6))) / progress.loss_scale
+    if factor != 1 and gradients:
+        torch._foreach_mul_([own(gradient) for gradient in gradients], factor)
     for group in state.optimiser.param_groups:
         group["lr"] = rate
     state.optimiser.step()
-    with torch.no_grad():
-        state.model.logit_scale.clamp_(max=math.log(recipe.model.max_logit_scale))
-    state.progress.step += 1
-    return _Numbers(loss, float(norm), rate, {name: float(mean_over_ranks(number)) for name, number in scored.numbers.items()})
+    state.model.logit_scale.clamp_(max=math.log(recipe.model.max_logit_scale))
+    if state.average is not None:
+        state.average.add(state.model, progress.step + 1 - progress.skipped)
+
+
+def _side_by_side(*numbers: Tensor) -> Tensor:
+    device = numbers[0].device
+    return torch.stack([number.detach().to(device, torch.float64) for number in numbers])
+
+
+def _read(x: Tensor) -> list[float]:
+    values: list[float] = x.tolist()
+    return values
 
 
 def _inputs(batch: Batch, state: State) -> Inputs:
@@ -160,12 +218,14 @@ def _normalised(pixels_BCHW: Tensor, state: State) -> Tensor:
     return state.preprocess.normalise(on_device)
 
 
-def _on_ranks(scoring: Scoring) -> nn.Module:
-    """The same module, its gradients averaged over the ranks."""
-    if ranks() == 1:
+def _on_ranks(scoring: Scoring, recipe: TrainRecipe) -> nn.Module:
+    """The same module; several ranks that take a batch whole average its gradients while they are made (DistributedDataParallel)."""
+    if ranks() == 1 or recipe.ranks_hold == "shares" or (recipe.micro_batch or recipe.batch_size) < recipe.batch_size // ranks():
         return scoring
     device = scoring.model.logit_scale.device
-    return DistributedDataParallel(scoring, device_ids=[device.index] if device.type == "cuda" else None)
+    # An objective may leave some weights alone, the temperature or a projection, and torch warns where one does not.
+    warnings.filterwarnings("ignore", message="find_unused_parameters=True was specified")
+    return DistributedDataParallel(scoring, device_ids=[device.index] if device.type == "cuda" else None, find_unused_parameters=True)
 
 
 def _not_finite(loss: float, *, batch: Batch, step: int, run: Run) -> UserError:
@@ -214,8 +274,7 @@ def _log(recipe: TrainRecipe, state: State, numbers: _Numbers, *, clock: "_Clock
 
 def _checkpoint(recipe: TrainRecipe, state: State, run: Run) -> None:
     state.progress.broken = sorted({key for keys in gather_objects(state.progress.broken) for key in keys})
-    if rank() == 0:
-        save_checkpoint(run.path / CHECKPOINTS, state, keep=recipe.keep_checkpoints)
+    save_checkpoint(run.path / CHECKPOINTS, state, keep=recipe.keep_checkpoints)
     wait_for_all()
 
 

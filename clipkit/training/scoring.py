@@ -1,5 +1,7 @@
 """Model, objective and its head as one module: the whole way from batch to loss."""
 
+from contextlib import AbstractContextManager
+
 import torch
 from torch import Tensor, nn
 
@@ -37,5 +39,10 @@ class Scoring(nn.Module):
 
     def forward(self, inputs: Inputs) -> Scored:
         """Score a batch."""
-        with torch.autocast(inputs.pixels_BCHW.device.type, AUTOCAST.get(self.precision), enabled=self.precision in AUTOCAST):
+        with self.arithmetic():
             return self.objective.score(self, inputs)
+
+    def arithmetic(self) -> AbstractContextManager[None]:
+        """The context in which the towers run: their products in the precision's number type."""
+        device = self.logit_scale.device.type
+        return torch.autocast(device, AUTOCAST.get(self.precision), enabled=self.precision in AUTOCAST)

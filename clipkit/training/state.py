@@ -15,9 +15,12 @@ from clipkit.model.checkpoint import load_model
 from clipkit.model.clip import ImageTextModel, build
 from clipkit.model.preprocess import Preprocess
 from clipkit.recipe import ModelKnobs, TrainRecipe
-from clipkit.training.distributed import synchronise_batch_norm
+from clipkit.training.averages import Average
+from clipkit.training.distributed import ranks, synchronise_batch_norm
+from clipkit.training.loss_scale import first_scale
 from clipkit.training.objectives import OBJECTIVES, Objective
 from clipkit.training.schedule import build_optimiser
+from clipkit.training.sharding import shard
 
 LIKE_THE_WEIGHTS = "start_from"
 """What the knob `model.architecture` says where the weights of `model.start_from` decide."""
@@ -29,6 +32,9 @@ class Progress:
 
     `seconds` in the loop, `waited_seconds` of them for batches. `losses`: of the steps since the last line of metrics.jsonl; `loss`: their
     mean at that line. `broken`: keys of pairs whose picture could not be decoded.
+
+    `loss_scale`: what the loss is multiplied with before the gradient is taken, so that it fits float16; `unskipped`: steps since that
+    was last changed; `skipped`: steps that were left out because it was too much, `overflows`: of them the last ones in a row.
     """
 
     step: int = 0
@@ -37,6 +43,10 @@ class Progress:
     losses: list[float] = field(default_factory=list)
     loss: float | None = None
     broken: list[str] = field(default_factory=list)
+    loss_scale: float = 1.0
+    unskipped: int = 0
+    skipped: int = 0
+    overflows: int = 0
 
 
 @dataclass
@@ -49,6 +59,7 @@ class State:
     head: nn.Module
     optimiser: torch.optim.AdamW
     progress: Progress
+    average: Average | None = None
 
     @property
     def device(self) -> torch.device:
@@ -62,8 +73,8 @@ class State:
 
     @property
     def layout(self) -> torch.memory_format:
-        """How pixels lie in memory: for convolutions with their colours side by side, so that nothing has to be turned round for them."""
-        return torch.channels_last if isinstance(self.model.architecture.image, ResNetSizes) else torch.contiguous_format
+        """How pixels lie in memory."""
+        return _layout(self.model)
 
 
 def new_state(recipe: TrainRecipe, device: torch.device) -> State:
@@ -75,11 +86,30 @@ def new_state(recipe: TrainRecipe, device: torch.device) -> State:
     synchronise_batch_norm(model)
     _set_up(model, recipe.model)
     _freeze(model, {"image", "text"} - objective.trains)
+<<<<<<< HEAD
     _leave(model, objective.idle)
+=======
+    model.to(memory_format=_layout(model))  # type: ignore[call-overload]
+    if recipe.ranks_hold == "shares" and ranks() > 1:
+        _shard(model, recipe.model)
+>>>>>>> we
     optimiser = build_optimiser(nn.ModuleDict({"model": model, "head": head}), recipe.optimiser, architecture=model.architecture)
-    state = State(model, preprocess, objective, head, optimiser, Progress())
-    model.to(memory_format=state.layout)  # type: ignore[call-overload]
-    return state
+    average = None if recipe.average_decay is None else Average(model, recipe.average_decay)
+    return State(model, preprocess, objective, head, optimiser, Progress(loss_scale=first_scale(recipe.precision)), average)
+
+
+def _shard(model: ImageTextModel, knobs: ModelKnobs) -> None:
+    if knobs.compile:
+        raise UserError(
+            "knob `ranks_hold` is `shares` and `model.compile` is true: weights that come and go cannot be in a compiled graph; set "
+            "`model.compile` to false, or `ranks_hold` to `all`"
+        )
+    shard(model)
+
+
+def _layout(model: ImageTextModel) -> torch.memory_format:
+    """For convolutions with the colours of a pixel side by side, so that nothing has to be turned round for them."""
+    return torch.channels_last if isinstance(model.architecture.image, ResNetSizes) else torch.contiguous_format
 
 
 def _set_up(model: ImageTextModel, knobs: ModelKnobs) -> None:

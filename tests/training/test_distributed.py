@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from clipkit.model.clip import ImageTextModel, architecture, build
-from clipkit.recipe import LossKnobs
+from clipkit.recipe import LossKnobs, TrainRecipe
 from clipkit.run import Run
 from clipkit.training import distributed, loop
 from clipkit.training.objectives import OBJECTIVES, Inputs
@@ -15,6 +15,7 @@ from clipkit.training.scoring import Scoring
 from tests.training.ranks import my_rows, run_ranks
 
 BATCH = 6
+RECIPE = TrainRecipe(samples_seen=BATCH, batch_size=BATCH)
 
 
 def whole_batch(name: str) -> tuple[ImageTextModel, Inputs]:
@@ -35,7 +36,7 @@ def gradients(name: str) -> dict[str, Tensor]:
     """Loss, gradients and buffers after scoring this rank's rows."""
     model, inputs = whole_batch(name)
     distributed.synchronise_batch_norm(model)
-    scoring = loop._on_ranks(Scoring(model, OBJECTIVES["clip"](LossKnobs()), head=torch.nn.Module(), precision="fp32"))
+    scoring = loop._on_ranks(Scoring(model, OBJECTIVES["clip"](LossKnobs()), head=torch.nn.Module(), precision="fp32"), RECIPE)
     scored = scoring(inputs._replace(pixels_BCHW=my_rows(inputs.pixels_BCHW), caption_B=my_rows(inputs.caption_B)))
     scored.loss.backward()
     found = {parameter_name: parameter.grad for parameter_name, parameter in model.named_parameters()}

@@ -14,16 +14,34 @@ from clipkit.training.schedule import build_optimiser, learning_rate, parameter_
 )
 def test_the_rate_rises_in_a_line_and_falls_along_a_cosine(step, rate):
     # 20 steps, 4 of warm-up, 16 of cosine: at step 12 half of the cosine is over, at step 19 fifteen sixteenths.
-    assert learning_rate(step, 20, highest=1.0, warmup_steps=4) == pytest.approx(rate)
+    assert learning_rate(step, 20, OptimiserKnobs(learning_rate=1.0, warmup_steps=4)) == pytest.approx(rate)
 
 
 def test_warm_up_takes_at_most_a_fifth_of_the_steps():
-    assert learning_rate(0, 100, highest=1.0, warmup_steps=2_000) == pytest.approx(1 / 20)
-    assert learning_rate(20, 100, highest=1.0, warmup_steps=2_000) == 1.0
+    knobs = OptimiserKnobs(learning_rate=1.0, warmup_steps=2_000)
+    assert learning_rate(0, 100, knobs) == pytest.approx(1 / 20)
+    assert learning_rate(20, 100, knobs) == 1.0
 
 
 def test_a_run_of_one_step_has_the_highest_rate():
-    assert learning_rate(0, 1, highest=3e-4, warmup_steps=2_000) == 3e-4
+    assert learning_rate(0, 1, OptimiserKnobs(learning_rate=3e-4)) == 3e-4
+
+
+@pytest.mark.parametrize(("step", "rate"), [(0, 0.25), (3, 1.0), (4, 1.0), (19, 1.0)])
+def test_a_constant_rate_stays_where_warm_up_brought_it(step, rate):
+    knobs = OptimiserKnobs(learning_rate=1.0, schedule="constant", warmup_share=0.2)
+    assert learning_rate(step, 20, knobs) == rate
+
+
+@pytest.mark.parametrize(("step", "rate"), [(0, 0.5), (1, 1.0), (12, 1.0), (13, 7 / 8), (16, 0.5), (19, 1 / 8)])
+def test_a_cooldown_is_a_straight_line_over_its_share_of_the_run(step, rate):
+    knobs = OptimiserKnobs(learning_rate=1.0, schedule="cooldown", cooldown_share=0.4, warmup_steps=2)
+    assert learning_rate(step, 20, knobs) == pytest.approx(rate)
+
+
+def test_where_warm_up_and_cooldown_meet_the_lower_line_holds():
+    knobs = OptimiserKnobs(learning_rate=1.0, schedule="cooldown", cooldown_share=1.0, warmup_share=0.5)
+    assert [learning_rate(step, 4, knobs) for step in range(4)] == [0.5, 0.75, 0.5, 0.25]
 
 
 @pytest.mark.parametrize("name", ["RN-tiny-32", "ViT-tiny-32"])
