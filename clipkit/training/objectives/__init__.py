@@ -6,30 +6,20 @@ import torch
 from torch import Tensor
 
 from clipkit.recipe import LossKnobs
-<<<<<<< HEAD
-from clipkit.training.objectives import image_text, views
-=======
-from clipkit.training.objectives import image_text, predictive
->>>>>>> wd
+from clipkit.training.objectives import image_text, predictive, views
 from clipkit.training.objectives.objective import Inputs, Objective, Scored, Taught, Towers
 
 __all__ = ["OBJECTIVES", "Inputs", "Objective", "Scored", "Taught", "Towers", "distinct"]
 
 OBJECTIVES: dict[str, Callable[[LossKnobs], Objective]] = {
     "clip": image_text.clip,
-<<<<<<< HEAD
-<<<<<<< HEAD
     "siglip": image_text.siglip,
-=======
     "supcon": views.supcon,
     "nt-xent": views.nt_xent,
     "hard-negatives": views.hard_negatives,
     "false-negatives": views.false_negatives,
->>>>>>> wb
-=======
     "bag-of-words": predictive.bag_of_words,
     "captioning": predictive.captioning,
->>>>>>> wd
 }
 
 
