@@ -138,8 +138,11 @@ def _speed(line: Mapping[str, Any]) -> str:
 
 
 def scores_in_words(evaluation: Mapping[str, Any]) -> str:
-    """The numbers of an evaluation, those in parts by their full name."""
-    return ", ".join(f"{name} {value:.1%}" for name, value in flat_scores(evaluation).items() if "chance" not in name)
+    """The numbers of an evaluation, tasks first; retrieval as recall at 1 from picture to caption and back."""
+    short = {"image_to_text_recall@1": "picture→caption", "text_to_image_recall@1": "caption→picture"}
+    named = [(name.split("/")[-1], value) for name, value in flat_scores(evaluation).items() if not name.endswith("chance")]
+    named.sort(key=lambda pair: pair[0] in short)
+    return ", ".join(f"{short.get(name, name)} {value:.1%}" for name, value in named)
 
 
 def flat_scores(evaluation: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
