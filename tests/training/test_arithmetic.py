@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from clipkit.model.clip import build_empty
 from clipkit.recipe import TrainRecipe
 from clipkit.training import arithmetic
 from clipkit.training.arithmetic import Arithmetic
@@ -14,23 +15,23 @@ from clipkit.training.state import new_state
 CPU = torch.device("cpu")
 
 
-def counted(recipe: TrainRecipe, rows: int) -> tuple[float, float]:
-    """What `Arithmetic` says of a step, and what torch counts in a forward and backward pass of both towers."""
-    state = new_state(recipe, CPU)
-    model, context = state.model, state.model.architecture.text.context
-    size = state.preprocess.size
-    with FlopCounterMode(display=False) as counter:
-        image = model.encode_image(torch.zeros(rows, 3, size, size)).projected_BD.sum()
-        text = model.encode_text(torch.ones(rows, context, dtype=torch.int64)).sum()
-        (image + text).backward()
-    return Arithmetic(recipe, model, state.objective).of_step(rows, rows * context), counter.get_total_flops() / 2
-
-
 @pytest.mark.parametrize("recomputes", [False, True])
 def test_multiply_adds_are_those_that_torch_counts_in_a_step(recipe, recomputes):
-    raw = recipe.model_dump() | {"model": {"architecture": "ViT-tiny-32", "gradient_checkpointing": recomputes}}
-    said, found = counted(TrainRecipe.model_validate(raw), 4)
-    assert said == pytest.approx(found, rel=0.05)  # The first layer needs no gradient of its input.
+    knobs = TrainRecipe.model_validate(
+        recipe.model_dump() | {"model": {"architecture": "ViT-tiny-32", "gradient_checkpointing": recomputes}}
+    )
+    state = new_state(knobs, CPU)
+    model = build_empty(state.model.architecture)  # On `meta`, where no kernel hides its products.
+    context, rows = model.architecture.text.context, 4
+    if recomputes:
+        model.recompute()
+    with FlopCounterMode(display=False) as counter:
+        image = model.encode_image(torch.zeros(rows, 3, 32, 32, device="meta")).projected_BD.sum()
+        text = model.encode_text(torch.ones(rows, context, dtype=torch.int64, device="meta")).sum()
+        (image + text).backward()
+    # The first layer needs no gradient of its input, and a block is computed again up to its last kept value only.
+    said = Arithmetic(knobs, state.model, state.objective).of_step(rows, rows * context)
+    assert said == pytest.approx(counter.get_total_flops() / 2, rel=0.1 if recomputes else 0.01)
 
 
 def test_a_frozen_tower_is_passed_once_and_shorter_captions_cost_less(recipe):
