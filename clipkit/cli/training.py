@@ -1,19 +1,29 @@
 """`clipkit train`."""
 
+import contextlib
 import os
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from clipkit import UserError
 from clipkit.cli.options import JsonOption, OutOption, QuietOption, RecipeArgument, SetOption, show
-from clipkit.recipe import TrainRecipe, load_recipe
+from clipkit.recipe import TrainRecipe, dump, load_recipe
 from clipkit.report.tables import train_tables
+from clipkit.report.training import TrainingPanel, plan_tables
 from clipkit.resources import find
-from clipkit.run import Run
+from clipkit.run import Run, replacing
 
 if TYPE_CHECKING:
     from clipkit.dataset.shards import Shards
+    from clipkit.evaluation.live import LiveZeroShot
+    from clipkit.training.evaluating import Evaluate
+    from clipkit.training.logbook import Watcher
+
+PLOT = "training.svg"
 
 
 def train(
@@ -21,12 +31,25 @@ def train(
     data: Annotated[Path, typer.Option("--data", metavar="SHARDS", help="Shards: a folder with `shards.json`, or a build-dataset run.")],
     out: OutOption,
     set_: SetOption = None,
+    suite: Annotated[
+        str | None, typer.Option("--suite", metavar="SUITE", help="Zero-shot on these tasks while training (knob `evaluate_steps`).")
+    ] = None,
+    eval_data: Annotated[
+        Path | None, typer.Option("--eval-data", metavar="ROOT", help="The folder that holds the suite's test sets.")
+    ] = None,
+    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write the log for TensorBoard, too: DIR/tensorboard.")] = False,
+    wandb: Annotated[str | None, typer.Option("--wandb", metavar="PROJECT", help="Send the log to Weights & Biases, too.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what the run will take, and write nothing.")] = False,
+    price: Annotated[
+        float | None, typer.Option("--price-per-hour", metavar="PRICE", min=0, help="--dry-run: what an hour of a rank costs.")
+    ] = None,
+    ranks: Annotated[int, typer.Option("--ranks", metavar="N", min=1, help="--dry-run: how many ranks to plan for.")] = 1,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
     """Train a CLIP model on shards.
 
-    Writes checkpoints and `metrics.jsonl` to DIR; DIR is then what `--model` takes. On several GPUs or machines:
+    Writes checkpoints, `metrics.jsonl` and `training.svg` to DIR; DIR is then what `--model` takes. On several GPUs or machines:
     `torchrun --nproc-per-node 8 -m clipkit train ...`, with the same results.
 
     Example: `clipkit train recipes/train/demo.toml --data runs/data/shards --out runs/model`
@@ -35,21 +58,94 @@ def train(
     from clipkit.dataset.shards import Shards
 
     shards = Shards.open(data)
-    if int(os.environ.get("RANK", "0")) > 0:
-        _help_rank_0(knobs, shards, out)
+    if dry_run:
+        from clipkit.training.plan import plan
+
+        planned = plan(knobs, shards, ranks=ranks, price_per_hour=price)
+        show(planned, plan_tables(planned), as_json=as_json)
         return
-    with Run.open(out, command="train", recipe=knobs, inputs={"data": shards.fingerprint}, quiet=quiet) as run:
+    tasks, evaluated = _tasks(suite, eval_data)
+    if int(os.environ.get("RANK", "0")) > 0:
+        _help_rank_0(knobs, shards, out, evaluate=_evaluation(tasks))
+        return
+    boards = _boards(out, tensorboard=tensorboard, wandb=wandb, recipe=dump(knobs))
+    inputs = {"data": shards.fingerprint, **evaluated}
+    with _nothing_left_of_a_refusal(out), Run.open(out, command="train", recipe=knobs, inputs=inputs, quiet=quiet) as run:
         if (report := run.report) is None:
             from clipkit.training import loop
 
-            report = loop.train(knobs, shards, run)
+            report = loop.train(knobs, shards, run, evaluate=_evaluation(tasks), watch=[*_panel(run), *boards])
+            _plot(run)
             run.finish(report)
     show(report, train_tables(report), as_json=as_json, where=out)
 
 
-def _help_rank_0(knobs: TrainRecipe, shards: "Shards", out: Path) -> None:
+@contextlib.contextmanager
+def _nothing_left_of_a_refusal(out: Path) -> Iterator[None]:
+    """A run that was refused before its first step leaves no directory behind that was not there."""
+    was_there = out.exists()
+    try:
+        yield
+    except UserError:
+        own = {"run.json", "log.txt", ".lock"}
+        if not was_there and out.is_dir() and {path.name for path in out.iterdir()} <= own:
+            shutil.rmtree(out)
+        raise
+
+
+def _help_rank_0(knobs: TrainRecipe, shards: "Shards", out: Path, *, evaluate: "Evaluate | None") -> None:
     """One of torchrun's further ranks: it computes, and rank 0 alone opens the run, writes and reports."""
     if not (out / "report.json").exists():
         from clipkit.training import loop
 
-        loop.train(knobs, shards, Run.scratch(out))
+        loop.train(knobs, shards, Run.scratch(out), evaluate=evaluate)
+
+
+def _tasks(suite: str | None, data: Path | None) -> "tuple[LiveZeroShot | None, dict[str, str]]":
+    """The suite's test sets, found before training begins, and what they are called among the run's inputs."""
+    if suite is None and data is None:
+        return None, {}
+    if suite is None or data is None:
+        missing = "--suite" if suite is None else "--eval-data"
+        raise UserError(f"`{missing}` is missing: zero-shot while training needs both `--suite SUITE` and `--eval-data ROOT`")
+    from clipkit.evaluation.live import LiveZeroShot
+    from clipkit.evaluation.suite import load_suite
+
+    loaded = load_suite(suite)
+    return LiveZeroShot(loaded, data), {"suite": " ".join(task.fingerprint for task in loaded.tasks)}
+
+
+def _evaluation(tasks: "LiveZeroShot | None") -> "Evaluate | None":
+    """What the training room calls between two steps: it knows no tasks, and the evaluation room no ranks."""
+    if tasks is None:
+        return None
+    from clipkit.evaluation.live import Ranks
+    from clipkit.training.distributed import gather_objects, rank, ranks
+
+    return lambda encoder: {"zero_shot": tasks.scores(encoder, Ranks(rank(), ranks(), gather_objects))}
+
+
+def _panel(run: Run) -> "list[Watcher]":
+    """The panel where somebody sees it: a pipe, `--quiet` and NO_COLOR have the progress line."""
+    console = run.console
+    is_seen = console.is_terminal and not console.is_dumb_terminal and not run.quiet and not console.no_color
+    return [TrainingPanel(console)] if is_seen else []
+
+
+def _boards(out: Path, *, tensorboard: bool, wandb: str | None, recipe: dict[str, Any]) -> "list[Watcher]":
+    """TensorBoard and Weights & Biases where asked for: a package that is missing is told before anything is written."""
+    from clipkit.report.boards import TensorBoard, WeightsAndBiases
+
+    makers: list[tuple[bool, Callable[[], Watcher]]] = [
+        (tensorboard, lambda: TensorBoard(out / "tensorboard")),
+        (wandb is not None, lambda: WeightsAndBiases(str(wandb), out, recipe)),
+    ]
+    return [make() for is_wanted, make in makers if is_wanted]
+
+
+def _plot(run: Run) -> None:
+    from clipkit.report.figures import training_curves
+    from clipkit.training.metrics import read_lines
+
+    with replacing(run.path / PLOT) as temporary:
+        temporary.write_text(training_curves(read_lines(run.path / "metrics.jsonl")), encoding="utf-8")

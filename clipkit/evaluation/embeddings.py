@@ -70,6 +70,14 @@ def embed(encoder: Encoder, pictures: Pictures, *, cache: Path, run: Run, batch_
     return _joined([blocks[span] for span in spans], encoder)
 
 
+def encode_part(encoder: Encoder, pictures: Pictures, start: int, stop: int, *, batch_size: int, workers: int) -> Embeddings:
+    """Embeddings of the pictures start..stop, kept nowhere: for a model whose weights change. Raises UserError as `embed` does."""
+    if start == stop:
+        return _joined([], encoder)
+    batches = _decoded_batches(encoder, pictures, range(start, stop, batch_size), stop=stop, workers=workers)
+    return _encode(encoder, batches, pictures=pictures, advance=lambda n: None)
+
+
 def _key(encoder: Encoder, pictures: Pictures) -> str:
     return hashlib.sha256(f"{len(encoder.fingerprint)}:{encoder.fingerprint}:{pictures.content_hash}".encode()).hexdigest()
 
@@ -96,7 +104,7 @@ def _save_block(folder: Path, start: int, *, block: Embeddings) -> None:
 
 def _encode(encoder: Encoder, batches: Iterator[tuple[int, Tensor]], *, pictures: Pictures, advance: Callable[..., None]) -> Embeddings:
     parts: list[Encoded] = []
-    with torch.inference_mode():
+    with torch.no_grad():  # not inference mode: a model in training may keep what it made here
         for start, pixels_BCHW in batches:
             encoded = encoder.encode_images(pixels_BCHW)
             _check_finite(encoded, start, encoder=encoder, pictures=pictures)

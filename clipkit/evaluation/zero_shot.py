@@ -1,6 +1,6 @@
 """Zero-shot classification: the texts of the classes are the classifier (CLIP sections 3.1.2 to 3.1.4)."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,13 +34,30 @@ def class_embeddings(encoder: Encoder, task: Task, *, run: Run) -> torch.Tensor:
     The mean is taken in embedding space, over templates and over the names of a class (CLIP 3.1.4). Raises UserError where the
     texts of a class cancel out or the encoder gives NaN.
     """
-    texts = [(label, text) for label in range(len(task.classes)) for text in task.texts(label)]
-    sums_CD = torch.zeros(len(task.classes), encoder.width, dtype=torch.float64)
+    texts = class_texts(task)
     with run.progress(f"class texts of {task.name}", total=len(texts), unit="texts") as advance:
-        for start in range(0, len(texts), TEXTS_AT_ONCE):
-            labels, batch = zip(*texts[start : start + TEXTS_AT_ONCE], strict=True)
-            sums_CD.index_add_(0, torch.tensor(labels), torch.nn.functional.normalize(encoder.encode_texts(batch).double(), dim=1))
-            advance(len(batch))
+        return mean_directions(encoder, task, sum_texts(encoder, texts, len(task.classes), advance=advance))
+
+
+def class_texts(task: Task) -> list[tuple[int, str]]:
+    """Every text of a task with the class that it speaks of."""
+    return [(label, text) for label in range(len(task.classes)) for text in task.texts(label)]
+
+
+def sum_texts(
+    encoder: Encoder, texts: Sequence[tuple[int, str]], classes: int, *, advance: Callable[[int], object] = lambda n: None
+) -> torch.Tensor:
+    """The sums of the unit vectors of each class's texts (C, D) in float64: sums of parts of the texts add up."""
+    sums_CD = torch.zeros(classes, encoder.width, dtype=torch.float64)
+    for start in range(0, len(texts), TEXTS_AT_ONCE):
+        labels, batch = zip(*texts[start : start + TEXTS_AT_ONCE], strict=True)
+        sums_CD.index_add_(0, torch.tensor(labels), torch.nn.functional.normalize(encoder.encode_texts(batch).double(), dim=1))
+        advance(len(batch))
+    return sums_CD
+
+
+def mean_directions(encoder: Encoder, task: Task, sums_CD: torch.Tensor) -> torch.Tensor:
+    """The classifier (C, D) from the sums of its texts. Raises UserError where a class has no direction."""
     weights_CD = torch.nn.functional.normalize(sums_CD, dim=1)
     broken_C = ~(weights_CD.norm(dim=1) > 0.5)  # not `<`: NaN is broken too
     if broken_C.any():

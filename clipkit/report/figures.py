@@ -9,7 +9,11 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from clipkit.report.training import flat_scores
+
 INK, FAINT, BLUE, ORANGE = "#1f2933", "#9aa5b1", "#2563a8", "#d9622b"
+MOST_CURVES = 8
+"""Of the evaluations of one run."""
 
 _STYLE: Any = {
     "svg.hashsalt": "clipkit",
@@ -109,6 +113,51 @@ def _draw_shifts(axes: Axes, points: Sequence[OverlapPoint]) -> None:
         axes.annotate(point.label, (x, y), xytext=(6, 3), textcoords="offset points", fontsize=8)
     axes.set_ylabel("All − Clean (points)")
     axes.set_title("Shift of the score by the overlap\norange: one-sided p < 0.05", fontsize=9, loc="left")
+
+
+def training_curves(lines: Sequence[Mapping[str, Any]]) -> str:
+    """A run by the lines of its metrics.jsonl: loss against chance, logit scale, learning rate, and what evaluations found."""
+    steps = [line for line in lines if "loss" in line]
+    scores: dict[str, list[tuple[int, float]]] = {}
+    for line in lines:
+        for name, value in flat_scores(line.get("evaluation") or {}).items():
+            if not name.endswith("chance"):
+                scores.setdefault(name, []).append((line["step"], 100 * value))
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(8.4, 5.0), layout="constrained")
+        (loss, scale), (rate, evaluation) = figure.subplots(2, 2, sharex=True)
+        _draw_loss(loss, steps)
+        _draw_steps(scale, steps, "logit_scale", "logit scale")
+        _draw_steps(rate, steps, "learning_rate", "learning rate")
+        _draw_scores(evaluation, scores)
+        for axes in (rate, evaluation):
+            axes.set_xlabel("step")
+        return _svg(figure)
+
+
+def _draw_loss(axes: Axes, steps: Sequence[Mapping[str, Any]]) -> None:
+    _draw_steps(axes, steps, "loss", "loss")
+    chance = [(line["step"], line["chance_loss"]) for line in steps if line.get("chance_loss") is not None]
+    if chance:
+        axes.axhline(chance[-1][1], color=ORANGE, linewidth=1.2, linestyle="--")
+        axes.annotate(
+            "chance", (0.99, chance[-1][1]), xycoords=("axes fraction", "data"), ha="right", va="bottom", color=ORANGE, fontsize=8
+        )
+
+
+def _draw_steps(axes: Axes, steps: Sequence[Mapping[str, Any]], name: str, label: str) -> None:
+    axes.plot([line["step"] for line in steps], [line[name] for line in steps], color=BLUE, linewidth=1.2)
+    axes.set_title(label, fontsize=9, loc="left")
+    axes.margins(y=0.12)
+
+
+def _draw_scores(axes: Axes, scores: Mapping[str, Sequence[tuple[int, float]]]) -> None:
+    axes.set_title("evaluation (%)" if scores else "evaluation (none)", fontsize=9, loc="left")
+    for i, (name, points) in enumerate(list(scores.items())[:MOST_CURVES]):
+        colour, style = (BLUE, ORANGE, INK, FAINT)[i % 4], ("-", "--")[i // 4 % 2]
+        axes.plot(*zip(*points, strict=True), style, marker="o", markersize=3, color=colour, linewidth=1.2, label=name[-40:])
+    if scores:
+        axes.legend(fontsize=7, frameon=False)
 
 
 def _svg(figure: Figure) -> str:

@@ -197,17 +197,27 @@ def train_tables(report: Mapping[str, Any]) -> list[Table]:
         ("pairs", report["pairs"]),
         ("steps", report["steps"]),
         ("samples seen", report["samples_seen"]),
+        ("unique pairs seen", report["unique_pairs"]),
         ("loss", report["loss"]),
-        ("chance loss (ln of the batch size)", report["chance_loss"]),
+        ("chance loss", report["chance_loss"]),
         ("logit scale", report["logit_scale"]),
         ("pairs per second", report["samples_per_second"]),
+        ("share of the hardware's peak", None if report["peak_share"] is None else f"{report['peak_share']:.1%}"),
         ("share of time waiting for data", f"{report['data_wait_share']:.1%}"),
         ("seconds", report["seconds"]),
         ("broken pictures", report["broken_pictures"]),
     ]
     rows += [(f"held out: {name.replace('_', ' ')}", value) for name, value in (report["held_out"] or {}).items()]
-    rows += [(name.replace("_", " "), value) for name, value in (report["evaluation"] or {}).items()]
+    rows += [(name.replace("_", " "), value) for name, value in _flat(report["evaluation"] or {}).items()]
     return [Table("training", ("what", "value"), rows, note=report["verdict"])]
+
+
+def _flat(evaluation: Mapping[str, Any]) -> dict[str, Cell]:
+    """Parts of an evaluation under their full names."""
+    found: dict[str, Cell] = {}
+    for name, value in evaluation.items():
+        found |= {f"{name}: {inner}": one for inner, one in _flat(value).items()} if isinstance(value, Mapping) else {name: value}
+    return found
 
 
 def score_tables(report: Mapping[str, Any]) -> list[Table]:

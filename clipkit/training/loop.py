@@ -5,13 +5,9 @@
 Launched by torchrun it trains on all ranks; rank 0 writes. Interrupted at any moment and called again, it ends with the same bytes.
 """
 
-import contextlib
 import math
-import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -29,26 +25,26 @@ from clipkit.training.accumulation import backward, refuse_split_batch_norm
 from clipkit.training.batches import Batch, Batches
 from clipkit.training.checkpoints import checkpoints, load_checkpoint, save_checkpoint
 from clipkit.training.distributed import gather_objects, joined, mean_over_ranks, rank, ranks, wait_for_all
+from clipkit.training.evaluating import Evaluate
+from clipkit.training.logbook import METRICS, Logbook, Watcher
 from clipkit.training.loss_scale import MAX_OVERFLOWS, next_scale
 from clipkit.training.objectives import Inputs, distinct
-from clipkit.training.retrieval import measure_retrieval
 from clipkit.training.schedule import learning_rate
 from clipkit.training.scoring import Scoring
 from clipkit.training.sharding import gradient_norm, own, whole_model
 from clipkit.training.state import State, new_state
 
-METRICS = "metrics.jsonl"
 CHECKPOINTS = "checkpoints"
-WEIGHTS = "model.safetensors"
 AVERAGE = "model-average.safetensors"
 KEYS_SHOWN = 5
 
 
-def train(recipe: TrainRecipe, shards: Shards, run: Run, evaluate: Callable[[Path], dict[str, Any]] | None = None) -> dict[str, Any]:
+def train(recipe: TrainRecipe, shards: Shards, run: Run, evaluate: Evaluate | None = None, watch: Sequence[Watcher] = ()) -> dict[str, Any]:
     """Train a model and leave its weights in `run.path/model.safetensors`; resumes from the newest checkpoint of the run.
 
-    `evaluate` is called at the end with the path of the weights; what it returns is the report's "evaluation". Returns the report, on
-    every rank. Raises UserError for too few pairs, too many broken pictures, unfitting weights, and a loss that is not finite.
+    `evaluate` is called every `evaluate_steps` and at the end, on every rank, with the model as it is; what it last answered is the
+    report's "evaluation". `watch`: told of every line on rank 0. Returns the report, on every rank. Raises UserError for too few
+    pairs, too many broken pictures, unfitting weights, and a loss that is not finite.
     """
     steps = recipe.samples_seen // recipe.batch_size
     if steps < 1:
@@ -75,10 +71,11 @@ def train(recipe: TrainRecipe, shards: Shards, run: Run, evaluate: Callable[[Pat
         _resume(state, run)
         if recipe.model.compile and rank() == 0:
             run.say("compiling the towers: the first steps take minutes")
-        _run_steps(recipe, state, batches, run=run, steps=steps)
+        logbook = Logbook(recipe, state, batches, run=run, steps=steps, evaluate=evaluate, watch=watch)
+        _run_steps(recipe, state, batches, logbook=logbook, run=run, steps=steps)
         averaged = _save_average(state, run)
         state.model = whole_model(state.model)
-        report = {**_finish(recipe, state, batches, run=run, evaluate=evaluate), **averaged} if rank() == 0 else {}
+        report = {**logbook.finish(state), **averaged} if rank() == 0 else {}
         return dict(gather_objects(report)[0])
 
 
@@ -114,23 +111,18 @@ def _resume(state: State, run: Run) -> None:
             run.say(f"resuming after step {state.progress.step:,}")
 
 
-def _run_steps(recipe: TrainRecipe, state: State, batches: Batches, *, run: Run, steps: int) -> None:
+def _run_steps(recipe: TrainRecipe, state: State, batches: Batches, *, logbook: Logbook, run: Run, steps: int) -> None:
     """From the state's step to the last one."""
     scoring = _on_ranks(Scoring(state.model, state.objective, head=state.head, precision=recipe.precision), recipe)
-    progress, clock = state.progress, _Clock()
-    with _progress_bar(run, (steps - progress.step) * recipe.batch_size) as advance:
-        for batch in clock.waiting_for(batches.from_step(progress.step, steps)):
+    progress = state.progress
+    with logbook.progress(state) as advance:
+        for batch in logbook.clock.waiting_for(batches.from_step(progress.step, steps)):
             _count_broken(batch, state, limit=recipe.data.max_broken_share * batches.count)
             numbers = _step(recipe, state, scoring, batch=batch, run=run, steps=steps)
             progress.losses.append(numbers.loss)
-            clock.count_step(state)
-            is_last = progress.step == steps
-            note = (
-                _log(recipe, state, numbers, clock=clock, run=run, steps=steps)
-                if is_last or progress.step % recipe.log_steps == 0
-                else None
-            )
-            if is_last or progress.step % recipe.checkpoint_steps == 0:
+            logbook.clock.count_step(state)
+            note = logbook.after_step(state, numbers)
+            if progress.step == steps or progress.step % recipe.checkpoint_steps == 0:
                 _checkpoint(recipe, state, run)
             advance(recipe.batch_size, note)
 
@@ -251,105 +243,7 @@ def _count_broken(batch: Batch, state: State, *, limit: float) -> None:
         )
 
 
-def _log(recipe: TrainRecipe, state: State, numbers: _Numbers, *, clock: "_Clock", run: Run, steps: int) -> str:
-    """Add a line to metrics.jsonl and to the log; return it in words."""
-    progress = state.progress
-    progress.loss, progress.losses = sum(progress.losses) / len(progress.losses), []
-    line = {
-        "step": progress.step,
-        "samples_seen": progress.step * recipe.batch_size,
-        "loss": progress.loss,
-        "chance_loss": metrics.chance_loss(recipe.batch_size),
-        "logit_scale": float(state.model.logit_scale.detach().exp()),
-        **numbers.others,
-        "learning_rate": numbers.learning_rate,
-        "gradient_norm": numbers.gradient_norm,
-        **clock.lap(recipe.batch_size, steps_left=steps - progress.step),
-    }
-    if rank() == 0:
-        metrics.append(run.path / METRICS, line)
-        run.log.info("step %d of %d: %s", progress.step, steps, metrics.in_words(line))
-    return metrics.in_words(line)
-
-
 def _checkpoint(recipe: TrainRecipe, state: State, run: Run) -> None:
     state.progress.broken = sorted({key for keys in gather_objects(state.progress.broken) for key in keys})
     save_checkpoint(run.path / CHECKPOINTS, state, keep=recipe.keep_checkpoints)
     wait_for_all()
-
-
-def _finish(
-    recipe: TrainRecipe, state: State, batches: Batches, *, run: Run, evaluate: Callable[[Path], dict[str, Any]] | None
-) -> dict[str, Any]:
-    """Write the final weights, measure what was asked for, and report."""
-    progress, path = state.progress, run.path / WEIGHTS
-    save_model(path, state.model, preprocess=state.preprocess, facts={"step": progress.step})
-    held_out = batches.held_out_N
-    assert progress.loss is not None
-    numbers = {
-        "loss": progress.loss,
-        "chance_loss": metrics.chance_loss(recipe.batch_size),
-        "data_wait_share": progress.waited_seconds / progress.seconds,
-    }
-    return {
-        "command": "train",
-        "architecture": state.model.architecture.name,
-        "model": str(path),
-        "pairs": batches.count,
-        "steps": progress.step,
-        "samples_seen": progress.step * recipe.batch_size,
-        **numbers,
-        "logit_scale": float(state.model.logit_scale.detach().exp()),
-        "samples_per_second": progress.step * recipe.batch_size / progress.seconds,
-        "seconds": progress.seconds,
-        "broken_pictures": len(progress.broken),
-        "held_out": measure_retrieval(state.model, state.preprocess, batches.reader, positions_N=held_out) if len(held_out) else None,
-        "evaluation": evaluate(path) if evaluate is not None else None,
-        "verdict": metrics.verdict(**numbers),
-    }
-
-
-def _progress_bar(run: Run, total: int) -> AbstractContextManager[Callable[..., None]]:
-    if rank() == 0:
-        return run.progress("training", total=total, unit="pairs")
-    return contextlib.nullcontext(lambda n, note=None: None)
-
-
-class _Clock:
-    """Where the time goes: waiting for batches, or working on them."""
-
-    def __init__(self) -> None:
-        self._step_start = self._lap_start = time.monotonic()
-        self._waited = self._lap_waited = 0.0
-        self._lap_steps = 0
-
-    def waiting_for(self, batches: Iterable[Batch]) -> Iterator[Batch]:
-        """The same batches, the wait for each of them measured."""
-        iterator = iter(batches)
-        while True:
-            start = time.monotonic()
-            batch = next(iterator, None)
-            if batch is None:
-                return
-            self._waited = time.monotonic() - start
-            yield batch
-
-    def count_step(self, state: State) -> None:
-        """Add the time since the last step to the state's."""
-        now = time.monotonic()
-        state.progress.seconds += now - self._step_start
-        state.progress.waited_seconds += self._waited
-        self._step_start = now
-        self._lap_waited += self._waited
-        self._lap_steps += 1
-
-    def lap(self, batch_size: int, *, steps_left: int) -> dict[str, float]:
-        """Speed, share of waiting and time left, by the steps since the last lap."""
-        now = time.monotonic()
-        seconds, waited, steps = now - self._lap_start, self._lap_waited, self._lap_steps
-        self._lap_start, self._lap_waited, self._lap_steps = now, 0.0, 0
-        return {
-            "samples_per_second": steps * batch_size / seconds,
-            "data_wait_share": waited / seconds,
-            "eta_seconds": steps_left * seconds / steps,
-        }

@@ -85,7 +85,16 @@ class Order:
     def positions(self, step: int) -> NDArray[np.int64]:
         """The pairs of a step's batch, as positions in the shards laid end to end."""
         epoch, batch = divmod(step, self.steps_per_epoch)
-        places_B = np.arange(batch * self.batch_size, (batch + 1) * self.batch_size)
+        return self._at(epoch, np.arange(batch * self.batch_size, (batch + 1) * self.batch_size))
+
+    def left_out(self, epoch: int) -> NDArray[np.int64]:
+        """The pairs of an epoch that no batch of it has: the remainder, fewer than a batch."""
+        return self._at(epoch, np.arange(self.steps_per_epoch * self.batch_size, self.count))
+
+    def _at(self, epoch: int, places_B: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The pairs at places of an epoch's shuffled row."""
+        if not len(places_B):
+            return places_B
         windows_B = places_B // self.window
         shuffled_B = np.concatenate([self._window(epoch, int(w))[places_B[windows_B == w] - w * self.window] for w in np.unique(windows_B)])
         return self._to_positions(epoch, shuffled_B)

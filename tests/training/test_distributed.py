@@ -70,7 +70,10 @@ def test_a_run_on_two_ranks_logs_the_losses_of_a_run_on_one(make_shards, recipe,
     ranks = run_ranks(work, tmp_path)
     report = loop.train(knobs, shards, Run.scratch(tmp_path / "one"))
     one, two = ([json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()] for name in ("one", "two"))
-    assert len(one) == len(two) == 6
+    assert len(one) == len(two) == 7
+    evaluated = [lines.pop()["evaluation"]["held_out"] for lines in (one, two)]
+    assert evaluated[0] == pytest.approx(evaluated[1])
+    assert evaluated[1]["pairs"] == 6, "each rank encodes three of them"
     assert [line["loss"] for line in two] == pytest.approx([line["loss"] for line in one], rel=1e-3)
     assert two[0]["gradient_norm"] == pytest.approx(one[0]["gradient_norm"], rel=1e-3)
     for rank in ranks:

@@ -44,7 +44,7 @@ def untimed(path: Path) -> list[tuple]:
 
 def test_a_run_leaves_weights_checkpoints_metrics_and_a_report(make_shards, recipe, tmp_path):
     seen = []
-    report = loop.train(recipe, make_shards(40), run_at(tmp_path), evaluate=lambda path: seen.append(path) or {"accuracy": 0.5})
+    report = loop.train(recipe, make_shards(40), run_at(tmp_path), evaluate=lambda encoder: seen.append(encoder.name) or {"accuracy": 0.5})
     assert {
         name: report[name] for name in ("command", "architecture", "steps", "samples_seen", "pairs", "broken_pictures", "held_out")
     } == {
@@ -58,12 +58,14 @@ def test_a_run_leaves_weights_checkpoints_metrics_and_a_report(make_shards, reci
     }
     assert report["chance_loss"] == math.log(8)
     assert report["evaluation"] == {"accuracy": 0.5}
-    assert seen == [Path(report["model"])] == [tmp_path / "model.safetensors"]
+    assert seen == ["the model in training"]
+    assert report["model"] == str(tmp_path / "model.safetensors")
     assert 0 <= report["data_wait_share"] <= 1
     assert report["samples_per_second"] == pytest.approx(96 / report["seconds"])
     json.dumps(report, allow_nan=False)
-    lines = lines_of(tmp_path)
+    *lines, evaluated = lines_of(tmp_path)
     assert [line["step"] for line in lines] == [2, 4, 6, 8, 10, 12]
+    assert (evaluated["step"], evaluated["evaluation"]) == (12, {"accuracy": 0.5})
     assert report["loss"] == lines[-1]["loss"]
     assert lines[-1]["eta_seconds"] == 0
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["step-00000008", "step-00000012"]

@@ -1,0 +1,88 @@
+"""Zero-shot of a model while it trains: the work of a task is shared over ranks, and nothing is kept.
+
+scores = LiveZeroShot(suite, data_root).scores(encoder, Ranks(rank, ranks, gather_objects))
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from clipkit import UserError
+from clipkit.evaluation.embeddings import encode_part
+from clipkit.evaluation.splits import Split
+from clipkit.evaluation.suite import Suite, Task, find_splits
+from clipkit.evaluation.zero_shot import class_texts, mean_directions, sum_texts
+from clipkit.model.encoder import Encoder
+
+Gather = Callable[[Any], list[Any]]
+"""What every rank has, by rank: called by all of them."""
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Who shares the work: this process's number, how many there are, and how they tell each other."""
+
+    rank: int = 0
+    count: int = 1
+    gather: Gather = lambda mine: [mine]
+
+    def part(self, total: int) -> tuple[int, int]:
+        """Start and stop of this rank's part of `total` things."""
+        return total * self.rank // self.count, total * (self.rank + 1) // self.count
+
+    def together(self, find: Callable[[], Any]) -> list[Any]:
+        """What each rank finds. A mistake of one is raised on all: nobody waits for one that has stopped."""
+        try:
+            mine, problem = find(), None
+        except UserError as error:
+            mine, problem = None, str(error)
+        answers = self.gather((mine, problem))
+        if problems := [told for _, told in answers if told is not None]:
+            raise UserError(problems[0])
+        return [found for found, _ in answers]
+
+
+class LiveZeroShot:
+    """The test splits of a suite, found once before training begins."""
+
+    def __init__(self, suite: Suite, data_root: Path, *, batch_size: int = 256, workers: int = 2) -> None:
+        """`workers`: threads that decode. Raises UserError where a task has no data: it should not be found out hours later."""
+        splits, failed = find_splits(suite, data_root)
+        if failed:
+            raise UserError(next(iter(failed.values())))
+        self._tasks = [(task, splits[task.name]) for task in suite.tasks]
+        self._batch_size, self._workers = batch_size, workers
+
+    def scores(self, encoder: Encoder, ranks: Ranks) -> dict[str, float | None]:
+        """The main metric of each task by its name, from 0 to 1; None where a picture or the model is damaged. The same on all ranks."""
+        found: dict[str, float | None] = {}
+        for task, split in self._tasks:
+            try:
+                found[task.name] = self._score(encoder, task, split, ranks=ranks)
+            except UserError:
+                found[task.name] = None
+        return found
+
+    def _score(self, encoder: Encoder, task: Task, split: Split, *, ranks: Ranks) -> float:
+        texts, classes = class_texts(task), len(task.classes)
+        start, stop = ranks.part(len(texts))
+        sums = ranks.together(lambda: sum_texts(encoder, texts[start:stop], classes))
+        weights_CD = mean_directions(encoder, task, torch.stack(sums).sum(dim=0))
+        counts = ranks.together(lambda: self._count_right(encoder, split, weights_CD, ranks=ranks))
+        right_C, count_C = torch.stack(counts).sum(dim=0).double()
+        if task.metric == "accuracy":
+            return float(right_C.sum() / count_C.sum())
+        return float((right_C / count_C)[count_C > 0].mean())
+
+    def _count_right(self, encoder: Encoder, split: Split, weights_CD: torch.Tensor, *, ranks: Ranks) -> torch.Tensor:
+        """(2, C): pictures of each class in this rank's part that were right, and all of them."""
+        start, stop = ranks.part(len(split))
+        embeddings = encode_part(encoder, split, start, stop, batch_size=self._batch_size, workers=self._workers)
+        labels_N = torch.from_numpy(split.labels_N[start:stop])
+        right_N = (embeddings.projected_ND @ weights_CD.T).argmax(dim=1) == labels_N
+        return torch.stack(
+            [torch.bincount(labels_N[right_N], minlength=len(weights_CD)), torch.bincount(labels_N, minlength=len(weights_CD))]
+        )

@@ -1,0 +1,99 @@
+"""Zero-shot while a model trains: shared over ranks, the same scores as the evaluation of a finished model."""
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from clipkit import UserError
+from clipkit.evaluation.live import LiveZeroShot, Ranks
+from clipkit.evaluation.suite import Suite
+
+
+class Gathering:
+    """Threads for ranks: each says what it has, and hears what all have."""
+
+    def __init__(self, count: int) -> None:
+        self.values: list[Any] = [None] * count
+        self.barrier = threading.Barrier(count, timeout=30)
+
+    def of(self, rank: int) -> Any:
+        def gather(mine: Any) -> list[Any]:
+            self.values[rank] = mine
+            self.barrier.wait()
+            heard = list(self.values)
+            self.barrier.wait()
+            return heard
+
+        return gather
+
+
+def on_ranks(count: int, live: LiveZeroShot, encoders: list[Any]) -> list[dict[str, float | None]]:
+    gathering, found = Gathering(count), [{}] * count
+
+    def work(rank: int) -> None:
+        found[rank] = live.scores(encoders[rank], Ranks(rank, count, gathering.of(rank)))
+
+    threads = [threading.Thread(target=work, args=(rank,)) for rank in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=60)
+    return found
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 40])
+@pytest.mark.parametrize("metric", ["accuracy", "mean-per-class"])
+def test_any_number_of_ranks_finds_the_score_worked_by_hand(
+    color_encoder: Any, color_suite: Suite, color_data: Path, ranks: int, metric: str
+) -> None:
+    suite = color_suite.model_copy(update={"tasks": tuple(task.model_copy(update={"metric": metric}) for task in color_suite.tasks)})
+    live = LiveZeroShot(suite, color_data, batch_size=4, workers=0)
+    expected = {"accuracy": 32 / 35, "mean-per-class": 0.9}[metric]
+    for found in on_ranks(ranks, live, [color_encoder] * ranks):
+        assert found == {"colors": pytest.approx(expected)}
+
+
+def test_the_ranks_share_the_pictures_and_the_texts(color_encoder: Any, color_suite: Suite, color_data: Path) -> None:
+    seen: list[int] = []
+
+    class Counting:
+        def __init__(self) -> None:
+            self.pictures = self.texts = 0
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(color_encoder, name)
+
+        def encode_images(self, pixels: Any) -> Any:
+            self.pictures += len(pixels)
+            return color_encoder.encode_images(pixels)
+
+        def encode_texts(self, texts: Any) -> Any:
+            self.texts += len(texts)
+            return color_encoder.encode_texts(texts)
+
+    encoders = [Counting(), Counting()]
+    on_ranks(2, LiveZeroShot(color_suite, color_data, workers=0), encoders)
+    seen = [encoder.pictures for encoder in encoders]
+    assert sorted(seen) == [17, 18]
+    assert encoders[0].texts == encoders[1].texts > 0
+    assert sum(encoder.texts for encoder in encoders) == sum(
+        len(task.texts(label)) for task in color_suite.tasks for label in range(len(task.classes))
+    )
+
+
+def test_a_mistake_of_one_rank_is_told_to_all_and_none_waits(color_encoder: Any, color_suite: Suite, color_data: Path) -> None:
+    class Damaged:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(color_encoder, name)
+
+        def encode_images(self, pixels: Any) -> Any:
+            raise UserError("the weights are damaged")
+
+    assert on_ranks(2, LiveZeroShot(color_suite, color_data, workers=0), [color_encoder, Damaged()]) == [{"colors": None}] * 2
+
+
+def test_missing_data_is_told_before_training(color_suite: Suite, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no data for task `colors`"):
+        LiveZeroShot(color_suite, tmp_path)
