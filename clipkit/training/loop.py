@@ -32,7 +32,7 @@ from clipkit.training.objectives import Inputs, distinct
 from clipkit.training.retrieval import measure_retrieval
 from clipkit.training.schedule import learning_rate
 from clipkit.training.scoring import Scoring
-from clipkit.training.state import State, new_state
+from clipkit.training.state import State, ask_frozen_models, new_state
 
 METRICS = "metrics.jsonl"
 CHECKPOINTS = "checkpoints"
@@ -53,6 +53,7 @@ def train(recipe: TrainRecipe, shards: Shards, run: Run, evaluate: Callable[[Pat
         )
     with joined() as device:
         state = new_state(recipe, device)
+        ask_frozen_models(state, recipe, [shards], run)
         batches = Batches(
             shards,
             recipe.data,
@@ -143,7 +144,14 @@ def _inputs(batch: Batch, state: State) -> Inputs:
     pixels_BCHW = batch.pixels_BCHW.to(state.device, non_blocking=True).contiguous(memory_format=state.layout)
     texts, caption_B = distinct(batch.texts)
     tokens_UL = Tokenizer(state.model.architecture.text.context)(texts)
-    return Inputs(state.preprocess.normalise(pixels_BCHW), tokens_UL.to(state.device), caption_B.to(state.device), tuple(batch.texts))
+    return Inputs(
+        state.preprocess.normalise(pixels_BCHW),
+        tokens_UL.to(state.device),
+        caption_B.to(state.device),
+        tuple(batch.texts),
+        meaning_BE=None if state.meanings is None else state.meanings(batch.texts).to(state.device),
+        teacher=None if state.teacher is None else state.teacher(pixels_BCHW, batch.texts),
+    )
 
 
 def _on_ranks(scoring: Scoring) -> nn.Module:
