@@ -61,8 +61,8 @@ def _refuse(model: ImageTextModel, knobs: ModelKnobs, *, objective: Objective, n
         raise UserError("knob `model.freeze` names both towers, which leaves nothing to train: freeze one, or set `model.unfrozen_blocks`")
     if objective.trains <= wanted and not knobs.unfrozen_blocks:
         raise UserError(
-            f"objective `{name}` trains the {next(iter(objective.trains))} tower alone, which knob `model.freeze` freezes: freeze the other "
-            "or set `model.unfrozen_blocks`"
+            f"objective `{name}` trains the {next(iter(objective.trains))} tower alone, which knob `model.freeze` freezes: freeze the "
+            "other, or set `model.unfrozen_blocks`"
         )
 
 

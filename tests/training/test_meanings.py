@@ -197,10 +197,10 @@ def test_two_ranks_log_the_losses_of_one(make_shards, recipe, tmp_path, monkeypa
 def test_a_student_comes_nearer_to_its_teacher(make_shards, recipe, tmp_path):
     save_model(tmp_path / "teacher.safetensors", build(architecture("ViT-tiny-32"), seed=3))
     loss = {"teacher": str(tmp_path / "teacher.safetensors"), "own_weight": 0.0}
-    knobs = change(recipe, objective="distill", loss=loss, samples_seen=160, log_steps=5, optimiser={"learning_rate": 1e-3})
+    knobs = change(recipe, objective="distill", loss=loss, samples_seen=320, log_steps=10, optimiser={"learning_rate": 1e-3})
     loop.train(knobs, make_shards(40), run_at(tmp_path / "run"))
-    taught = [line["taught"] for line in lines_of(tmp_path / "run")]
-    assert taught[-1] < taught[0]
+    losses = [line["loss"] for line in lines_of(tmp_path / "run")]  # means over ten steps each
+    assert losses[-1] < losses[0] - 0.05
     assert "contrastive" not in lines_of(tmp_path / "run")[0]
 
 
