@@ -12,7 +12,7 @@ from clipkit import UserError
 from clipkit.cli.options import JsonOption
 from clipkit.report.tables import Table, print_tables
 
-app = typer.Typer(no_args_is_help=True, help="List architectures, show and convert models.")
+app = typer.Typer(no_args_is_help=True, help="List architectures; show, convert and average models.")
 
 LONGEST_FACT = 200
 """Characters of a fact that a table shows; `--json` has all of it."""
@@ -87,19 +87,71 @@ def convert_model(
     print_tables([Table(f"{model} as {to}", ("what", "value"), rows, written["note"])], written, as_json=as_json)
 
 
+@app.command("average", no_args_is_help=True)
+def average_models(
+    models: Annotated[
+        list[str], typer.Argument(metavar="MODEL MODEL...", help=f"Two or more. Each: {_MODEL_HELP[0].lower()}{_MODEL_HELP[1:]}")
+    ],
+    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="A new .safetensors file, which `--model` takes.")],
+    weights: Annotated[
+        str | None,
+        typer.Option("--weights", metavar="W,W,...", help="What each model counts; the sum is 1. Without it all count the same."),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Average the weights of models of one architecture: WiSE-FT between two, a soup of several.
+
+    **WiSE-FT**: `--weights 0.5,0.5` of a model and of what it was fine-tuned to is half way between them, often better under
+    distribution shift than either. A **soup** is the same of several fine-tuned models. Running statistics of batch norms are averaged,
+    too, which is an approximation.
+
+    Example: `clipkit models average ViT-B-32.pt runs/fine-tuned --weights 0.5,0.5 --out half-way.safetensors`.
+    """
+    shares = None if weights is None else _numbers(weights)
+    for model in models:
+        _refuse_foreign(model)
+    from clipkit.model import averaging
+    from clipkit.model.checkpoint import save_model
+    from clipkit.model.formats.convert import refuse_unwritable
+
+    refuse_unwritable(out, to="clipkit")
+    made = averaging.average_models(models, shares)
+    save_model(out, made.model, preprocess=made.preprocess, facts=made.facts)
+    note = (
+        "the running statistics of its batch norms are averages as well: an approximation" if averaging.has_running_statistics(made) else ""
+    )
+    told = {"out": str(out), "architecture": made.model.architecture.name, **made.facts, "note": note}
+    rows = [(each["model"], each["weight"], each["weights_sha256"]) for each in made.facts["averaged"]]
+    print_tables([Table(f"average, in {out}", ("model", "weight", "hash of its weights"), rows, note)], told, as_json=as_json)
+
+
+def _numbers(text: str) -> list[float]:
+    try:
+        return [float(number) for number in text.split(",")]
+    except ValueError:
+        raise UserError(f"`--weights {text}` is no list of numbers: give one for each model, such as 0.5,0.5") from None
+
+
 def _looks_like_a_model(name: str) -> bool:
     """What is on disk, or has a colon or a suffix. All else is meant as an architecture's name, `ViT-B/32` too."""
     return ":" in name or "." in name or os.path.exists(name)
 
 
 def _load(model: str, *, image_size: int | None = None, context: int | None = None) -> Any:
+    _refuse_foreign(model)
+    from clipkit.model.checkpoint import load_spec
+
+    return load_spec(model, image_size=image_size, context=context)
+
+
+def _refuse_foreign(model: str) -> None:
+    """Raise UserError for a model that clipkit does not read itself."""
     if model.endswith(".toml"):
         raise UserError(f"`{model}` describes an encoder in other files: `--model {model}` uses it; give a model that clipkit has itself")
-    from clipkit.model.checkpoint import is_package_spec, load_spec
+    from clipkit.model.checkpoint import is_package_spec
 
     if is_package_spec(model):
         raise UserError(f"`{model}` is loaded by another package, by name: give files, such as the folder that it was downloaded to")
-    return load_spec(model, image_size=image_size, context=context)
 
 
 def _model_tables(name: str, told: Mapping[str, Any]) -> list[Table]:

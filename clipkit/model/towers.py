@@ -4,7 +4,7 @@ Sub-module and parameter names are those of OpenAI's and open_clip's published w
 Towers are built without meaningful weights; `clipkit.model.initialisation` fills them.
 """
 
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -91,6 +91,15 @@ class ImageTextModel(nn.Module):
     def initialise(self, generator: torch.Generator) -> None:
         """Draw every weight."""
         raise NotImplementedError
+
+    def train(self, mode: bool = True) -> Self:  # noqa: FBT001
+        """As every module's, but what has weights and none that is trained stays in evaluation mode: its batch statistics are its own."""
+        super().train(mode)
+        for part in self.modules():
+            weights = [] if part is self else list(part.parameters())
+            if weights and not any(weight.requires_grad for weight in weights):
+                part.training = False
+        return self
 
     def recompute(self) -> None:
         """From now on a training step keeps the inputs of blocks only: gradient checkpointing, in every tower."""

@@ -12,7 +12,9 @@ class ModelKnobs(Section):
 
     architecture: str = Field("ViT-B-32", description="a name that `clipkit models list` shows; `start_from`: that of the weights")
     start_from: str | None = Field(
-        None, description="a model to take the weights from: a run, a file or a folder; unset: the paper's initialisation"
+        None,
+        description="a model to take the weights from: a run, a file or a folder, `openai:FILE`, `open_clip:NAME@FILE`; "
+        "unset: the paper's initialisation",
     )
     initial_temperature: float = Field(0.07, gt=0, le=1e6, description="temperature of a new model (CLIP 2.5: 0.07, a logit scale of 14.3)")
     max_logit_scale: float = Field(100.0, gt=1, le=1e6, description="the learned logit scale is clipped here (CLIP 2.5: 100)")
@@ -95,7 +97,9 @@ class LossKnobs(Section):
     caption_encoder: str | None = Field(
         None, description="align: a model that knows how near captions are in meaning (a spec as `--model` takes, or `sentence:FOLDER`)"
     )
-    teacher: str | None = Field(None, description="distill: the model to learn from, a spec as `--model` takes")
+    teacher: str | None = Field(
+        None, description="distill: the model to learn from: a run, a file or a folder, `openai:FILE`, `open_clip:NAME@FILE`"
+    )
     teacher_weight: float = Field(1.0, ge=0, le=1e6, description="distill: weight of the teacher's distributions")
     own_weight: float = Field(1.0, ge=0, le=1e6, description="distill: weight of CLIP's own loss beside them")
     hardness: float = Field(1.0, ge=0, le=100, description="hard-negatives: beta, how much more a nearer negative counts (HCL)")

@@ -32,7 +32,7 @@ from clipkit.training.objectives import Inputs, distinct
 from clipkit.training.schedule import learning_rate
 from clipkit.training.scoring import Scoring
 from clipkit.training.sharding import gradient_norm, own, whole_model
-from clipkit.training.state import State, new_state
+from clipkit.training.state import State, ask_frozen_models, new_state
 
 CHECKPOINTS = "checkpoints"
 AVERAGE = "model-average.safetensors"
@@ -55,6 +55,7 @@ def train(recipe: TrainRecipe, shards: Shards, run: Run, evaluate: Evaluate | No
         _refuse_differences(recipe, shards)
         state = new_state(recipe, device)
         refuse_split_batch_norm(state.model, rows=recipe.micro_batch, batch_size=recipe.batch_size)
+        ask_frozen_models(state, recipe, [shards], run)
         batches = Batches(
             shards,
             recipe.data,
@@ -202,6 +203,8 @@ def _inputs(batch: Batch, state: State) -> Inputs:
         tuple(batch.texts),
         views_VBCHW=None if views is None else _normalised(views.flatten(0, 1), state).view(views.shape),
         label_B=None if batch.label_B is None else batch.label_B.to(state.device),
+        meaning_BE=None if state.meanings is None else state.meanings(batch.texts).to(state.device),
+        teacher=None if state.teacher is None else state.teacher(batch.pixels_BCHW.to(state.device), batch.texts),
     )
 
 

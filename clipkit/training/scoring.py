@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from clipkit.model.clip import ImageTextModel
 from clipkit.model.towers import ImageFeatures
+from clipkit.training.freezing import trained_towers
 from clipkit.training.objectives import Inputs, Objective, Scored
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -23,6 +24,7 @@ class Scoring(nn.Module):
         self.head = head
         self.objective = objective
         self.precision = precision
+        self._trained = trained_towers(model)
 
     @property
     def logit_scale(self) -> Tensor:
@@ -30,12 +32,14 @@ class Scoring(nn.Module):
         return self.model.logit_scale
 
     def encode_image(self, pixels_BCHW: Tensor) -> ImageFeatures:
-        """As the model does."""
-        return self.model.encode_image(pixels_BCHW)
+        """As the model does; a frozen tower without gradient."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and "image" in self._trained):
+            return self.model.encode_image(pixels_BCHW)
 
     def encode_text(self, tokens_BL: Tensor) -> Tensor:
-        """As the model does."""
-        return self.model.encode_text(tokens_BL)
+        """As the model does; a frozen tower without gradient."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and "text" in self._trained):
+            return self.model.encode_text(tokens_BL)
 
     def forward(self, inputs: Inputs) -> Scored:
         """Score a batch."""

@@ -1,26 +1,29 @@
 """What a training run is made of between two steps: model, optimiser, progress; and what it starts from."""
 
 import math
-from collections.abc import Iterator
-from collections.abc import Set as AbstractSet
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 import torch
 from torch import nn
 
 from clipkit import UserError
+from clipkit.dataset.shards import Shards
 from clipkit.model.architectures import ResNetSizes, architecture
-from clipkit.model.checkpoint import load_model
+from clipkit.model.checkpoint import is_package_spec, load_spec
 from clipkit.model.clip import ImageTextModel, build
 from clipkit.model.preprocess import Preprocess
 from clipkit.recipe import ModelKnobs, TrainRecipe
+from clipkit.run import Run
 from clipkit.training.averages import Average
 from clipkit.training.distributed import ranks, synchronise_batch_norm
+from clipkit.training.freezing import freeze
 from clipkit.training.loss_scale import first_scale
+from clipkit.training.meanings import Meanings, load_caption_encoder, prepare_meanings
 from clipkit.training.objectives import OBJECTIVES, Objective
 from clipkit.training.schedule import build_optimiser
 from clipkit.training.sharding import shard
+from clipkit.training.teacher import Teacher
 
 LIKE_THE_WEIGHTS = "start_from"
 """What the knob `model.architecture` says where the weights of `model.start_from` decide."""
@@ -51,7 +54,7 @@ class Progress:
 
 @dataclass
 class State:
-    """What a step changes and a checkpoint keeps."""
+    """What a step changes and a checkpoint keeps, and the frozen models that the objective asks."""
 
     model: ImageTextModel
     preprocess: Preprocess
@@ -60,6 +63,8 @@ class State:
     optimiser: torch.optim.AdamW
     progress: Progress
     average: Average | None = None
+    meanings: Meanings | None = None
+    teacher: Teacher | None = None
 
     @property
     def device(self) -> torch.device:
@@ -85,8 +90,7 @@ def new_state(recipe: TrainRecipe, device: torch.device) -> State:
     head = objective.make_head(model.architecture, torch.Generator().manual_seed(recipe.seed + 1)).to(device).train()
     synchronise_batch_norm(model)
     _set_up(model, recipe.model)
-    _freeze(model, {"image", "text"} - objective.trains)
-    _leave(model, objective.idle)
+    freeze(model, recipe.model, objective=objective, name=recipe.objective)
     model.to(memory_format=_layout(model))  # type: ignore[call-overload]
     if recipe.ranks_hold == "shares" and ranks() > 1:
         _shard(model, recipe.model)
@@ -109,6 +113,17 @@ def _layout(model: ImageTextModel) -> torch.memory_format:
     return torch.channels_last if isinstance(model.architecture.image, ResNetSizes) else torch.contiguous_format
 
 
+def ask_frozen_models(state: State, recipe: TrainRecipe, sources: Sequence[Shards], run: Run) -> None:
+    """Open the models that the objective learns from: a teacher; a caption encoder, which is asked for all captions before a step."""
+    knobs = recipe.loss
+    if state.objective.wants_teacher:
+        assert knobs.teacher is not None
+        state.teacher = Teacher(knobs.teacher, precision=recipe.precision, device=state.device)
+    if state.objective.wants_meanings:
+        assert knobs.caption_encoder is not None
+        state.meanings = prepare_meanings(load_caption_encoder(knobs.caption_encoder), sources, run)
+
+
 def _set_up(model: ImageTextModel, knobs: ModelKnobs) -> None:
     """How a step goes through the model; the weights are not concerned."""
     if knobs.drop_patches:
@@ -128,26 +143,10 @@ def _set_up(model: ImageTextModel, knobs: ModelKnobs) -> None:
         model.compile_towers()
 
 
-def _freeze(model: ImageTextModel, towers: AbstractSet[str]) -> None:
-    """Leave these towers' weights as they are. What a shared architecture has in common belongs to both."""
-    shared = {"image", "text"} if model.architecture.shared else set()
-    for name, parameter in model.named_parameters():
-        tower = {"image"} if name.startswith("visual.") else set() if name == "logit_scale" else shared or {"text"}
-        if tower and tower <= towers:
-            parameter.requires_grad_(False)
-
-
-def _leave(model: ImageTextModel, names: tuple[str, ...]) -> None:
-    """Leave weights that get no gradient as they are: ranks would wait for it, and weight decay would wear them out."""
-    for name, parameter in model.named_parameters():
-        if any(name == idle or name.startswith(f"{idle}.") for idle in names):
-            parameter.requires_grad_(False)
-
-
 def first_weights(knobs: ModelKnobs, *, seed: int) -> tuple[ImageTextModel, Preprocess]:
     """The model as it is before the first step: drawn by the seed (CLIP section 2.5), or taken from a run or checkpoint.
 
-    Raises UserError when the weights are of another architecture than the recipe's.
+    Raises UserError when the weights are of another architecture than the recipe's, or only another package can read them.
     """
     if knobs.start_from is None:
         wanted = architecture(knobs.architecture)
@@ -155,7 +154,12 @@ def first_weights(knobs: ModelKnobs, *, seed: int) -> tuple[ImageTextModel, Prep
         with torch.no_grad():
             model.logit_scale.fill_(math.log(1 / knobs.initial_temperature))
         return model, Preprocess(wanted.image_size)
-    loaded = load_model(Path(knobs.start_from))
+    if is_package_spec(knobs.start_from):
+        raise UserError(
+            f"knob `model.start_from` is `{knobs.start_from}`, a name that another package loads: give files, such as the folder that it "
+            "was downloaded to"
+        )
+    loaded = load_spec(knobs.start_from)
     if knobs.architecture == LIKE_THE_WEIGHTS:
         return loaded.model, loaded.preprocess
     wanted = architecture(knobs.architecture)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from clipkit.recipe import LossKnobs
-from clipkit.training.objectives import image_text, predictive, views
+from clipkit.training.objectives import align, distilled, image_text, predictive, views
 from clipkit.training.objectives.objective import Inputs, Objective, Scored, Taught, Towers
 
 __all__ = ["OBJECTIVES", "Inputs", "Objective", "Scored", "Taught", "Towers", "distinct"]
@@ -14,6 +14,8 @@ __all__ = ["OBJECTIVES", "Inputs", "Objective", "Scored", "Taught", "Towers", "d
 OBJECTIVES: dict[str, Callable[[LossKnobs], Objective]] = {
     "clip": image_text.clip,
     "siglip": image_text.siglip,
+    "align": align.align,
+    "distill": distilled.distill,
     "supcon": views.supcon,
     "nt-xent": views.nt_xent,
     "hard-negatives": views.hard_negatives,
