@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from clipkit import UserError
 from clipkit.model.towers import ImageFeatures
-from clipkit.training.distributed import average_gradients, ranks
+from clipkit.training.distributed import average_gradients, gather_objects, ranks
 from clipkit.training.objectives import Inputs, Scored, Taught
 from clipkit.training.scoring import Scoring
 from clipkit.training.sharding import is_share
@@ -55,7 +55,8 @@ def refuse_split_batch_norm(model: nn.Module, *, rows: int | None, batch_size: i
 
 
 class _Encoding(NamedTuple):
-    """A call of a tower: what went in, by parts; the random state that each part began with; the vectors that came out, as leaves."""
+    """A call of a tower: what went in, by parts; the random state that each part began with; the vectors that came out,
+    as leaves. Parts after the last row are echoes of the first."""
 
     encode: Callable[[Tensor], tuple[Tensor, ...]]
     parts: tuple[Tensor, ...]
@@ -91,13 +92,22 @@ class _SplitTowers:
 
     def _encode(self, encode: Callable[[Tensor], tuple[Tensor, ...]], x: Tensor) -> tuple[Tensor, ...]:
         parts, states, vectors = torch.split(x, self.rows), [], []
+        echoes = (x[:1],) * (self._most_parts(len(parts)) - len(parts))
         with torch.no_grad():
-            for part in parts:
+            for part in (*parts, *echoes):
                 states.append(_random_state(x.device))
                 vectors.append(encode(part))
-        leaves = tuple(torch.cat(column).requires_grad_() for column in zip(*vectors, strict=True))
-        self.encodings.append(_Encoding(encode, parts, states, leaves))
+        leaves = tuple(torch.cat(column[: len(parts)]).requires_grad_() for column in zip(*vectors, strict=True))
+        self.encodings.append(_Encoding(encode, (*parts, *echoes), states, leaves))
         return leaves
+
+    def _most_parts(self, own: int) -> int:
+        """How many parts there must be: where ranks hold shares, every rank must run the towers as often as the one with most captions.
+
+        A rank with fewer runs a row again, and sends back nothing of it.
+        """
+        is_shared_out = any(map(is_share, self.scoring.parameters()))
+        return max(gather_objects(own)) if is_shared_out else own
 
     def send_back(self) -> None:
         """Run every part again and add to the weights what its vectors' gradients make of them."""
@@ -117,7 +127,9 @@ def _gradients_by_part(encoding: _Encoding) -> Iterator[tuple[Tensor | None, ...
     first = 0
     for part in encoding.parts:
         last = first + len(part)
-        yield tuple(None if leaf.grad is None else leaf.grad[first:last] for leaf in encoding.leaves)
+        is_echo = first >= len(encoding.leaves[0])
+        rows = slice(0, len(part)) if is_echo else slice(first, last)
+        yield tuple(None if x.grad is None else x.grad[rows] * 0 if is_echo else x.grad[rows] for x in encoding.leaves)
         first = last
 
 

@@ -24,10 +24,6 @@ CASES = [
     ("ViT-tiny-32-shared", None, "all"),
     ("ViT-tiny-32-shared", 2, "all"),
     ("RN-tiny-32", None, "all"),
-    ("ViT-tiny-32", None, "shares"),
-    ("ViT-tiny-32", 2, "shares"),
-    ("ViT-tiny-32-shared", 2, "shares"),
-    ("RN-tiny-32", None, "shares"),
 ]
 OBJECTIVES_HERE = [name for name in ("clip", "siglip") if name in OBJECTIVES]
 
