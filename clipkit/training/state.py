@@ -75,6 +75,9 @@ def new_state(recipe: TrainRecipe, device: torch.device) -> State:
     synchronise_batch_norm(model)
     _set_up(model, recipe.model)
     _freeze(model, {"image", "text"} - objective.trains)
+    if len(objective.trains) == 1:
+        # The learned temperature is of pictures beside captions. A weight without gradient would halt DistributedDataParallel.
+        model.logit_scale.requires_grad_(False)
     optimiser = build_optimiser(nn.ModuleDict({"model": model, "head": head}), recipe.optimiser, architecture=model.architecture)
     state = State(model, preprocess, objective, head, optimiser, Progress())
     model.to(memory_format=state.layout)  # type: ignore[call-overload]
