@@ -171,7 +171,8 @@ def _away_from(seen: NDArray[np.float32], grey: NDArray[np.float32] | np.float32
 
 
 def _grey(seen: NDArray[np.float32]) -> NDArray[np.float32]:
-    return np.asarray(np.tensordot(GREY, seen, 1))
+    red, green, blue = seen
+    return np.asarray(GREY[0] * red + GREY[1] * green + GREY[2] * blue)
 
 
 def turned_in_hue(seen: NDArray[np.float32], turn: float) -> NDArray[np.float32]:
@@ -192,10 +193,11 @@ def turned_in_hue(seen: NDArray[np.float32], turn: float) -> NDArray[np.float32]
 def blurred(seen: NDArray[np.float32], deviation: float, *, radius: int) -> NDArray[np.float32]:
     """A Gaussian of `deviation` pixels, cut off at `radius`; the picture goes on beyond its edges as in a mirror."""
     across, down = (_blur_matrix(side, deviation, radius) for side in (seen.shape[2], seen.shape[1]))
-    return np.asarray(down @ (seen @ across.T))
+    # torch's product: numpy's takes all cores, which are the other workers'.
+    return np.asarray(down @ (torch.from_numpy(np.ascontiguousarray(seen)) @ across.T))
 
 
-def _blur_matrix(side: int, deviation: float, radius: int) -> NDArray[np.float32]:
+def _blur_matrix(side: int, deviation: float, radius: int) -> torch.Tensor:
     """(side, side): a row's weights for a pixel's neighbours. `radius` below `side`."""
     offsets = np.arange(-radius, radius + 1)
     weights = np.exp(-0.5 * (offsets / deviation) ** 2)
@@ -203,4 +205,4 @@ def _blur_matrix(side: int, deviation: float, radius: int) -> NDArray[np.float32
     places = np.where(places >= side, 2 * side - 2 - places, places)
     matrix = np.zeros((side, side))
     np.add.at(matrix, (np.arange(side)[:, None], places), weights / weights.sum())
-    return matrix.astype(np.float32)
+    return torch.from_numpy(matrix.astype(np.float32))

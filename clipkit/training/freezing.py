@@ -19,15 +19,16 @@ def freeze(model: ImageTextModel, knobs: ModelKnobs, *, objective: Objective, na
     """Leave the weights of `model.freeze`'s towers as they are, and those of towers that the objective, called `name`, does not train.
 
     With `model.unfrozen_blocks` the last blocks of a tower that `model.freeze` names, and what comes after them, are trained nevertheless.
-    So is the temperature, where the objective uses it: its idle weights are left as they are. The model is in training mode afterwards, but for the parts whose weights are all frozen. LiT (Zhai et al.,
-    CVPR 2022, section 3) freezes the image tower. Raises UserError where that leaves nothing to train, or cannot be.
+    So is the temperature by objectives of both towers; what an objective calls idle is left as it is. The model is in training mode
+    afterwards, but for the parts whose weights are all frozen. LiT (Zhai et al., CVPR 2022, section 3) freezes the image tower. Raises
+    UserError where that leaves nothing to train, or cannot be.
     """
     wanted = frozenset(knobs.freeze)
     _refuse(model, knobs, objective=objective, name=name)
     frozen = wanted | (TOWERS - objective.trains)
     for weight_name, weight in model.named_parameters():
         owners = _owners(model, weight_name)
-        weight.requires_grad_(not owners or not owners <= frozen)
+        weight.requires_grad_(objective.trains == TOWERS if not owners else not owners <= frozen)
     for tower in wanted & objective.trains if knobs.unfrozen_blocks else ():
         _unfreeze_end(model, tower, knobs.unfrozen_blocks)
     for weight_name, weight in model.named_parameters():
