@@ -18,7 +18,14 @@ if TYPE_CHECKING:
 
 def train(
     recipe: RecipeArgument,
-    data: Annotated[Path, typer.Option("--data", metavar="SHARDS", help="Shards: a folder with `shards.json`, or a build-dataset run.")],
+    data: Annotated[
+        list[Path],
+        typer.Option(
+            "--data",
+            metavar="SHARDS",
+            help="Shards: a folder with `shards.json`, or a build-dataset run. Several times: shares by `--set data.weights=[3,1]`.",
+        ),
+    ],
     out: OutOption,
     set_: SetOption = None,
     as_json: JsonOption = False,
@@ -34,11 +41,13 @@ def train(
     knobs = load_recipe(TrainRecipe, find("recipes/train", recipe), set_ or ())
     from clipkit.dataset.shards import Shards
 
-    shards = Shards.open(data)
+    shards = [Shards.open(path) for path in data]
     if int(os.environ.get("RANK", "0")) > 0:
         _help_rank_0(knobs, shards, out)
         return
-    with Run.open(out, command="train", recipe=knobs, inputs={"data": shards.fingerprint}, quiet=quiet) as run:
+    with Run.open(
+        out, command="train", recipe=knobs, inputs={"data": " ".join(folder.fingerprint for folder in shards)}, quiet=quiet
+    ) as run:
         if (report := run.report) is None:
             from clipkit.training import loop
 
@@ -47,7 +56,7 @@ def train(
     show(report, train_tables(report), as_json=as_json, where=out)
 
 
-def _help_rank_0(knobs: TrainRecipe, shards: "Shards", out: Path) -> None:
+def _help_rank_0(knobs: TrainRecipe, shards: "list[Shards]", out: Path) -> None:
     """One of torchrun's further ranks: it computes, and rank 0 alone opens the run, writes and reports."""
     if not (out / "report.json").exists():
         from clipkit.training import loop

@@ -10,7 +10,7 @@ import mmap
 import multiprocessing
 import warnings
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -22,8 +22,10 @@ from clipkit import UserError
 from clipkit.dataset.shards import Shards
 from clipkit.model.preprocess import UndecodableImage, centre_crop, decode_image, resize_shorter_side
 from clipkit.recipe import DataKnobs
-from clipkit.training.order import Order, held_out, keyed_uniform
+from clipkit.training.mixture import Mixture
+from clipkit.training.order import HeldOut, Order, keyed_uniform
 from clipkit.training.pairs import PairReader
+from clipkit.training.sources import Sources, facts
 
 PART = 256
 """Pairs that one worker prepares at a time: few enough for many workers to share a large batch."""
@@ -48,26 +50,31 @@ class Batches:
     """
 
     def __init__(
-        self, shards: Shards, knobs: DataKnobs, *, image_size: int, batch_size: int, seed: int, rank: int = 0, ranks: int = 1
+        self,
+        shards: Shards | Sequence[Shards],
+        knobs: DataKnobs,
+        *,
+        image_size: int,
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        ranks: int = 1,
     ) -> None:
-        """`image_size` in pixels. Raises UserError when there are fewer pairs than a batch, or ranks cannot share it evenly."""
+        """`shards`: one source or several. `image_size` in pixels.
+
+        Raises UserError when there are fewer pairs than a batch or its quota of a source, or ranks cannot share it evenly.
+        """
         if batch_size % ranks:
             raise UserError(f"knob `batch_size` is {batch_size}, {ranks} ranks cannot share it evenly: set a multiple of {ranks}")
-        left = shards.count - knobs.hold_out
-        if left < batch_size:
-            without = f" after `data.hold_out` = {knobs.hold_out:,}" if knobs.hold_out else ""
-            raise UserError(
-                f"the shards in `{shards.root}` hold {max(left, 0):,} pairs{without}, fewer than `batch_size` = {batch_size:,}: "
-                "set a smaller batch, or build more pairs"
-            )
+        self.sources = Sources.of(shards, knobs.weights)
+        kept_out = self._keep_out(knobs.hold_out, batch_size=batch_size, seed=seed)
         self.workers = knobs.workers
-        self.count = left
-        self.held_out_N = _choose_held_out(shards, knobs.hold_out, seed=seed)
-        counts = [shard.count for shard in shards.shards]
-        self.order = Order(counts, batch_size=batch_size, window=knobs.shuffle_buffer, seed=seed, without=self.held_out_N)
+        self.count = self.sources.count - len(kept_out.with_twins)
+        self.held_out_N = kept_out.positions_N
+        self.order = self.sources.order(batch_size=batch_size, window=knobs.shuffle_buffer, seed=seed, without=kept_out.with_twins)
         rows = batch_size // ranks
         self.parts_per_batch = math.ceil(rows / PART)
-        self._parts = _Parts(shards, self.order, knobs, image_size=image_size, rows=(rank * rows, (rank + 1) * rows))
+        self._parts = _Parts(self.sources, self.order, knobs, image_size=image_size, rows=(rank * rows, (rank + 1) * rows))
 
     @property
     def reader(self) -> PairReader:
@@ -78,6 +85,21 @@ class Batches:
     def is_cache_refused(self) -> bool:
         """Whether the system had no memory for `data.cache_bytes`, so that every picture is decoded each time it comes."""
         return self._parts.is_cache_refused
+
+    def source_facts(self, steps: int) -> list[dict[str, Any]]:
+        """What a report says of each source, and how many of its pairs `steps` batches had, repeats counted."""
+        return facts(self.sources, self.order, steps=steps)
+
+    def _keep_out(self, hold_out: int, *, batch_size: int, seed: int) -> HeldOut:
+        kept_out = self.sources.keep_out(min(hold_out, self.sources.count), seed=seed)
+        left = self.sources.count - len(kept_out.with_twins)
+        if left < batch_size:
+            without = f" after `data.hold_out` = {hold_out:,}" if hold_out else ""
+            raise UserError(
+                f"the shards in {self.sources.where} hold {left:,} pairs{without}, fewer than `batch_size` = {batch_size:,}: "
+                "set a smaller batch, or build more pairs"
+            )
+        return kept_out
 
     def from_step(self, start: int, stop: int) -> Iterator[Batch]:
         """The batches of steps `start` to `stop` - 1. Worker processes end with the iteration."""
@@ -105,7 +127,7 @@ class _Parts(Dataset[Batch | UserError]):
     A user's mistake is answered, not raised: torch would wrap it in a traceback.
     """
 
-    def __init__(self, shards: Shards, order: Order, knobs: DataKnobs, *, image_size: int, rows: tuple[int, int]) -> None:
+    def __init__(self, sources: Sources, order: Order | Mixture, knobs: DataKnobs, *, image_size: int, rows: tuple[int, int]) -> None:
         self.order = order
         self.augmentation = knobs.augmentation
         self.image_size = image_size
@@ -113,8 +135,7 @@ class _Parts(Dataset[Batch | UserError]):
         self.parts_per_batch = math.ceil((self.last_row - self.first_row) / PART)
         # Cutting the crop out of a picture that was resized once, as the paper does, allows to keep the resized picture.
         self.resized = image_size if knobs.augmentation == "resize" else round(image_size / knobs.crop_scale)
-        average = max(1, shards.count // max(1, len(shards.shards)))
-        self.reader = PairReader(shards, open_shards=min(256, 2 + 2 * math.ceil(knobs.shuffle_buffer / average)))
+        self.reader = PairReader(sources.folders, open_shards=sources.open_tars(knobs.shuffle_buffer))
         fits = len(self.reader) * 3 * self.resized**2 <= knobs.cache_bytes
         self.cache, self.is_cache_refused = None, False
         try:
@@ -235,11 +256,3 @@ def _join(parts: Sequence[Batch]) -> Batch:
     keys, pixels, texts, broken = zip(*parts, strict=True)
     chain = itertools.chain.from_iterable
     return Batch(list(chain(keys)), torch.cat(pixels), list(chain(texts)), list(chain(broken)))
-
-
-def _choose_held_out(shards: Shards, count: int, *, seed: int) -> NDArray[np.int64]:
-    if not count:
-        return np.zeros(0, dtype=np.int64)
-    # One shard's table at a time: the keys of a web-scale set do not fit in memory.
-    keys = (key for shard in shards.shards for key in Shards(shards.root, (shard,)).table(["key"])["key"].to_pylist())
-    return held_out(keys, count, seed=seed)

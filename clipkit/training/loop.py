@@ -8,7 +8,7 @@ Launched by torchrun it trains on all ranks; rank 0 writes. Interrupted at any m
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -40,9 +40,15 @@ WEIGHTS = "model.safetensors"
 KEYS_SHOWN = 5
 
 
-def train(recipe: TrainRecipe, shards: Shards, run: Run, evaluate: Callable[[Path], dict[str, Any]] | None = None) -> dict[str, Any]:
+def train(
+    recipe: TrainRecipe,
+    shards: Shards | Sequence[Shards],
+    run: Run,
+    evaluate: Callable[[Path], dict[str, Any]] | None = None,
+) -> dict[str, Any]:
     """Train a model and leave its weights in `run.path/model.safetensors`; resumes from the newest checkpoint of the run.
 
+    `shards`: one source or several, in the shares that `data.weights` names.
     `evaluate` is called at the end with the path of the weights; what it returns is the report's "evaluation". Returns the report, on
     every rank. Raises UserError for too few pairs, too many broken pictures, unfitting weights, and a loss that is not finite.
     """
@@ -64,12 +70,22 @@ def train(recipe: TrainRecipe, shards: Shards, run: Run, evaluate: Callable[[Pat
         )
         if batches.is_cache_refused:
             run.log.warning("no memory for `data.cache_bytes` = %d: pictures are decoded each time they come", recipe.data.cache_bytes)
+        if rank() == 0:
+            _say_shared_keys(batches, run)
         _resume(state, run)
         if recipe.model.compile and rank() == 0:
             run.say("compiling the towers: the first steps take minutes")
         _run_steps(recipe, state, batches, run=run, steps=steps)
         report = _finish(recipe, state, batches, run=run, evaluate=evaluate) if rank() == 0 else {}
         return dict(gather_objects(report)[0])
+
+
+def _say_shared_keys(batches: Batches, run: Run) -> None:
+    shared = batches.sources.shared_keys()
+    if shared is None:
+        run.log.info("the sources hold too many pairs to look for keys that they share")
+    elif shared:
+        run.say(f"{shared:,} pairs stand in more than one source: they are seen as often as each of them says")
 
 
 def _resume(state: State, run: Run) -> None:
@@ -223,6 +239,7 @@ def _finish(
         "architecture": state.model.architecture.name,
         "model": str(path),
         "pairs": batches.count,
+        "sources": batches.source_facts(progress.step),
         "steps": progress.step,
         "samples_seen": progress.step * recipe.batch_size,
         **numbers,
