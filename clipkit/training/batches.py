@@ -20,7 +20,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from clipkit import UserError
 from clipkit.dataset.shards import Shards
-from clipkit.model.preprocess import UndecodableImage, centre_crop, decode_image, resize_shorter_side
+from clipkit.model.preprocess import UndecodableImage, centre_crop, decode_image, middle, resize_shorter_side, resized_sides
+from clipkit.model.resizing import resize_quickly
 from clipkit.recipe import DataKnobs
 from clipkit.training.mixture import Mixture
 from clipkit.training.order import HeldOut, Order, keyed_uniform
@@ -186,10 +187,17 @@ class _Parts(Dataset[Batch | UserError]):
         """The decoded picture (3, H, W), resized; from the cache where it is there."""
         if self.cache is not None and (kept := self.cache.get(position)) is not None:
             return kept
-        pixels: NDArray[np.uint8] = resize_shorter_side(decode_image(image), self.resized).numpy()
+        pixels: NDArray[np.uint8] = self._resize(decode_image(image)).numpy()
         if self.cache is not None:
             self.cache.put(position, pixels)
         return pixels
+
+    def _resize(self, pixels: Tensor) -> Tensor:
+        """The shorter side as long as the crop needs it; as evaluation has it where nothing is augmented."""
+        if self.augmentation == "resize":
+            return resize_shorter_side(pixels, self.resized)
+        pixels = middle(pixels)
+        return resize_quickly(pixels, resized_sides(pixels, self.resized))
 
     def _augment(self, pixels: NDArray[np.uint8], draws_3: NDArray[np.float64]) -> NDArray[np.uint8]:
         """A square of the model's size: the middle, or a random one, mirrored or not."""
