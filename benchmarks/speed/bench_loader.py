@@ -29,6 +29,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "parity"))
 
+from peers import let_open_clip_read_with_newer_webdataset
 from photo_shards import photo_shards
 from torchvision_alone import allow_torchvision_without_its_library
 
@@ -55,6 +56,7 @@ def open_clip(root: Path) -> Iterator[Any]:
     import open_clip
     from open_clip_train.data import get_wds_dataset
 
+    let_open_clip_read_with_newer_webdataset()
     told = SimpleNamespace(
         train_data=f"{root}/{{00000..{len(list(root.glob('*.tar'))) - 1:05d}}}.tar",
         train_num_samples=ENDLESS * BATCH,

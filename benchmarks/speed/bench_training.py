@@ -33,6 +33,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "parity"))
 
+from peers import let_open_clip_read_with_newer_webdataset
 from photo_shards import photo_shards
 from torchvision_alone import allow_torchvision_without_its_library
 
@@ -98,6 +99,7 @@ def open_clip(case: Case, root: Path, out: Path) -> float:
     import open_clip as peer
 
     peer.add_model_config(described)
+    let_open_clip_read_with_newer_webdataset()
     lines = _Lines()
     logging.root.addHandler(lines)
     told = {
