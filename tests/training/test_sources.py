@@ -1,12 +1,17 @@
 """Several folders of shards, mixed by weights or laid end to end."""
 
+import io
+import json
 from collections import Counter
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from typer.testing import CliRunner
 
 from clipkit import UserError
+from clipkit.cli import app
 from clipkit.dataset.shards import Pair, Shards, pair_key, write_shards
 from clipkit.recipe import DataKnobs, TrainRecipe
 from clipkit.run import Run
@@ -139,3 +144,37 @@ def test_a_run_on_several_sources_tells_what_each_gave(two, recipe, tmp_path):
     assert "more than one source" not in (tmp_path / "run" / "log.txt").read_text()
     loop.train(knobs, [two[0], two[0]], Run.scratch(tmp_path / "twice"))
     assert "30 pairs stand in more than one source" in (tmp_path / "twice" / "log.txt").read_text()
+
+
+def test_the_command_takes_data_several_times_and_resumes_on_the_same_in_the_same_order_alone(two, tmp_path):
+    def train(*given: Shards):
+        data = [part for shards in given for part in ("--data", str(shards.root))]
+        few = ["--set", "data.weights=[3,1]", "--set", "samples_seen=64", "--set", "batch_size=16", "--set", "data.workers=0"]
+        return CliRunner().invoke(app, ["train", "smoke", *data, "--out", str(tmp_path / "run"), *few, "--quiet", "--json"])
+
+    first = train(*two)
+    assert first.exit_code == 0, first.output
+    assert [told["samples_seen"] for told in json.loads(first.stdout)["sources"]] == [48, 16]
+    assert train(*two).stdout == first.stdout
+    swapped = train(*two[::-1])
+    assert swapped.exit_code == 2
+    assert "option `data` was" in " ".join(swapped.output.split())
+
+
+def test_a_run_on_odd_pictures_and_captions_ends_with_a_finite_loss(recipe, tmp_path):
+    pairs = [
+        Pair(pair_key(f"https://pictures.example/{i}", text), _png(*sides), text, {})
+        for i, (sides, text) in enumerate([((1, 1), ""), ((1, 2000), "word " * 10_000), ((900, 2), "a caption"), ((40, 40), "\n")] * 2)
+    ]
+    report = loop.train(
+        recipe, write_shards(pairs, tmp_path / "odd", pairs_per_shard=8, recipe={}, funnel=[]), Run.scratch(tmp_path / "run")
+    )
+    assert report["steps"] == 12
+    assert np.isfinite(report["loss"])
+    assert report["broken_pictures"] == 0
+
+
+def _png(height: int, width: int) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(np.random.default_rng(height).integers(0, 256, (height, width, 3)).astype(np.uint8)).save(file, "PNG")
+    return file.getvalue()
