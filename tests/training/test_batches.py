@@ -180,7 +180,7 @@ def test_a_picture_of_one_pixel_an_endless_line_and_captions_of_any_length_are_b
     assert (one_pixel == one_pixel[:, :1, :1]).all()
 
 
-def test_training_pixels_are_those_of_evaluation_within_a_grey_level(tmp_path):
+def test_training_pixels_are_those_of_evaluation_within_two_grey_levels(tmp_path):
     wave = np.sin(np.arange(90)[:, None, None] / 7) * np.cos(np.arange(120)[None, :, None] / 9) * np.array([60.0, 80, 100]) + 127
     file = io.BytesIO()
     Image.fromarray(wave.astype(np.uint8)).save(file, "JPEG", quality=90)
@@ -188,4 +188,4 @@ def test_training_pixels_are_those_of_evaluation_within_a_grey_level(tmp_path):
     batches = make(shards, batch_size=1, augmentation="random-crop", crop_scale=1.0, cache_bytes=0)
     seen = next(batches.from_step(0, 1)).pixels_BCHW[0].int()
     resized = resize_shorter_side(decode_image(file.getvalue()), 32).int()
-    assert min(int((resized[:, :, left : left + 32] - seen).abs().max()) for left in range(resized.shape[2] - 31)) <= 1
+    assert min(int((resized[:, :, left : left + 32] - seen).abs().max()) for left in range(resized.shape[2] - 31)) <= 2
