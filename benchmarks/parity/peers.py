@@ -3,6 +3,7 @@
 PEER, the environment of the scripts, has clipkit, open_clip_torch 3.3.0 and transformers: `make .venv-peer/.installed`.
 """
 
+import functools
 import math
 
 import torch
@@ -84,6 +85,13 @@ def formula_pixels(size: int, count: int = 2) -> Tensor:
     """Smooth float pixels (B, 3, size, size) from a formula."""
     n = torch.arange(count * 3 * size * size, dtype=torch.float64)
     return torch.sin(0.05 * n + 0.002 * n.sqrt()).view(count, 3, size, size).float()
+
+
+def let_open_clip_read_with_newer_webdataset() -> None:
+    """With webdataset 0.2.111 (not 0.2.86) a mark stands behind each tar, at which open_clip 3.3.0's reader stops: leave the marks out."""
+    from open_clip_train import data
+
+    data.tar_file_expander = functools.partial(data.tar_file_expander, eof_value=None)
 
 
 def peer_model(ours: Architecture) -> nn.Module:

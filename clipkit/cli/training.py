@@ -28,7 +28,14 @@ PLOT = "training.svg"
 
 def train(
     recipe: RecipeArgument,
-    data: Annotated[Path, typer.Option("--data", metavar="SHARDS", help="Shards: a folder with `shards.json`, or a build-dataset run.")],
+    data: Annotated[
+        list[Path],
+        typer.Option(
+            "--data",
+            metavar="SHARDS",
+            help="Shards: a folder with `shards.json`, or a build-dataset run. Several times: shares by `--set data.weights=[3,1]`.",
+        ),
+    ],
     out: OutOption,
     set_: SetOption = None,
     suite: Annotated[
@@ -57,7 +64,7 @@ def train(
     knobs = load_recipe(TrainRecipe, find("recipes/train", recipe), set_ or ())
     from clipkit.dataset.shards import Shards
 
-    shards = Shards.open(data)
+    shards = [Shards.open(path) for path in data]
     if dry_run:
         from clipkit.training.plan import plan
 
@@ -69,7 +76,7 @@ def train(
         _help_rank_0(knobs, shards, out, evaluate=_evaluation(tasks))
         return
     boards = _boards(out, tensorboard=tensorboard, wandb=wandb, recipe=dump(knobs))
-    inputs = {"data": shards.fingerprint, **evaluated}
+    inputs = {"data": " ".join(folder.fingerprint for folder in shards), **evaluated}
     with _nothing_left_of_a_refusal(out), Run.open(out, command="train", recipe=knobs, inputs=inputs, quiet=quiet) as run:
         if (report := run.report) is None:
             from clipkit.training import loop
@@ -93,7 +100,7 @@ def _nothing_left_of_a_refusal(out: Path) -> Iterator[None]:
         raise
 
 
-def _help_rank_0(knobs: TrainRecipe, shards: "Shards", out: Path, *, evaluate: "Evaluate | None") -> None:
+def _help_rank_0(knobs: TrainRecipe, shards: "list[Shards]", out: Path, *, evaluate: "Evaluate | None") -> None:
     """One of torchrun's further ranks: it computes, and rank 0 alone opens the run, writes and reports."""
     if not (out / "report.json").exists():
         from clipkit.training import loop

@@ -1,6 +1,6 @@
 """The knobs of `clipkit train`."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -63,7 +63,7 @@ class DataKnobs(Section):
     )
     crop_scale: float = Field(0.9, gt=0, le=1, description="random-crop: side of the square as a share of the picture's shorter side")
     crop_area: float = Field(0.9, gt=0, le=1, description="random-resized-crop, views: the least share of the picture's area that is shown")
-    weights: tuple[float, ...] = Field(
+    weights: tuple[Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)], ...] = Field(
         (), description="several `--data`: the share of pairs from each, in that order; unset: as many as each has"
     )
     label: str = Field("caption", description="what makes two pairs one class: `caption`, or the name of a column in the shards' tables")

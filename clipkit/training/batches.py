@@ -10,7 +10,7 @@ import mmap
 import multiprocessing
 import warnings
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,12 +20,15 @@ from torch.utils.data import DataLoader, Dataset
 
 from clipkit import UserError
 from clipkit.dataset.shards import Shards
-from clipkit.model.preprocess import UndecodableImage, decode_image, resize_shorter_side
+from clipkit.model.preprocess import UndecodableImage, decode_image, middle, resize_shorter_side, resized_sides
+from clipkit.model.resizing import resize_quickly
 from clipkit.recipe import DataKnobs
 from clipkit.training.augmentation import augmentation
 from clipkit.training.labels import Labels
-from clipkit.training.order import Order, held_out, keyed_uniform
+from clipkit.training.mixture import Mixture
+from clipkit.training.order import HeldOut, Order, keyed_uniform
 from clipkit.training.pairs import EncodedPair, PairReader
+from clipkit.training.sources import Sources, facts
 
 PART = 256
 """Pairs that one worker prepares at a time: few enough for many workers to share a large batch."""
@@ -56,7 +59,7 @@ class Batches:
 
     def __init__(
         self,
-        shards: Shards,
+        shards: Shards | Sequence[Shards],
         knobs: DataKnobs,
         *,
         image_size: int,
@@ -67,29 +70,23 @@ class Batches:
         views: int = 0,
         labels: bool = False,
     ) -> None:
-        """`image_size` in pixels; `views`: further ones of each picture; `labels`: whether batches have them.
+        """`shards`: one source or several. `image_size` in pixels; `views`: further ones of each picture; `labels`: whether there are any.
 
-        Raises UserError when there are fewer pairs than a batch, ranks cannot share it evenly, views would be equal, or the knob `label`
-        names no column.
+        Raises UserError when there are fewer pairs than a batch or its quota of a source, ranks cannot share it evenly, views would be
+        equal, or the knob `label` names no column.
         """
         if batch_size % ranks:
             raise UserError(f"knob `batch_size` is {batch_size}, {ranks} ranks cannot share it evenly: set a multiple of {ranks}")
-        left = shards.count - knobs.hold_out
-        if left < batch_size:
-            without = f" after `data.hold_out` = {knobs.hold_out:,}" if knobs.hold_out else ""
-            raise UserError(
-                f"the shards in `{shards.root}` hold {max(left, 0):,} pairs{without}, fewer than `batch_size` = {batch_size:,}: "
-                "set a smaller batch, or build more pairs"
-            )
+        self.sources = Sources.of(shards, knobs.weights)
+        kept_out = self._keep_out(knobs.hold_out, batch_size=batch_size, seed=seed)
         self.workers = knobs.workers
-        self.count = left
-        self.held_out_N = _choose_held_out(shards, knobs.hold_out, seed=seed)
-        counts = [shard.count for shard in shards.shards]
-        self.order = Order(counts, batch_size=batch_size, window=knobs.shuffle_buffer, seed=seed, without=self.held_out_N)
+        self.count = self.sources.count - len(kept_out.with_twins)
+        self.held_out_N = kept_out.positions_N
+        self.order = self.sources.order(batch_size=batch_size, window=knobs.shuffle_buffer, seed=seed, without=kept_out.with_twins)
         rows = batch_size // ranks
         self.parts_per_batch = math.ceil(rows / PART)
         self._parts = _Parts(
-            shards, self.order, knobs, image_size=image_size, rows=(rank * rows, (rank + 1) * rows), views=views, labels=labels
+            self.sources, self.order, knobs, image_size=image_size, rows=(rank * rows, (rank + 1) * rows), views=views, labels=labels
         )
 
     @property
@@ -101,6 +98,21 @@ class Batches:
     def is_cache_refused(self) -> bool:
         """Whether the system had no memory for `data.cache_bytes`, so that every picture is decoded each time it comes."""
         return self._parts.is_cache_refused
+
+    def source_facts(self, steps: int) -> list[dict[str, Any]]:
+        """What a report says of each source, and how many of its pairs `steps` batches had, repeats counted."""
+        return facts(self.sources, self.order, steps=steps)
+
+    def _keep_out(self, hold_out: int, *, batch_size: int, seed: int) -> HeldOut:
+        kept_out = self.sources.keep_out(min(hold_out, self.sources.count), seed=seed)
+        left = self.sources.count - len(kept_out.with_twins)
+        if left < batch_size:
+            without = f" after `data.hold_out` = {hold_out:,}" if hold_out else ""
+            raise UserError(
+                f"the shards in {self.sources.where} hold {left:,} pairs{without}, fewer than `batch_size` = {batch_size:,}: "
+                "set a smaller batch, or build more pairs"
+            )
+        return kept_out
 
     def from_step(self, start: int, stop: int) -> Iterator[Batch]:
         """The batches of steps `start` to `stop` - 1. Worker processes end with the iteration."""
@@ -130,8 +142,8 @@ class _Parts(Dataset[Batch | UserError]):
 
     def __init__(
         self,
-        shards: Shards,
-        order: Order,
+        sources: Sources,
+        order: Order | Mixture,
         knobs: DataKnobs,
         *,
         image_size: int,
@@ -150,11 +162,10 @@ class _Parts(Dataset[Batch | UserError]):
         self.image_size = image_size
         self.first_row, self.last_row = rows
         self.parts_per_batch = math.ceil((self.last_row - self.first_row) / PART)
-        self.resized = self.augmentation.resized
-        average = max(1, shards.count // max(1, len(shards.shards)))
-        open_shards = min(256, 2 + 2 * math.ceil(knobs.shuffle_buffer / average))
-        self.reader = PairReader(shards, open_shards=open_shards)
-        self.labels = Labels(shards, knobs.label, open_shards=open_shards) if labels else None
+        open_tars = sources.open_tars(knobs.shuffle_buffer)
+        self.reader = PairReader(sources.folders, open_shards=open_tars)
+        self.labels = Labels(sources, knobs.label, open_shards=open_tars) if labels else None
+        self.resized, self.is_exact = self.augmentation.resized, knobs.augmentation == "resize"
         fits = self.resized is not None and len(self.reader) * 3 * self.resized**2 <= knobs.cache_bytes
         self.cache, self.is_cache_refused = None, False
         try:
@@ -215,11 +226,19 @@ class _Parts(Dataset[Batch | UserError]):
         """The decoded picture (3, H, W), resized where the augmentation wants it so; from the cache where it is there."""
         if self.cache is not None and (kept := self.cache.get(position)) is not None:
             return kept
-        decoded = decode_image(image)
-        pixels: NDArray[np.uint8] = (decoded if self.resized is None else resize_shorter_side(decoded, self.resized)).numpy()
+        pixels: NDArray[np.uint8] = self._resize(decode_image(image)).numpy()
         if self.cache is not None:
             self.cache.put(position, pixels)
         return pixels
+
+    def _resize(self, pixels: Tensor) -> Tensor:
+        """The shorter side as long as the crop needs it; as evaluation has it where nothing is augmented."""
+        if self.resized is None:
+            return pixels
+        if self.is_exact:
+            return resize_shorter_side(pixels, self.resized)
+        pixels = middle(pixels)
+        return resize_quickly(pixels, resized_sides(pixels, self.resized))
 
 
 class PictureCache:
@@ -282,11 +301,3 @@ def _join(parts: Sequence[Batch]) -> Batch:
         torch.cat(views, dim=1) if views[0] is not None else None,
         torch.cat(labels) if labels[0] is not None else None,
     )
-
-
-def _choose_held_out(shards: Shards, count: int, *, seed: int) -> NDArray[np.int64]:
-    if not count:
-        return np.zeros(0, dtype=np.int64)
-    # One shard's table at a time: the keys of a web-scale set do not fit in memory.
-    keys = (key for shard in shards.shards for key in Shards(shards.root, (shard,)).table(["key"])["key"].to_pylist())
-    return held_out(keys, count, seed=seed)

@@ -39,12 +39,19 @@ AVERAGE = "model-average.safetensors"
 KEYS_SHOWN = 5
 
 
-def train(recipe: TrainRecipe, shards: Shards, run: Run, evaluate: Evaluate | None = None, watch: Sequence[Watcher] = ()) -> dict[str, Any]:
+def train(
+    recipe: TrainRecipe,
+    shards: Shards | Sequence[Shards],
+    run: Run,
+    evaluate: Evaluate | None = None,
+    watch: Sequence[Watcher] = (),
+) -> dict[str, Any]:
     """Train a model and leave its weights in `run.path/model.safetensors`; resumes from the newest checkpoint of the run.
 
-    `evaluate` is called every `evaluate_steps` and at the end, on every rank, with the model as it is; what it last answered is the
-    report's "evaluation". `watch`: told of every line on rank 0. Returns the report, on every rank. Raises UserError for too few
-    pairs, too many broken pictures, unfitting weights, and a loss that is not finite.
+    `shards`: one source or several, in the shares that `data.weights` names. `evaluate` is called every `evaluate_steps` and at the end,
+    on every rank, with the model as it is; what it last answered is the report's "evaluation". `watch`: told of every line on rank 0.
+    Returns the report, on every rank. Raises UserError for too few pairs, too many broken pictures, unfitting weights, and a loss that
+    is not finite.
     """
     steps = recipe.samples_seen // recipe.batch_size
     if steps < 1:
@@ -52,10 +59,10 @@ def train(recipe: TrainRecipe, shards: Shards, run: Run, evaluate: Evaluate | No
             f"knob `samples_seen` is {recipe.samples_seen:,}, less than one batch of {recipe.batch_size:,}: set at least `batch_size`"
         )
     with joined() as device:
-        _refuse_differences(recipe, shards)
+        folders = [shards] if isinstance(shards, Shards) else list(shards)
+        _refuse_differences(recipe, folders)
         state = new_state(recipe, device)
         refuse_split_batch_norm(state.model, rows=recipe.micro_batch, batch_size=recipe.batch_size)
-        ask_frozen_models(state, recipe, [shards], run)
         batches = Batches(
             shards,
             recipe.data,
@@ -69,6 +76,9 @@ def train(recipe: TrainRecipe, shards: Shards, run: Run, evaluate: Evaluate | No
         )
         if batches.is_cache_refused:
             run.log.warning("no memory for `data.cache_bytes` = %d: pictures are decoded each time they come", recipe.data.cache_bytes)
+        if rank() == 0:
+            _say_shared_keys(batches, run)
+        ask_frozen_models(state, recipe, folders, run)
         _resume(state, run)
         if recipe.model.compile and rank() == 0:
             run.say("compiling the towers: the first steps take minutes")
@@ -80,9 +90,9 @@ def train(recipe: TrainRecipe, shards: Shards, run: Run, evaluate: Evaluate | No
         return dict(gather_objects(report)[0])
 
 
-def _refuse_differences(recipe: TrainRecipe, shards: Shards) -> None:
+def _refuse_differences(recipe: TrainRecipe, folders: Sequence[Shards]) -> None:
     """Raises UserError where the ranks were given different recipes or data: they would train different models, or wait for ever."""
-    told = {**flatten(dump(recipe)), "--data": shards.fingerprint}
+    told = {**flatten(dump(recipe)), "--data": " ".join(folder.fingerprint for folder in folders)}
     told = {name: value for name, value in told.items() if name not in free_knobs(TrainRecipe)}
     first, *others = gather_objects(told)
     for number, other in enumerate(others, start=1):
@@ -99,6 +109,14 @@ def _save_average(state: State, run: Run) -> dict[str, str]:
         facts = {"step": state.progress.step, "average_decay": state.average.decay}
         save_model(path, model, preprocess=state.preprocess, facts=facts)
     return {"average": str(path)}
+
+
+def _say_shared_keys(batches: Batches, run: Run) -> None:
+    shared = batches.sources.shared_keys()
+    if shared is None:
+        run.log.info("the sources hold too many pairs to look for keys that they share")
+    elif shared:
+        run.say(f"{shared:,} pairs stand in more than one source: they are seen as often as each of them says")
 
 
 def _resume(state: State, run: Run) -> None:

@@ -6,6 +6,7 @@ its headers once, and a pair is then read where it lies. Neither the order nor t
 
 import mmap
 from collections import OrderedDict
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -27,12 +28,13 @@ class EncodedPair(NamedTuple):
 
 
 class PairReader:
-    """The pairs of shards by position, counted through the shards laid end to end. Keeps the last `open_shards` tars mapped."""
+    """The pairs of shards by position, counted through all tars laid end to end. Keeps the last `open_shards` tars mapped."""
 
-    def __init__(self, shards: Shards, *, open_shards: int) -> None:
-        """`open_shards`: about as many as are read from in turns."""
-        self.shards = shards
-        self.starts = np.concatenate([[0], np.cumsum([shard.count for shard in shards.shards], dtype=np.int64)])
+    def __init__(self, folders: Shards | Sequence[Shards], *, open_shards: int) -> None:
+        """`folders`: one or several. `open_shards`: about as many as are read from in turns."""
+        folders = [folders] if isinstance(folders, Shards) else folders
+        self._tars = [(folder, shard) for folder in folders for shard in folder.shards]
+        self.starts = np.concatenate([[0], np.cumsum([shard.count for _, shard in self._tars], dtype=np.int64)])
         self.open_shards = open_shards
         self._open: OrderedDict[int, _OpenShard] = OrderedDict()
 
@@ -46,7 +48,7 @@ class PairReader:
 
     def _shard(self, number: int) -> "_OpenShard":
         if number not in self._open:
-            self._open[number] = _OpenShard(self.shards, self.shards.shards[number])
+            self._open[number] = _OpenShard(*self._tars[number])
             if len(self._open) > self.open_shards:
                 self._open.popitem(last=False)
         self._open.move_to_end(number)

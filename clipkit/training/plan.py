@@ -1,7 +1,7 @@
 """What a run will take, before it is started: steps, pairs, memory, seconds and money. Nothing is written."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -24,7 +24,7 @@ SECONDS = 5.0
 MOST_ROWS = 32
 
 
-def plan(recipe: TrainRecipe, shards: Shards, *, ranks: int = 1, price_per_hour: float | None = None) -> dict[str, Any]:
+def plan(recipe: TrainRecipe, folders: Sequence[Shards], *, ranks: int = 1, price_per_hour: float | None = None) -> dict[str, Any]:
     """What `clipkit train --dry-run` prints.
 
     A real step of a few rows is made on this machine: its seconds and the bytes that its forward pass keeps for the gradient grow with
@@ -34,10 +34,10 @@ def plan(recipe: TrainRecipe, shards: Shards, *, ranks: int = 1, price_per_hour:
     device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
     steps, rows = recipe.samples_seen // recipe.batch_size, max(1, recipe.batch_size // ranks)
     state = new_state(_uncompiled(recipe), device)
-    measured = _measure(recipe, state, shards, rows=rows)
+    measured = _measure(recipe, state, folders, rows=rows)
     memory = _memory(recipe, state, measured, rows=rows, ranks=ranks)
     seconds = steps * rows * measured["seconds_per_row"]
-    pairs = shards.count - recipe.data.hold_out
+    pairs = sum(folder.count for folder in folders) - recipe.data.hold_out
     there = memory_there(device)
     return {
         "command": "train --dry-run",
@@ -62,7 +62,7 @@ def plan(recipe: TrainRecipe, shards: Shards, *, ranks: int = 1, price_per_hour:
         "peak_share": measured["peak_share"],
         "seconds": seconds,
         "price": None if price_per_hour is None else price_per_hour * ranks * seconds / 3600,
-        "problems": _problems(recipe, shards, steps=steps, ranks=ranks),
+        "problems": _problems(recipe, folders, steps=steps, ranks=ranks),
     }
 
 
@@ -76,9 +76,9 @@ def _warmup(recipe: TrainRecipe, steps: int) -> int:
     return min(knobs.warmup_steps, steps // 5) if knobs.warmup_share is None else round(knobs.warmup_share * steps)
 
 
-def _problems(recipe: TrainRecipe, shards: Shards, *, steps: int, ranks: int) -> list[str]:
+def _problems(recipe: TrainRecipe, folders: Sequence[Shards], *, steps: int, ranks: int) -> list[str]:
     """Why `clipkit train` would refuse the run as it is."""
-    pairs, batch = shards.count - recipe.data.hold_out, recipe.batch_size
+    pairs, batch = sum(folder.count for folder in folders) - recipe.data.hold_out, recipe.batch_size
     told = [
         (steps < 1, f"`samples_seen` is {recipe.samples_seen:,}, less than one batch of {batch:,}"),
         (pairs < batch, f"the shards hold {max(0, pairs):,} pairs to train on, fewer than `batch_size` = {batch:,}"),
@@ -107,7 +107,7 @@ def _trained(state: State) -> int:
     return sum(parameter.numel() for _, parameter in state.named_parameters() if parameter.requires_grad)
 
 
-def _measure(recipe: TrainRecipe, state: State, shards: Shards, *, rows: int) -> dict[str, Any]:
+def _measure(recipe: TrainRecipe, state: State, folders: Sequence[Shards], *, rows: int) -> dict[str, Any]:
     """Two rows, for what does not grow with them and to warm up; then as many as some seconds allow."""
     scoring = Scoring(state.model, state.objective, head=state.head, precision=recipe.precision)
     arithmetic = Arithmetic(recipe, state.model, state.objective)
@@ -115,7 +115,7 @@ def _measure(recipe: TrainRecipe, state: State, shards: Shards, *, rows: int) ->
     most = peak(state.device, recipe.precision)
     per_row = max(1.0, arithmetic.of_step(1, context))
     count = max(3, min(MOST_ROWS, rows, int(SECONDS * 0.4 * most / per_row)))
-    texts = _captions(shards, count)
+    texts = _captions(folders, count)
     _, few_bytes = _step(state, scoring, texts[:2])
     seconds, many_bytes = _step(state, scoring, texts)
     bytes_per_row = max(0, many_bytes - few_bytes) // (count - 2)
@@ -129,9 +129,9 @@ def _measure(recipe: TrainRecipe, state: State, shards: Shards, *, rows: int) ->
     }
 
 
-def _captions(shards: Shards, count: int) -> list[str]:
+def _captions(folders: Sequence[Shards], count: int) -> list[str]:
     """Captions of real length: the first of the shards, again from the start where there are too few."""
-    reader = PairReader(shards, open_shards=2)
+    reader = PairReader(folders, open_shards=2)
     return [reader.read(i % len(reader)).text for i in range(count)]
 
 

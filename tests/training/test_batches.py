@@ -1,11 +1,15 @@
 """Batches: the same at a step whoever prepares them."""
 
+import io
+
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from clipkit import UserError
-from clipkit.model.preprocess import Preprocess
+from clipkit.dataset.shards import Pair, pair_key, write_shards
+from clipkit.model.preprocess import Preprocess, decode_image, resize_shorter_side
 from clipkit.recipe import DataKnobs
 from clipkit.training import batches as module
 from clipkit.training.batches import Batch, Batches, PictureCache
@@ -151,3 +155,37 @@ def test_a_full_cache_keeps_what_it_has():
     np.testing.assert_array_equal(cache.get(0), pictures[0])
     np.testing.assert_array_equal(cache.get(1), pictures[1])
     assert cache.get(2) is None
+
+
+def write(pairs, root):
+    made = [Pair(pair_key(f"https://pictures.example/{i}", text), image, text, {}) for i, (image, text) in enumerate(pairs)]
+    return write_shards(made, root, pairs_per_shard=10, recipe={}, funnel=[])
+
+
+def picture(height: int, width: int) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3)).astype(np.uint8)).save(file, "PNG")
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("augmentation", ["random-crop", "resize", "random-crop-flip"])
+def test_a_picture_of_one_pixel_an_endless_line_and_captions_of_any_length_are_batches(tmp_path, augmentation):
+    pairs = [(picture(1, 1), ""), (picture(1, 3000), "word " * 10_000), (picture(3000, 2), "a caption"), (picture(40, 40), " \n ")]
+    shards = write(pairs, tmp_path / "odd")
+    (batch,) = make(shards, batch_size=4, augmentation=augmentation).from_step(0, 1)
+    assert batch.pixels_BCHW.shape == (4, 3, 32, 32)
+    assert batch.broken == []
+    assert sorted(batch.texts) == sorted(text for _, text in pairs)
+    one_pixel = batch.pixels_BCHW[batch.texts.index("")]
+    assert (one_pixel == one_pixel[:, :1, :1]).all()
+
+
+def test_training_pixels_are_those_of_evaluation_within_two_grey_levels(tmp_path):
+    wave = np.sin(np.arange(90)[:, None, None] / 7) * np.cos(np.arange(120)[None, :, None] / 9) * np.array([60.0, 80, 100]) + 127
+    file = io.BytesIO()
+    Image.fromarray(wave.astype(np.uint8)).save(file, "JPEG", quality=90)
+    shards = write([(file.getvalue(), "a wave")], tmp_path / "wave")
+    batches = make(shards, batch_size=1, augmentation="random-crop", crop_scale=1.0, cache_bytes=0)
+    seen = next(batches.from_step(0, 1)).pixels_BCHW[0].int()
+    resized = resize_shorter_side(decode_image(file.getvalue()), 32).int()
+    assert min(int((resized[:, :, left : left + 32] - seen).abs().max()) for left in range(resized.shape[2] - 31)) <= 2

@@ -69,12 +69,12 @@ def test_one_window_over_all_shuffles_perfectly():
 
 def test_held_out_pairs_do_not_depend_on_how_the_shards_are_cut_or_sorted():
     keys = [f"{i:032x}" for i in range(200)]
-    chosen = {keys[i] for i in held_out(keys, 20, seed=3)}
+    chosen = {keys[i] for i in held_out(keys, 20, seed=3).positions_N}
     assert len(chosen) == 20
     backwards = keys[::-1]
-    assert {backwards[i] for i in held_out(backwards, 20, seed=3)} == chosen
-    assert {keys[i] for i in held_out(keys, 20, seed=4)} != chosen
-    assert set(held_out(keys, 10, seed=3)) < set(held_out(keys, 20, seed=3))
+    assert {backwards[i] for i in held_out(backwards, 20, seed=3).positions_N} == chosen
+    assert {keys[i] for i in held_out(keys, 20, seed=4).positions_N} != chosen
+    assert set(held_out(keys, 10, seed=3).positions_N) < set(held_out(keys, 20, seed=3).positions_N)
 
 
 def test_replacements_are_drawn_from_the_kept_pairs():
@@ -110,3 +110,19 @@ def test_uniform_draws_fill_the_unit_interval():
 def test_random_numbers_from_any_place_on_are_those_of_the_whole_row(after, count):
     whole = keyed_uniform(5, "augmentation", (3, 1), 80)
     np.testing.assert_array_equal(keyed_uniform(5, "augmentation", (3, 1), count, after=after), whole[after : after + count])
+
+
+def test_the_order_of_a_seed_is_pinned():
+    # A run of an earlier clipkit resumes on the pairs that it would have seen.
+    order = make_order([30, 5, 12])
+    assert [order.positions(step).tolist() for step in (0, 13)] == [[41, 42, 37, 44], [42, 40, 45, 30]]
+
+
+def test_a_key_of_several_sources_is_held_out_in_all_of_them():
+    keys = [f"{i:032x}" for i in range(50)]
+    once = held_out(keys, 7, seed=3)
+    assert once.positions_N.tolist() == once.with_twins.tolist()
+    for count in range(1, 20):
+        chosen = held_out([*keys, *keys], count, seed=3, copies=2)
+        assert len(chosen.positions_N) == count
+        assert set(chosen.with_twins.tolist()) == {i + half for i in (chosen.positions_N % 50).tolist() for half in (0, 50)}
