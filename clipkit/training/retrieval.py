@@ -69,7 +69,7 @@ def _encode(
         if pixels:
             image_blocks.append(unit(model.encode_image(preprocess.normalise(torch.stack(pixels).to(device))).projected_BD))
     width = model.architecture.embed_width
-    tokenizer = Tokenizer(model.architecture.text.context)
+    tokenizer = Tokenizer(model.architecture.context)
     texts = distinct(captions)[0]
     text_blocks = [unit(model.encode_text(tokenizer(texts[start : start + BLOCK]).to(device))) for start in range(0, len(texts), BLOCK)]
     empty = torch.zeros(0, width, device=device)
