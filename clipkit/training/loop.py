@@ -142,7 +142,8 @@ def _inputs(batch: Batch, state: State) -> Inputs:
     """A batch on the model's device: pixels normalised there, each distinct caption tokenised once."""
     pixels_BCHW = batch.pixels_BCHW.to(state.device, non_blocking=True).contiguous(memory_format=state.layout)
     texts, caption_B = distinct(batch.texts)
-    tokens_UL = Tokenizer(state.model.architecture.text.context)(texts)
+    text = state.model.architecture.text
+    tokens_UL = Tokenizer(text.context)(texts) if text else torch.zeros(len(texts), 0, dtype=torch.int64)
     return Inputs(state.preprocess.normalise(pixels_BCHW), tokens_UL.to(state.device), caption_B.to(state.device), tuple(batch.texts))
 
 

@@ -71,10 +71,12 @@ def new_state(recipe: TrainRecipe, device: torch.device) -> State:
     model, preprocess = first_weights(recipe.model, seed=recipe.seed)
     model = model.to(device).train()
     objective = OBJECTIVES[recipe.objective](recipe.loss)
+    _check_towers(recipe, model, objective)
     head = objective.make_head(model.architecture, torch.Generator().manual_seed(recipe.seed + 1)).to(device).train()
     synchronise_batch_norm(model)
     _set_up(model, recipe.model)
     _freeze(model, {"image", "text"} - objective.trains)
+    model.logit_scale.requires_grad_("text" in objective.trains)  # objectives on pictures alone have a fixed temperature
     optimiser = build_optimiser(nn.ModuleDict({"model": model, "head": head}), recipe.optimiser, architecture=model.architecture)
     state = State(model, preprocess, objective, head, optimiser, Progress())
     model.to(memory_format=state.layout)  # type: ignore[call-overload]
@@ -98,6 +100,22 @@ def _set_up(model: ImageTextModel, knobs: ModelKnobs) -> None:
                 "cannot have: set one of them to false"
             )
         model.compile_towers()
+
+
+def _check_towers(recipe: TrainRecipe, model: ImageTextModel, objective: Objective) -> None:
+    """Refuse captions for a model that sees pictures only."""
+    if model.architecture.text is not None:
+        return
+    if "text" in objective.trains or not objective.views:
+        raise UserError(
+            f"`{model.architecture.name}` sees pictures only, knob `objective` is {recipe.objective}, which needs captions: set "
+            "`duplicates`, or take an architecture with a text tower"
+        )
+    if recipe.data.hold_out:
+        raise UserError(
+            f"knob `data.hold_out` is {recipe.data.hold_out:,}: retrieval by captions is measured on those pairs, and "
+            f"`{model.architecture.name}` sees pictures only: set 0"
+        )
 
 
 def _freeze(model: ImageTextModel, towers: AbstractSet[str]) -> None:

@@ -6,12 +6,15 @@ import torch
 from torch import Tensor
 
 from clipkit.recipe import LossKnobs
-from clipkit.training.objectives import image_text
+from clipkit.training.objectives import duplicates, image_text
 from clipkit.training.objectives.objective import Inputs, Objective, Scored, Taught, Towers
 
 __all__ = ["OBJECTIVES", "Inputs", "Objective", "Scored", "Taught", "Towers", "distinct"]
 
-OBJECTIVES: dict[str, Callable[[LossKnobs], Objective]] = {"clip": image_text.clip}
+OBJECTIVES: dict[str, Callable[[LossKnobs], Objective]] = {
+    "clip": image_text.clip,
+    "duplicates": duplicates.duplicates,
+}
 
 
 def distinct(texts: Sequence[str]) -> tuple[list[str], Tensor]:
