@@ -110,7 +110,9 @@ def _by_name(name: str) -> Any:
 
 
 def _a_peer_builds(made: Architecture) -> bool:
-    return not isinstance(made.image, ResNetSizes) or (len(made.image.blocks) == 4 and made.image.stem_strides == (2, 2))
+    return made.text is not None and (
+        not isinstance(made.image, ResNetSizes) or (len(made.image.blocks) == 4 and made.image.stem_strides == (2, 2))
+    )
 
 
 def _answers(model: ImageTextModel, pixels: Tensor, tokens_BL: Tensor) -> tuple[Tensor, Tensor]:

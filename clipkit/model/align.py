@@ -22,6 +22,7 @@ class SharedClip(ImageTextModel):
         super().__init__(architecture)
         image, text = architecture.image, architecture.text
         assert isinstance(image, ViTSizes)
+        assert text is not None
         self.visual = PatchEmbedding(architecture.image_size, image.patch_size, image.width)
         self.token_embedding = nn.Embedding(VOCABULARY, text.width)
         self.positional_embedding = nn.Parameter(torch.empty(text.context, text.width))

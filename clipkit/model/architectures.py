@@ -20,6 +20,10 @@ VOCABULARY = 49_408
 """Tokens of CLIP's byte-pair vocabulary (table 18): 256 bytes twice, 48,894 merges, start and end of text."""
 
 
+BLURS = (1, 3, 5, 7)
+"""Taps that a blurred ResNet's filter may have: odd, so that it shifts nothing."""
+
+
 @dataclass(frozen=True)
 class ViTSizes:
     """A vision Transformer: square patches of `patch_size` pixels."""
@@ -56,6 +60,17 @@ class ResNetSizes:
 
 
 @dataclass(frozen=True)
+class BlurredSizes(ResNetSizes):
+    """The near-duplicate detector's ResNet (`clipkit.model.duplicates`): pools by the mean, so that `heads` says nothing.
+
+    `blur`: taps of the binomial filter before every stride, that of the stem's first convolution aside; 1 is no filter.
+    """
+
+    heads: int = 1
+    blur: int = 5
+
+
+@dataclass(frozen=True)
 class TextSizes:
     """The text Transformer: `context` is the most tokens of a text, start and end included."""
 
@@ -69,6 +84,7 @@ class TextSizes:
 class Architecture:
     """Everything about a model but its weights.
 
+    `text`: None for a model of pictures alone, which has `BlurredSizes`.
     `shared`: AlignCLIP's SharedCLIP, one Transformer, LayerNorm and projection for both modalities; text and image must be equally large.
     """
 
@@ -76,7 +92,7 @@ class Architecture:
     image_size: int
     embed_width: int
     image: ViTSizes | ResNetSizes
-    text: TextSizes
+    text: TextSizes | None
     activation: Activation = "quick_gelu"
     shared: bool = False
 
@@ -85,16 +101,24 @@ class Architecture:
         """Width of the image features before the projection."""
         return self.image.feature_width
 
+    @property
+    def context(self) -> int:
+        """The most tokens of a text. Raises UserError for a model of pictures alone."""
+        if self.text is None:
+            raise UserError(f"`{self.name}` sees pictures only and reads no texts: take a model with a text tower")
+        return self.text.context
+
     def row(self) -> dict[str, Any]:
         """One line of `clipkit models list`."""
-        kind = "ResNet" if isinstance(self.image, ResNetSizes) else "shared ViT" if self.shared else "ViT"
+        blurred = "blurred ResNet" if isinstance(self.image, BlurredSizes) else "ResNet"
+        kind = blurred if isinstance(self.image, ResNetSizes) else "shared ViT" if self.shared else "ViT"
         return {
             "name": self.name,
             "tower": kind,
             "pixels": self.image_size,
             "features": self.feature_width,
-            "text": f"{self.text.layers} x {self.text.width}",
-            "context": self.text.context,
+            "text": f"{self.text.layers} x {self.text.width}" if self.text else "none",
+            "context": self.text.context if self.text else 0,
             "joint": self.embed_width,
         }
 
@@ -112,14 +136,19 @@ class Architecture:
         if "patch_size" in image:
             sizes: ViTSizes | ResNetSizes = ViTSizes(**image)
         else:
-            sizes = ResNetSizes(**{**image, "blocks": tuple(image["blocks"]), "stem_strides": tuple(image["stem_strides"])})
-        made = cls(**{**data, "image": sizes, "text": TextSizes(**data["text"])})
+            kind = BlurredSizes if "blur" in image else ResNetSizes
+            sizes = kind(**{**image, "blocks": tuple(image["blocks"]), "stem_strides": tuple(image["stem_strides"])})
+        text = None if data["text"] is None else TextSizes(**data["text"])
+        made = cls(**{**data, "image": sizes, "text": text})
         made.check()
         return made
 
     def check(self) -> None:
         """Raise ValueError for sizes that make no model, or one beyond any published one: the data may come from a stranger's file."""
-        parts = [self.text.width, self.text.layers, self.text.heads, self.text.context, self.embed_width, self.image_size]
+        if (self.text is None) != isinstance(self.image, BlurredSizes):
+            raise ValueError("a model without texts has a blurred ResNet, and no other has one")
+        text = self.text or TextSizes(width=1, layers=1, heads=1, context=MIN_CONTEXT)
+        parts = [text.width, text.layers, text.heads, text.context, self.embed_width, self.image_size]
         parts += [self.image.width, self.image.heads]
         if isinstance(self.image, ViTSizes):
             parts += [self.image.layers, self.image.patch_size]
@@ -131,16 +160,18 @@ class Architecture:
             divisible = [(self.image_size, self.image.reduction), (self.feature_width, self.image.heads)]
         if not all(isinstance(part, int) and 1 <= part <= 65_536 for part in parts) or not isinstance(self.name, str):
             raise ValueError("sizes must be whole numbers from 1 to 65,536, and the name a text")
-        if self.image_size > MAX_IMAGE_SIZE or self.text.context < MIN_CONTEXT:
+        if self.image_size > MAX_IMAGE_SIZE or text.context < MIN_CONTEXT:
             raise ValueError(f"pictures must have at most {MAX_IMAGE_SIZE:,} pixels a side, texts at least {MIN_CONTEXT} tokens")
-        if any(whole % part for whole, part in [*divisible, (self.text.width, self.text.heads)]):
+        if any(whole % part for whole, part in [*divisible, (text.width, text.heads)]):
             raise ValueError("picture size, patches and heads must divide evenly")
-        if max(self.text.layers, getattr(self.image, "layers", 1)) > 256 or self.activation not in ("quick_gelu", "gelu"):
+        if max(text.layers, getattr(self.image, "layers", 1)) > 256 or self.activation not in ("quick_gelu", "gelu"):
             raise ValueError("at most 256 layers, activation quick_gelu or gelu")
         if isinstance(self.image, ResNetSizes) and (sum(self.image.blocks) > 256 or self.feature_width > 65_536):
             raise ValueError("a ResNet has at most 256 blocks and 65,536 features")
-        if self.shared and (not isinstance(self.image, ViTSizes) or self.text != replace(self.text, **_stack(self.image))):
+        if self.shared and (not isinstance(self.image, ViTSizes) or text != replace(text, **_stack(self.image))):
             raise ValueError("a shared architecture has a ViT and a text of the same width, layers and heads")
+        if isinstance(self.image, BlurredSizes) and (self.image.blur not in BLURS or self.activation != "gelu"):
+            raise ValueError(f"a blurred ResNet has gelu and a filter of {', '.join(map(str, BLURS))} taps")
 
 
 def _stack(image: ViTSizes) -> dict[str, int]:
@@ -194,6 +225,9 @@ _ALL = (
     Architecture("RN-tiny-64", 64, 128, ResNetSizes((1, 1, 1), 16, heads=8, stem_strides=(2, 2)), _SMALL_TEXT),
     Architecture("RN-tiny-96", 96, 128, ResNetSizes((1, 1, 1), 16, heads=8, stem_strides=(2, 2)), _SMALL_TEXT),
     Architecture("RN-small-32", 32, 256, ResNetSizes((1, 1, 1), 32, heads=8, stem_strides=(2, 1)), _SMALL_TEXT),
+    # CLIP's near-duplicate detector (appendix C), which the paper gives no width of the joint space for; and a small one.
+    Architecture("RN50-duplicates", 224, 512, BlurredSizes((3, 4, 6, 3), 64), None, activation="gelu"),
+    Architecture("RN-tiny-64-duplicates", 64, 128, BlurredSizes((1, 1, 2), 32), None, activation="gelu"),
 )
 
 

@@ -233,7 +233,7 @@ def _resized(loaded: Loaded, *, image_size: int | None, context: int | None) -> 
     old, model = loaded.model.architecture, resize_model(loaded.model, image_size=image_size, context=context)
     if model is loaded.model:
         return loaded
-    facts = loaded.facts | {"resized_from": {"image_size": old.image_size, "context": old.text.context}}
+    facts = loaded.facts | {"resized_from": {"image_size": old.image_size, "context": old.text and old.text.context}}
     return loaded._replace(model=model, preprocess=replace(loaded.preprocess, size=model.architecture.image_size), facts=facts)
 
 

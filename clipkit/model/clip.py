@@ -16,7 +16,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from clipkit.model import initialisation
 from clipkit.model.align import SharedClip
-from clipkit.model.architectures import VOCABULARY, Architecture, ResNetSizes, architecture, architectures
+from clipkit.model.architectures import VOCABULARY, Architecture, BlurredSizes, ResNetSizes, architecture, architectures
+from clipkit.model.duplicates import DuplicateNet
 from clipkit.model.resnet import ModifiedResNet
 from clipkit.model.towers import ImageFeatures, ImageTextModel, VisionTransformer, at_end_of_text
 from clipkit.model.transformer import Transformer
@@ -31,6 +32,7 @@ class Clip(ImageTextModel):
         """Towers of the architecture's sizes; use `build`."""
         super().__init__(architecture)
         text = architecture.text
+        assert text is not None
         self.visual = _image_tower(architecture)
         self.transformer = Transformer(text.width, text.layers, text.heads, architecture.activation)
         self.token_embedding = nn.Embedding(VOCABULARY, text.width)
@@ -93,7 +95,10 @@ def _image_tower(architecture: Architecture) -> ModifiedResNet | VisionTransform
 def build_empty(architecture: Architecture, *, device: str = "meta") -> ImageTextModel:
     """The model with uninitialised weights, in training mode. On the `meta` device it takes no memory."""
     with torch.device("meta"):
-        model = SharedClip(architecture) if architecture.shared else Clip(architecture)
+        if isinstance(architecture.image, BlurredSizes):
+            model: ImageTextModel = DuplicateNet(architecture)
+        else:
+            model = SharedClip(architecture) if architecture.shared else Clip(architecture)
     return model if device == "meta" else model.to_empty(device=device)
 
 
@@ -109,14 +114,16 @@ def facts(architecture: Architecture) -> dict[str, Any]:
     """Sizes, parameters and multiply-adds (of a picture and of a text as long as the context), for `clipkit models show`."""
     model = build_empty(architecture).eval()
     image, text = architecture.image, architecture.text
+    tower: dict[str, Any]
     if isinstance(image, ResNetSizes):
-        tower = {"blocks": "-".join(map(str, image.blocks)), "stem width": image.width, "image heads": image.heads}
+        last = {"blur taps": image.blur} if isinstance(image, BlurredSizes) else {"image heads": image.heads}
+        tower = {"blocks": "-".join(map(str, image.blocks)), "stem width": image.width, **last}
     else:
         tower = {"patch": image.patch_size, "image layers": image.layers, "image width": image.width, "image heads": image.heads}
     return {
         **architecture.row(),
         **tower,
-        "text heads": text.heads,
+        **({"text heads": text.heads} if text else {}),
         "activation": architecture.activation,
         **_parameters(model),
         **_multiply_adds(model),
@@ -139,7 +146,9 @@ def _multiply_adds(model: ImageTextModel) -> dict[str, int]:
     """
     made, size = model.architecture, model.architecture.image_size
     image = _count_flops(lambda: model.encode_image(torch.empty(1, 3, size, size, device="meta"))) // 2
-    text = _count_flops(lambda: model.encode_text(torch.zeros(1, made.text.context, dtype=torch.int64, device="meta"))) // 2
+    if made.text is None:
+        return {"multiply-adds, image": image}
+    text = _count_flops(lambda: model.encode_text(torch.zeros(1, made.context, dtype=torch.int64, device="meta"))) // 2
     counts = {"multiply-adds, image": image, "multiply-adds, text": text}
     if isinstance(made.image, ResNetSizes):
         P, C = (size // made.image.reduction) ** 2, made.feature_width

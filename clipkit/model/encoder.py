@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from clipkit import UserError
 from clipkit.model.adapters import packages
 from clipkit.model.adapters.described import load_described
 from clipkit.model.architectures import ResNetSizes
@@ -82,8 +83,6 @@ class ClipEncoder:
     The loaded model is used up: its weights are rearranged for encoding.
     """
 
-    has_text = True
-
     def __init__(self, loaded: Loaded, *, name: str, precision: str = "auto", device: str | None = None) -> None:
         """`precision`: "fp32" or "bf16" products, "auto": bf16 where the device has it. `device`: none means a GPU where there is one."""
         self.name = name
@@ -95,7 +94,8 @@ class ClipEncoder:
         self._model = arrange_for_encoding(loaded.model, precision=self.precision).to(self._device)
         if of_resnet:
             self._model.to(memory_format=self._layout)  # type: ignore[call-overload]
-        self._tokenizer = Tokenizer(loaded.model.architecture.text.context)
+        self.has_text = loaded.model.architecture.text is not None
+        self._tokenizer = Tokenizer(loaded.model.architecture.context) if self.has_text else None
         self.logit_scale = loaded.model.logit_scale.detach().exp().item()
         self.feature_width = loaded.model.architecture.feature_width
         self.width = loaded.model.architecture.embed_width
@@ -122,10 +122,13 @@ class ClipEncoder:
 
     @torch.inference_mode()
     def encode_texts(self, texts: Sequence[str]) -> Tensor:
-        """In batches, each as long as its longest text."""
+        """In batches, each as long as its longest text. Raises UserError where there is no text tower."""
+        if self._tokenizer is None:
+            raise UserError(f"`{self.name}` is a model of pictures alone and encodes no texts: give `--model` a model with a text tower")
         return encode_in_batches(texts, self.width, self._encode_batch)
 
     def _encode_batch(self, texts: Sequence[str]) -> Tensor:
+        assert self._tokenizer is not None
         with arithmetic(self.precision, self._device):
             return unit(self._model.encode_text(self._tokenizer(texts).to(self._device)).float()).cpu()
 

@@ -4,6 +4,7 @@ import torch
 from torch import nn
 
 from clipkit.model.clip import Clip
+from clipkit.model.duplicates import DuplicateNet, fold_weight_norms
 from clipkit.model.resnet import ModifiedResNet, fold_batch_norms
 from clipkit.model.towers import ImageTextModel
 from clipkit.model.transformer import Perceptron, QuickGELU, SelfAttention
@@ -13,12 +14,15 @@ from clipkit.model.transformer import Perceptron, QuickGELU, SelfAttention
 def arrange_for_encoding(model: ImageTextModel, *, precision: str) -> ImageTextModel:
     """The same model, changed in place: it answers as before, within rounding, and can no longer be trained or saved.
 
-    Batch norms become part of their convolutions, and QuickGELU one pass instead of three. With `precision` bf16 the weights of products
+    Batch norms and weight norms become part of their convolutions, and QuickGELU one pass instead of three.
+    With `precision` bf16 the weights of products
     and convolutions are rounded once, here, where autocast would round them in every batch.
     """
     model.eval().requires_grad_(requires_grad=False)
     if isinstance(model, Clip) and isinstance(model.visual, ModifiedResNet):
         fold_batch_norms(model.visual)
+    if isinstance(model, DuplicateNet):
+        fold_weight_norms(model.visual)
     for part in model.modules():
         if isinstance(part, Perceptron) and isinstance(part.activation, QuickGELU):
             _scale_for_silu(part)

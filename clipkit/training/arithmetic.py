@@ -47,7 +47,7 @@ class Arithmetic:
     def __init__(self, recipe: TrainRecipe, model: ImageTextModel, objective: Objective) -> None:
         """Counts on the `meta` device: takes no memory."""
         counted = facts(model.architecture)
-        self._context = model.architecture.text.context
+        self._context = model.architecture.text.context if model.architecture.text else 1
         trained = _trained_towers(model)
         again = recipe.model.gradient_checkpointing or (recipe.micro_batch is not None and objective.couples_pairs)
         passes = {name: (4 if again else 3) if name in trained else 1 for name in ("image", "text")}

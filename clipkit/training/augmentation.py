@@ -13,9 +13,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from clipkit.model.preprocess import centre_crop
+from clipkit.model.preprocess import centre_crop, resize_shorter_side
 from clipkit.model.resizing import resize_part
 from clipkit.recipe import DataKnobs
+from clipkit.training.copies import DRAWS, transformed_copy
 
 Pixels = NDArray[np.uint8]
 Draws = NDArray[np.float64]
@@ -78,12 +79,25 @@ def _simclr(knobs: DataKnobs, size: int) -> Augmentation:
     return Augmentation(SIMCLR_DRAWS, None, functools.partial(simclr_view, size=size, least_area=knobs.crop_area))
 
 
+def _duplicates(knobs: DataKnobs, size: int) -> Augmentation:
+    return Augmentation(DRAWS, None, functools.partial(_copy, size=size), functools.partial(_plain, size=size))
+
+
+def _copy(pixels: Pixels, draws: Draws, *, size: int) -> Pixels:
+    return transformed_copy(pixels, size, draws)
+
+
+def _plain(pixels: Pixels, draws: Draws, *, size: int) -> Pixels:
+    return np.asarray(centre_crop(resize_shorter_side(torch.from_numpy(pixels), size), size))
+
+
 KINDS: dict[str, Callable[[DataKnobs, int], Augmentation]] = {
     "random-crop": functools.partial(_crop, flips=False),
     "random-crop-flip": functools.partial(_crop, flips=True),
     "resize": _resize,
     "random-resized-crop": _random_resized_crop,
     "views": _simclr,
+    "duplicates": _duplicates,
 }
 
 

@@ -25,7 +25,7 @@ def caption_scores(scoring: Scoring, pixels_BCHW: Tensor, texts: Sequence[str]) 
         raise ValueError("this objective scores no captions: it was trained without texts")
     was_training = scoring.training
     scoring.eval()
-    tokens_CL = Tokenizer(scoring.model.architecture.text.context)(texts).to(pixels_BCHW.device)
+    tokens_CL = Tokenizer(scoring.model.architecture.context)(texts).to(pixels_BCHW.device)
     try:
         return score(scoring, pixels_BCHW, tokens_CL)
     finally:

@@ -85,5 +85,5 @@ class LiveEncoder:
 
     def _encode_batch(self, texts: Sequence[str]) -> Tensor:
         state = self._state
-        tokens_BL = Tokenizer(state.model.architecture.text.context)(texts).to(state.device)
+        tokens_BL = Tokenizer(state.model.architecture.context)(texts).to(state.device)
         return unit(state.model.encode_text(tokens_BL).float()).cpu()

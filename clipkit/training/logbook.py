@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 from clipkit.model.checkpoint import save_model
-from clipkit.model.tokenizer import Tokenizer
 from clipkit.recipe import TrainRecipe
 from clipkit.run import Run
 from clipkit.training import metrics
@@ -193,7 +192,7 @@ class Logbook:
         if self._arithmetic is None:
             return None
         start, texts = time.monotonic(), distinct(self.clock.texts)[0]
-        tokens = Tokenizer(state.model.architecture.text.context)(texts).numel()
+        tokens = state.tokens(texts).numel()
         rows = len(self.clock.texts)
         per_step = self._arithmetic.of_step(rows, tokens)
         most = peak(state.device, self.recipe.precision, kept=self.run.path / PEAK)

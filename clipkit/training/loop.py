@@ -17,7 +17,6 @@ from torch.nn.parallel import DistributedDataParallel
 from clipkit import UserError
 from clipkit.dataset.shards import Shards
 from clipkit.model.checkpoint import save_model
-from clipkit.model.tokenizer import Tokenizer
 from clipkit.recipe import TrainRecipe, dump, flatten, free_knobs
 from clipkit.run import Run, write_json
 from clipkit.training import metrics
@@ -212,11 +211,10 @@ def _read(x: Tensor) -> list[float]:
 def _inputs(batch: Batch, state: State) -> Inputs:
     """A batch on the model's device: pixels normalised there, each distinct caption tokenised once."""
     texts, caption_B = distinct(batch.texts)
-    tokens_UL = Tokenizer(state.model.architecture.text.context)(texts)
     views = batch.views_VBCHW
     return Inputs(
         _normalised(batch.pixels_BCHW, state),
-        tokens_UL.to(state.device),
+        state.tokens(texts).to(state.device),
         caption_B.to(state.device),
         tuple(batch.texts),
         views_VBCHW=None if views is None else _normalised(views.flatten(0, 1), state).view(views.shape),

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from clipkit.dataset.shards import Shards
 from clipkit.model.resnet import Bottleneck
-from clipkit.model.tokenizer import Tokenizer
 from clipkit.model.transformer import Block
 from clipkit.recipe import TrainRecipe
 from clipkit.training.arithmetic import Arithmetic, memory_there, peak
@@ -111,15 +110,15 @@ def _measure(recipe: TrainRecipe, state: State, folders: Sequence[Shards], *, ro
     """Two rows, for what does not grow with them and to warm up; then as many as some seconds allow."""
     scoring = Scoring(state.model, state.objective, head=state.head, precision=recipe.precision)
     arithmetic = Arithmetic(recipe, state.model, state.objective)
-    context = state.model.architecture.text.context
+    text = state.model.architecture.text
     most = peak(state.device, recipe.precision)
-    per_row = max(1.0, arithmetic.of_step(1, context))
+    per_row = max(1.0, arithmetic.of_step(1, text.context if text else 0))
     count = max(3, min(MOST_ROWS, rows, int(SECONDS * 0.4 * most / per_row)))
     texts = _captions(folders, count)
     _, few_bytes = _step(state, scoring, texts[:2])
     seconds, many_bytes = _step(state, scoring, texts)
     bytes_per_row = max(0, many_bytes - few_bytes) // (count - 2)
-    tokens = Tokenizer(context)(distinct(texts)[0]).numel()
+    tokens = state.tokens(distinct(texts)[0]).numel()
     return {
         "rows": count,
         "seconds_per_row": seconds / count,
@@ -164,7 +163,7 @@ def _invented(state: State, texts: list[str]) -> Inputs:
     width = state.model.architecture.embed_width
     return Inputs(
         noise(rows, 3, size, size).contiguous(memory_format=state.layout),
-        Tokenizer(state.model.architecture.text.context)(names).to(device),
+        state.tokens(names).to(device),
         caption_B.to(device),
         tuple(texts),
         noise(objective.views, rows, 3, size, size) if objective.views else None,

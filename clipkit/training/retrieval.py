@@ -91,7 +91,7 @@ def _encode_pictures(
 @torch.no_grad()
 def _gathered_texts(model: ImageTextModel, texts: Sequence[str]) -> Tensor:
     """Unit vectors of the texts (U, D), each encoded on one rank."""
-    device, tokenizer = model.logit_scale.device, Tokenizer(model.architecture.text.context)
+    device, tokenizer = model.logit_scale.device, Tokenizer(model.architecture.context)
     start, stop = share(len(texts), rank(), ranks())
     blocks = [torch.zeros(0, model.architecture.embed_width)]
     for first in range(start, stop, BLOCK):

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from clipkit import UserError
 from clipkit.dataset.shards import Shards
@@ -13,6 +13,7 @@ from clipkit.model.architectures import ResNetSizes, architecture
 from clipkit.model.checkpoint import is_package_spec, load_spec
 from clipkit.model.clip import ImageTextModel, build
 from clipkit.model.preprocess import Preprocess
+from clipkit.model.tokenizer import Tokenizer
 from clipkit.recipe import ModelKnobs, TrainRecipe
 from clipkit.run import Run
 from clipkit.training.averages import Average
@@ -76,6 +77,11 @@ class State:
         yield from self.model.named_parameters()
         yield from self.head.named_parameters(prefix="head")
 
+    def tokens(self, texts: Sequence[str]) -> Tensor:
+        """Token ids (U, L) of texts; L is 0 for a model that sees pictures only."""
+        text = self.model.architecture.text
+        return Tokenizer(text.context)(texts) if text else torch.zeros(len(texts), 0, dtype=torch.int64)
+
     @property
     def layout(self) -> torch.memory_format:
         """How pixels lie in memory."""
@@ -87,6 +93,7 @@ def new_state(recipe: TrainRecipe, device: torch.device) -> State:
     model, preprocess = first_weights(recipe.model, seed=recipe.seed)
     model = model.to(device).train()
     objective = OBJECTIVES[recipe.objective](recipe.loss)
+    _check_towers(recipe, model, objective)
     head = objective.make_head(model.architecture, torch.Generator().manual_seed(recipe.seed + 1)).to(device).train()
     synchronise_batch_norm(model)
     _set_up(model, recipe.model)
@@ -141,6 +148,22 @@ def _set_up(model: ImageTextModel, knobs: ModelKnobs) -> None:
                 "cannot have: set one of them to false"
             )
         model.compile_towers()
+
+
+def _check_towers(recipe: TrainRecipe, model: ImageTextModel, objective: Objective) -> None:
+    """Refuse captions for a model that sees pictures only."""
+    if model.architecture.text is not None:
+        return
+    if "text" in objective.trains or not objective.views:
+        raise UserError(
+            f"`{model.architecture.name}` sees pictures only, knob `objective` is {recipe.objective}, which needs captions: set "
+            "`duplicates`, or take an architecture with a text tower"
+        )
+    if recipe.data.hold_out:
+        raise UserError(
+            f"knob `data.hold_out` is {recipe.data.hold_out:,}: retrieval by captions is measured on those pairs, and "
+            f"`{model.architecture.name}` sees pictures only: set 0"
+        )
 
 
 def first_weights(knobs: ModelKnobs, *, seed: int) -> tuple[ImageTextModel, Preprocess]:

@@ -31,7 +31,7 @@ PUBLISHED = {
     "ViT-L-14-336": (427_944_193, 446),
     "ViT-H-14": (986_109_441, 686),
 }
-SMALL = [name for name in architectures() if "tiny" in name or "small" in name]
+SMALL = [name for name, made in architectures().items() if made.text and ("tiny" in name or "small" in name)]
 
 
 def peers() -> ModuleType:

@@ -39,7 +39,7 @@ def convert(loaded: Loaded, out: Path, *, to: str) -> dict[str, Any]:
     """
     refuse_unwritable(out, to=to)
     format, made = FORMATS[to], loaded.model.architecture
-    if (reason := format.refusal(loaded)) is not None:
+    if (reason := _refusal(format, loaded)) is not None:
         raise UserError(f"`{made.name}` cannot be written as `{to}`: {reason}")
     try:
         _write(format, out, loaded)
@@ -49,6 +49,12 @@ def convert(loaded: Loaded, out: Path, *, to: str) -> dict[str, Any]:
         raise UserError(f"`{out}` cannot be written ({error.strerror}): give another place, or make it accessible") from None
     files = sorted(path.name for path in out.iterdir()) if out.is_dir() else [out.name]
     return {"format": to, "out": str(out), "files": files, "architecture": made.name, "note": format.note.replace("{out}", str(out))}
+
+
+def _refusal(format: Format, loaded: Loaded) -> str | None:
+    if loaded.model.architecture.text is None and format.write is not _write_clipkit:
+        return "the format's models have a text tower, this one sees pictures only: write `--to clipkit`"
+    return format.refusal(loaded)
 
 
 def _write(format: Format, out: Path, loaded: Loaded) -> None:

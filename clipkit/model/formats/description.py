@@ -15,7 +15,7 @@ def describe(loaded: Loaded) -> dict[str, Any]:
         "format": source.format if source else None,
         "file": str(source.file) if source else None,
         "stored_types": source.stored_types if source else {},
-        "tokenizer": TOKENIZER,
+        "tokenizer": TOKENIZER if loaded.model.architecture.text else None,
         "preprocess": loaded.preprocess.facts(),
         "logit_scale": loaded.model.logit_scale.detach().exp().item(),
         "facts": loaded.facts,

@@ -182,6 +182,7 @@ def describe_sizes(architecture: Architecture) -> dict[str, Any]:
     """The `config.json` of a two-tower vision Transformer."""
     image, text = architecture.image, architecture.text
     assert isinstance(image, ViTSizes)
+    assert text is not None
     common = {"hidden_act": architecture.activation, "layer_norm_eps": 1e-5, "projection_dim": architecture.embed_width}
     vision = {"model_type": "clip_vision_model", "image_size": architecture.image_size, "patch_size": image.patch_size, "num_channels": 3}
     words = {"model_type": "clip_text_model", "vocab_size": VOCABULARY, "max_position_embeddings": text.context}

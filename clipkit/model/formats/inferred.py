@@ -62,7 +62,7 @@ def known_names(state: Mapping[str, Tensor]) -> list[str]:
 
 
 def _fitting(found: Architecture) -> list[Architecture]:
-    return [known for known in architectures().values() if _told_by_weights(known) == _told_by_weights(found)]
+    return [known for known in architectures().values() if known.text and _told_by_weights(known) == _told_by_weights(found)]
 
 
 def _by_rule(state: Mapping[str, Tensor], activation: Activation) -> Architecture:
@@ -100,6 +100,7 @@ def _resnet(state: Mapping[str, Tensor]) -> tuple[int, ResNetSizes]:
 def _told_by_weights(made: Architecture) -> Architecture:
     """The architecture without its name and with all that weights do not tell set alike: two that are then equal have equal shapes."""
     image, size = made.image, made.image_size
+    assert made.text is not None
     if isinstance(image, ResNetSizes):
         by_rule = replace(image, stem_strides=STEM_STRIDES)
         image, size = by_rule, size // image.reduction * by_rule.reduction

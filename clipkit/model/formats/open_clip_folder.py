@@ -93,6 +93,7 @@ def _parse_preprocess(data: Mapping[str, Any], image_size: int) -> Preprocess:
 def describe_model(architecture: Architecture, preprocess: Preprocess) -> dict[str, Any]:
     """The `open_clip_config.json` of a two-tower model."""
     image, text = architecture.image, architecture.text
+    assert text is not None
     vision: dict[str, Any] = {"image_size": architecture.image_size, "width": image.width}
     if isinstance(image, ResNetSizes):
         vision |= {"layers": list(image.blocks), "patch_size": None, "head_width": image.width * 32 // image.heads}

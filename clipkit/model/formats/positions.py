@@ -45,14 +45,15 @@ def resized_architecture(made: Architecture, *, image_size: int | None, context:
         raise UserError(
             f"`{made.name}` takes pictures of a multiple of {step} pixels, {image_size} were asked for: give {_near(image_size, step)}"
         )
-    new = replace(
-        made, image_size=image_size or made.image_size, text=replace(made.text, context=made.text.context if context is None else context)
-    )
+    text = made.text if context is None else replace(made.text, context=context) if made.text else None
+    if context is not None and text is None:
+        raise UserError(f"`{made.name}` reads no texts, a context of {context} tokens was asked for: leave it out")
+    new = replace(made, image_size=image_size or made.image_size, text=text)
     try:
         new.check()
     except ValueError as error:
         raise UserError(
-            f"`{made.name}` cannot have pictures of {new.image_size} pixels and texts of {new.text.context} tokens ({error})"
+            f"`{made.name}` cannot have pictures of {new.image_size} pixels and texts of {new.text and new.text.context} tokens ({error})"
         ) from None
     return new if new == made else named(new)
 
@@ -71,8 +72,8 @@ def resize_model(model: ImageTextModel, *, image_size: int | None, context: int 
 
 
 def _resized(name: str, tensor: Tensor, new: Architecture) -> Tensor:
-    if name == "positional_embedding" and len(tensor) != new.text.context:
-        return resize_line(tensor, new.text.context)
+    if name == "positional_embedding" and len(tensor) != new.context:
+        return resize_line(tensor, new.context)
     if name in GRIDS and len(tensor) != (side := _side(new)) ** 2 + 1:
         return resize_grid(tensor, side)
     return tensor

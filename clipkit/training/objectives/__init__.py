@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from clipkit.recipe import LossKnobs
-from clipkit.training.objectives import align, distilled, image_text, predictive, views
+from clipkit.training.objectives import align, distilled, duplicates, image_text, predictive, views
 from clipkit.training.objectives.objective import Inputs, Objective, Scored, Taught, Towers
 
 __all__ = ["OBJECTIVES", "Inputs", "Objective", "Scored", "Taught", "Towers", "distinct"]
@@ -22,6 +22,7 @@ OBJECTIVES: dict[str, Callable[[LossKnobs], Objective]] = {
     "false-negatives": views.false_negatives,
     "bag-of-words": predictive.bag_of_words,
     "captioning": predictive.captioning,
+    "duplicates": duplicates.duplicates,
 }
 
 

@@ -78,7 +78,7 @@ def _word_head(architecture: Architecture, generator: torch.Generator) -> nn.Mod
 
 def _caption_head(architecture: Architecture, generator: torch.Generator, *, layers: int, width: int) -> nn.Module:
     head = Captioner(
-        architecture.feature_width, width=width, layers=layers, context=architecture.text.context, activation=architecture.activation
+        architecture.feature_width, width=width, layers=layers, context=architecture.context, activation=architecture.activation
     )
     with torch.no_grad():
         head.initialise(generator)
