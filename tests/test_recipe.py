@@ -60,7 +60,7 @@ def test_a_misspelt_required_knob_is_reported_as_misspelt(tmp_path):
         ("", r"knob `samples_seen` is missing .*--set samples_seen="),
         ("samples_seen = ", r"not valid TOML"),
         ("samples_seen = 9\n[optimiser]\nlearning_rate = nan", r"`optimiser.learning_rate`.*finite"),
-        ('samples_seen = 9\nprecision = "fp8"', r"`precision`.*'bf16' or 'fp32'"),
+        ('samples_seen = 9\nprecision = "fp8"', r"`precision`.*'bf16', 'fp16' or 'fp32'"),
     ],
 )
 def test_a_wrong_value_names_the_knob_and_what_was_expected(tmp_path, text, pattern):

@@ -7,6 +7,7 @@ import pytest
 from clipkit import UserError
 from clipkit.dataset.shards import Pair, pair_key, write_shards
 from clipkit.training.labels import Labels, class_of
+from clipkit.training.sources import Sources
 
 
 @pytest.fixture
@@ -28,31 +29,31 @@ def test_captions_that_differ_in_case_and_white_space_alone_are_one_class():
 
 
 def test_a_column_makes_the_classes_and_who_has_no_value_is_alone(shards):
-    labels = Labels(shards, "source", open_shards=1)
+    labels = Labels(Sources.of(shards, ()), "source", open_shards=1)
     found = np.array([labels.of(position, "the same caption") for position in (6, 0, 1, 2, 3, 4, 5)])[[1, 2, 3, 4, 5, 6, 0]]
     expected = np.array([0, 1, -2, 1, 0, -5, 0])
     np.testing.assert_array_equal(found[:, None] == found, expected[:, None] == expected)
-    queries = Labels(shards, "queries", open_shards=2)
+    queries = Labels(Sources.of(shards, ()), "queries", open_shards=2)
     assert [queries.of(i, "") == queries.of(0, "") for i in range(7)] == [i % 2 == 0 for i in range(7)]
 
 
 def test_the_key_as_a_column_sets_every_pair_alone(shards):
-    labels = Labels(shards, "key", open_shards=2)
+    labels = Labels(Sources.of(shards, ()), "key", open_shards=2)
     assert len({labels.of(i, "") for i in range(7)}) == 7
 
 
 def test_by_caption_no_table_is_read(shards):
     (shards.root / shards.shards[0].table_name).unlink()
-    assert Labels(shards, "caption", open_shards=1).of(0, "Text  0") == class_of("text 0")
+    assert Labels(Sources.of(shards, ()), "caption", open_shards=1).of(0, "Text  0") == class_of("text 0")
 
 
 def test_an_unknown_column_is_a_sentence_that_lists_the_columns(shards):
     with pytest.raises(UserError, match=r"`data.label` is `breed`, .* `caption`, or one of key, image_url, text, page_url, source"):
-        Labels(shards, "breed", open_shards=1)
+        Labels(Sources.of(shards, ()), "breed", open_shards=1)
 
 
 def test_a_table_that_was_changed_is_a_clear_error(shards):
     path = shards.root / shards.shards[1].table_name
     pq.write_table(pq.read_table(path).slice(1), path)
     with pytest.raises(UserError, match="is not what its manifest says"):
-        Labels(shards, "source", open_shards=1).of(4, "")
+        Labels(Sources.of(shards, ()), "source", open_shards=1).of(4, "")

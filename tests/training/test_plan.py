@@ -16,7 +16,7 @@ def with_knobs(recipe: TrainRecipe, **knobs) -> TrainRecipe:
 
 def test_a_plan_counts_steps_pairs_parameters_and_memory(make_shards, recipe):
     knobs = with_knobs(recipe, samples_seen=99, optimiser={"warmup_steps": 5}, average_decay=0.9)
-    found = plan(knobs, make_shards(40), ranks=2, price_per_hour=3.0)
+    found = plan(knobs, [make_shards(40)], ranks=2, price_per_hour=3.0)
     assert (found["steps"], found["samples_seen"], found["rows_per_rank"], found["warmup_steps"]) == (12, 96, 4, 2)
     assert (found["pairs"], found["unique_pairs"], found["epochs"]) == (40, 40, 2.4)
     parameters = sum(p.numel() for p in new_state(recipe, torch.device("cpu")).model.parameters())
@@ -31,10 +31,10 @@ def test_a_plan_counts_steps_pairs_parameters_and_memory(make_shards, recipe):
 def test_a_batch_of_32768_does_not_fit_and_the_shards_are_too_few(make_shards, recipe, monkeypatch):
     monkeypatch.setattr(planning, "memory_there", lambda device: 16_000_000_000)
     knobs = with_knobs(recipe, batch_size=32_768, samples_seen=12_800_000_000)
-    found = plan(knobs, make_shards(40))
+    found = plan(knobs, [make_shards(40)])
     assert not found["fits"]
     assert found["problems"] == ["the shards hold 40 pairs to train on, fewer than `batch_size` = 32,768"]
-    parts = plan(with_knobs(knobs, micro_batch=8), make_shards(40))["memory_bytes"]
+    parts = plan(with_knobs(knobs, micro_batch=8), [make_shards(40)])["memory_bytes"]
     assert parts["activations"] < found["memory_bytes"]["activations"] / 5
 
 
@@ -50,7 +50,7 @@ def test_bytes_kept_for_the_gradient_are_those_of_a_net_counted_by_hand(recipe):
 
 
 def test_recomputing_needs_less_memory(make_shards, recipe):
-    shards = make_shards(40)
+    shards = [make_shards(40)]
     needs = [
         plan(with_knobs(recipe, model={"architecture": "ViT-tiny-32", "gradient_checkpointing": recomputes}), shards)["memory_bytes"]
         for recomputes in (False, True)

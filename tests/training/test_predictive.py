@@ -264,7 +264,7 @@ def test_two_ranks_have_the_gradients_of_one_with_the_whole_batch(name, recipe, 
     def found() -> dict[str, torch.Tensor]:
         state = new_state(knobs, torch.device("cpu"))
         inputs = inputs_of(captions)._replace(pixels_BCHW=my_rows(inputs_of(captions).pixels_BCHW))
-        scoring = loop._on_ranks(Scoring(state.model, state.objective, head=state.head, precision="fp32").double())
+        scoring = loop._on_ranks(Scoring(state.model, state.objective, head=state.head, precision="fp32").double(), recipe)
         for _ in range(2):  # DistributedDataParallel tells at the second step that it waits for a gradient.
             scoring.zero_grad()
             scored = scoring(inputs._replace(caption_B=my_rows(inputs.caption_B)))

@@ -23,7 +23,7 @@ class ColorModel(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.logit_scale = nn.Parameter(torch.zeros(()))
-        self.architecture = SimpleNamespace(text=SimpleNamespace(context=32), embed_width=4)
+        self.architecture = SimpleNamespace(context=32, embed_width=4)
         tokenizer = Tokenizer(32)
         self.tokens = [int(tokenizer([word])[0, 1]) for word in WORDS]
         corners = torch.tensor([[1, -1, -1], [-1, 1, -1], [-1, -1, 1], [1, 1, -1], [1, 1, 1], [-1, -1, -1]])

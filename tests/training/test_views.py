@@ -9,7 +9,8 @@ import torch
 from clipkit import UserError
 from clipkit.model.architectures import architecture
 from clipkit.model.clip import build
-from clipkit.model.preprocess import decode_image, resize_shorter_side
+from clipkit.model.preprocess import decode_image, middle, resized_sides
+from clipkit.model.resizing import resize_quickly
 from clipkit.recipe import DataKnobs, LossKnobs
 from clipkit.training import batches as module
 from clipkit.training.augmentation import KINDS
@@ -19,6 +20,7 @@ from clipkit.training.losses.views import false_negative_loss, false_negatives, 
 from clipkit.training.objectives import OBJECTIVES, Inputs
 from clipkit.training.order import keyed_uniform
 from clipkit.training.scoring import Scoring
+from clipkit.training.sources import Sources
 
 OF_VIEWS = ("supcon", "nt-xent", "hard-negatives", "false-negatives")
 
@@ -26,6 +28,12 @@ OF_VIEWS = ("supcon", "nt-xent", "hard-negatives", "false-negatives")
 def make(shards, *, views: int = 2, labels: bool = True, rank: int = 0, ranks: int = 1, **knobs) -> Batches:
     data = DataKnobs(**{"workers": 0, "shuffle_buffer": 25, "augmentation": "views", "crop_area": 0.3, **knobs})
     return Batches(shards, data, image_size=32, batch_size=8, seed=5, rank=rank, ranks=ranks, views=views, labels=labels)
+
+
+def resized_in_training(pixels: torch.Tensor, side: int) -> torch.Tensor:
+    """As torch's byte kernel does, of the square's neighbourhood that a crop may show."""
+    shown = middle(pixels)
+    return resize_quickly(shown, resized_sides(shown, side))
 
 
 def same(one: Batch, other: Batch) -> bool:
@@ -70,7 +78,7 @@ def test_random_crops_are_cut_at_the_random_numbers_of_the_whole_step_three_for_
     for step, batch in enumerate(batches.from_step(0, 3)):
         draws_B3 = keyed_uniform(5, "augmentation", (step,), 24).reshape(8, 3)[4:]
         for key, pixels, (down, across, mirror) in zip(batch.keys, batch.pixels_BCHW, draws_B3, strict=True):
-            resized = resize_shorter_side(decode_image(pairs[key].image), round(32 / 0.9))
+            resized = resized_in_training(decode_image(pairs[key].image), round(32 / 0.9))
             top, left = int(down * (resized.shape[1] - 31)), int(across * (resized.shape[2] - 31))
             expected = resized[:, top : top + 32, left : left + 32]
             assert torch.equal(pixels, expected.flip(2) if flips and mirror < 0.5 else expected)
@@ -79,7 +87,7 @@ def test_random_crops_are_cut_at_the_random_numbers_of_the_whole_step_three_for_
 def test_labels_follow_a_pair_that_takes_the_place_of_a_broken_one(make_shards):
     shards = make_shards(40, broken=frozenset({3, 4, 5}))
     rows = shards.table(["key", "text"]).to_pylist()
-    label_of = {row["key"]: module.Labels(shards, "text", open_shards=2).of(i, "") for i, row in enumerate(rows)}
+    label_of = {row["key"]: module.Labels(Sources.of(shards, ()), "text", open_shards=2).of(i, "") for i, row in enumerate(rows)}
     batches = list(make(shards, label="text").from_step(0, 5))
     assert any(batch.broken for batch in batches)
     for batch in batches:
