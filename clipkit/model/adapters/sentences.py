@@ -91,6 +91,7 @@ def load_sentences(folder: Path, *, name: str, precision: str = "auto") -> Sente
         if not (inside / file).is_file():
             raise UserError(f"`{inside}` has no `{file}`: download the whole model, with its weights as safetensors")
     transformers = extra("transformers", "hf")
+    transformers.utils.logging.disable_progress_bar()  # files of this disk: there is nothing to wait for
     try:
         own: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
         model = transformers.AutoModel.from_pretrained(str(inside), use_safetensors=True, **own)
