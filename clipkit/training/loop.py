@@ -61,6 +61,7 @@ def train(
         folders = [shards] if isinstance(shards, Shards) else list(shards)
         _refuse_differences(recipe, folders)
         state = new_state(recipe, device)
+        _refuse_untrained_texts(recipe, state, evaluates=evaluate is not None)
         refuse_split_batch_norm(state.model, rows=recipe.micro_batch, batch_size=recipe.batch_size)
         batches = Batches(
             shards,
@@ -97,6 +98,16 @@ def _refuse_differences(recipe: TrainRecipe, folders: Sequence[Shards]) -> None:
     for number, other in enumerate(others, start=1):
         for name in sorted(name for name in first if other.get(name) != first[name]):
             raise UserError(f"rank {number} was given {other.get(name)!r} for `{name}`, rank 0 {first[name]!r}: start all ranks alike")
+
+
+def _refuse_untrained_texts(recipe: TrainRecipe, state: State, *, evaluates: bool) -> None:
+    """Raises UserError where captions would be compared with pictures by a text tower that the objective does not train."""
+    what = "`--suite`" if evaluates else f"`data.hold_out` = {recipe.data.hold_out:,}" if recipe.data.hold_out else None
+    if what is not None and "text" not in state.objective.trains:
+        raise UserError(
+            f"objective `{recipe.objective}` trains no text tower, and {what} compares captions with pictures: leave it out, and measure "
+            "the run by `clipkit eval linear-probe`"
+        )
 
 
 def _save_average(state: State, run: Run) -> dict[str, str]:
