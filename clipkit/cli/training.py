@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from clipkit import UserError
-from clipkit.cli.options import JsonOption, OutOption, QuietOption, RecipeArgument, SetOption, show
+from clipkit.cli.options import JsonOption, QuietOption, RecipeArgument, SetOption, show
 from clipkit.recipe import TrainRecipe, dump, load_recipe
 from clipkit.report.tables import train_tables
 from clipkit.report.training import TrainingPanel, plan_tables
@@ -36,7 +36,10 @@ def train(
             help="Shards: a folder with `shards.json`, or a build-dataset run. Several times: shares by `--set data.weights=[3,1]`.",
         ),
     ],
-    out: OutOption,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="DIR", help="The run's directory; new, or an earlier run to resume. Needed but for --dry-run."),
+    ] = None,
     set_: SetOption = None,
     suite: Annotated[
         str | None, typer.Option("--suite", metavar="SUITE", help="Zero-shot on these tasks while training (knob `evaluate_steps`).")
@@ -71,6 +74,8 @@ def train(
         planned = plan(knobs, shards, ranks=ranks, price_per_hour=price)
         show(planned, plan_tables(planned), as_json=as_json)
         return
+    if out is None:
+        raise UserError("`--out DIR` is missing: name the directory of the run, or add `--dry-run`")
     tasks, evaluated = _tasks(suite, eval_data)
     if int(os.environ.get("RANK", "0")) > 0:
         _help_rank_0(knobs, shards, out, evaluate=_evaluation(tasks))
