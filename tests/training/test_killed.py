@@ -106,6 +106,7 @@ CASES = {
     "one rank, siglip in parts": (1, {"objective": "siglip", "micro_batch": 3}, ("in a step", "before the weights")),
     "one rank, float16": (1, {"precision": "fp16"}, ("in a step",)),
     "two ranks, clip in parts": (2, {"micro_batch": 2}, ("in a step", "in a checkpoint")),
+    "two ranks, shares": (2, {"ranks_hold": "shares", "micro_batch": 3}, ("in a step", "in a checkpoint")),
     "two ranks, siglip": (2, {"objective": "siglip"}, ("before a checkpoint",)),
 }
 
