@@ -24,7 +24,7 @@ class SharedClip(ImageTextModel):
         assert isinstance(image, ViTSizes)
         assert text is not None
         self.visual = PatchEmbedding(architecture.image_size, image.patch_size, image.width)
-        self.token_embedding = nn.Embedding(VOCABULARY, text.width)
+        self.token_embedding = nn.Embedding.from_pretrained(torch.empty(VOCABULARY, text.width), freeze=False)  # type: ignore[no-untyped-call]
         self.positional_embedding = nn.Parameter(torch.empty(text.context, text.width))
         self.transformer = Transformer(image.width, image.layers, image.heads, architecture.activation)
         self.ln_post = nn.LayerNorm(image.width)

@@ -35,7 +35,7 @@ class Clip(ImageTextModel):
         assert text is not None
         self.visual = _image_tower(architecture)
         self.transformer = Transformer(text.width, text.layers, text.heads, architecture.activation)
-        self.token_embedding = nn.Embedding(VOCABULARY, text.width)
+        self.token_embedding = nn.Embedding.from_pretrained(torch.empty(VOCABULARY, text.width), freeze=False)  # type: ignore[no-untyped-call]
         self.positional_embedding = nn.Parameter(torch.empty(text.context, text.width))
         self.ln_final = nn.LayerNorm(text.width)
         self.text_projection = nn.Parameter(torch.empty(text.width, architecture.embed_width))

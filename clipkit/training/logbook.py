@@ -3,6 +3,7 @@
 import contextlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 from clipkit.model.checkpoint import save_model
@@ -15,6 +16,7 @@ from clipkit.training.distributed import rank, ranks
 from clipkit.training.evaluating import Evaluate, LiveEncoder
 from clipkit.training.objectives import distinct
 from clipkit.training.retrieval import measure_retrieval
+from clipkit.training.sharding import whole_model
 from clipkit.training.state import State
 from clipkit.training.unique import UniquePairs
 
@@ -202,6 +204,8 @@ class Logbook:
     def _evaluate(self, state: State) -> None:
         """On every rank, each its share of the pictures: nobody waits for rank 0."""
         start, found = time.monotonic(), {}
+        # Ranks may encode unequally often, which a model of which each has a share cannot: it is put together for this.
+        state = replace(state, model=whole_model(state.model))
         if len(self.batches.held_out_N):
             with LiveEncoder.view(state, precision=self.recipe.precision):
                 found["held_out"] = measure_retrieval(

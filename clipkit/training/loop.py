@@ -6,7 +6,6 @@ Launched by torchrun it trains on all ranks; rank 0 writes. Interrupted at any m
 """
 
 import math
-import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -245,9 +244,8 @@ def _on_ranks(scoring: Scoring, recipe: TrainRecipe) -> nn.Module:
     if ranks() == 1 or recipe.ranks_hold == "shares" or (recipe.micro_batch or recipe.batch_size) < recipe.batch_size // ranks():
         return scoring
     device = scoring.model.logit_scale.device
-    # An objective may leave some weights alone, the temperature or a projection, and torch warns where one does not.
-    warnings.filterwarnings("ignore", message="find_unused_parameters=True was specified")
-    return DistributedDataParallel(scoring, device_ids=[device.index] if device.type == "cuda" else None, find_unused_parameters=True)
+    # Every weight that is trained has a gradient (an objective's idle ones are frozen): none needs to be looked for.
+    return DistributedDataParallel(scoring, device_ids=[device.index] if device.type == "cuda" else None)
 
 
 def _not_finite(loss: float, *, batch: Batch, step: int, run: Run) -> UserError:

@@ -4,6 +4,7 @@ A block's weights come together when it is needed and go apart again. What has n
 objective's head stay whole on every rank. In files everything is whole: a run may go on with its weights held either way.
 """
 
+import warnings
 from collections.abc import Mapping
 
 import torch
@@ -23,6 +24,8 @@ from clipkit.training.distributed import ranks
 
 def shard(model: ImageTextModel) -> None:
     """Leave each rank its share of the model, whose encodings from now on must be called by all ranks alike."""
+    # A resnet's vectors are a view, which torch asks not to be written into: nothing here does.
+    warnings.filterwarnings("ignore", message=r"FSDP2-wrapped module \(\w+\) returned a view tensor")
     mesh = init_device_mesh(model.logit_scale.device.type, (ranks(),))
     for part in model.modules():
         if isinstance(part, Block | Bottleneck):

@@ -98,9 +98,10 @@ def new_state(recipe: TrainRecipe, device: torch.device) -> State:
     synchronise_batch_norm(model)
     _set_up(model, recipe.model)
     freeze(model, recipe.model, objective=objective, name=recipe.objective)
-    model.to(memory_format=_layout(model))  # type: ignore[call-overload]
     if recipe.ranks_hold == "shares" and ranks() > 1:
-        _shard(model, recipe.model)
+        _shard(model, recipe.model)  # Which can cut weights only as they lie in memory by default.
+    else:
+        model.to(memory_format=_layout(model))  # type: ignore[call-overload]
     optimiser = build_optimiser(nn.ModuleDict({"model": model, "head": head}), recipe.optimiser, architecture=model.architecture)
     average = None if recipe.average_decay is None else Average(model, recipe.average_decay)
     return State(model, preprocess, objective, head, optimiser, Progress(loss_scale=first_scale(recipe.precision)), average)

@@ -24,6 +24,7 @@ CASES = [
     ("ViT-tiny-32-shared", None, "all"),
     ("ViT-tiny-32-shared", 2, "all"),
     ("RN-tiny-32", None, "all"),
+    ("ViT-tiny-32", 2, "shares"),
 ]
 OBJECTIVES_HERE = [name for name in ("clip", "siglip") if name in OBJECTIVES]
 

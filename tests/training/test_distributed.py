@@ -81,6 +81,29 @@ def test_a_run_on_two_ranks_logs_the_losses_of_a_run_on_one(make_shards, recipe,
         assert int(rank["broken"]) == report["broken_pictures"] == 1
 
 
+AUGMENTATIONS = {"nt-xent": "views", "hard-negatives": "views", "false-negatives": "views", "duplicates": "duplicates"}
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_every_weight_that_is_trained_has_a_gradient_which_ranks_that_wait_for_all_of_them_rely_on(
+    objective, make_shards, recipe, tmp_path, monkeypatch
+):
+    shards, missing, move = make_shards(20), [], loop._move
+    knobs = recipe.model_dump() | {"samples_seen": 8, "model": {"architecture": "ViT-tiny-32"}}
+    loop.train(TrainRecipe.model_validate(knobs), shards, Run.scratch(tmp_path / "frozen"))
+
+    def looking(recipe, state, *given, **named):
+        missing.append([name for name, p in state.named_parameters() if p.requires_grad and p.grad is None])
+        move(recipe, state, *given, **named)
+
+    monkeypatch.setattr(loop, "_move", looking)
+    frozen = {"distill": {"teacher": str(tmp_path / "frozen")}, "align": {"caption_encoder": str(tmp_path / "frozen")}}
+    knobs["loss"] = {"decoder_layers": 1, "decoder_width": 64, **frozen.get(objective, {})}
+    knobs["data"]["augmentation"] = AUGMENTATIONS.get(objective, "random-crop")
+    loop.train(TrainRecipe.model_validate(knobs | {"objective": objective}), shards, Run.scratch(tmp_path / objective))
+    assert missing == [[]]
+
+
 def test_one_process_needs_no_ranks():
     x = torch.arange(6.0).reshape(3, 2)
     with distributed.joined() as device:
