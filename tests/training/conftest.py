@@ -1,18 +1,13 @@
 """Small real shards for the training room: coloured pictures whose captions name the colour."""
 
 import io
-import multiprocessing
-import os
-import socket
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file, save_file
 
 from clipkit.dataset.shards import Pair, Shards, pair_key, write_shards
 from clipkit.recipe import TrainRecipe
@@ -73,44 +68,3 @@ def recipe() -> TrainRecipe:
 def one_thread() -> None:
     """Small models are faster so, and a forked process may not use the threads of its parent."""
     torch.set_num_threads(1)
-
-
-@pytest.fixture
-def run_ranks(tmp_path: Path) -> Callable[..., list[dict[str, torch.Tensor]]]:
-    """`run_ranks(work, 4)`: call `work` in forked processes that find each other as torchrun's would; what each of them found."""
-
-    def run(work: Callable[[], dict[str, torch.Tensor]], ranks: int = 2) -> list[dict[str, torch.Tensor]]:
-        processes = start_ranks(lambda rank: save_file(contiguous(work()), tmp_path / f"rank-{rank}.safetensors"), ranks)
-        for process in processes:
-            process.join(200)
-        assert [process.exitcode for process in processes] == [0] * ranks
-        return [load_file(tmp_path / f"rank-{rank}.safetensors") for rank in range(ranks)]
-
-    return run
-
-
-@pytest.fixture
-def begin_ranks() -> Callable[..., list[Any]]:
-    """`begin_ranks(work, 2)`: start `work(rank)` in forked processes that find each other as torchrun's would."""
-    return start_ranks
-
-
-def start_ranks(work: Callable[[int], Any], ranks: int) -> list[Any]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-
-    def on_rank(rank: int) -> None:
-        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks)}
-        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-        torch.set_num_threads(1)
-        work(rank)
-
-    processes = [multiprocessing.get_context("fork").Process(target=on_rank, args=(rank,)) for rank in range(ranks)]
-    for process in processes:
-        process.start()
-    return processes
-
-
-def contiguous(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {name: tensor.detach().contiguous().clone() for name, tensor in tensors.items()}

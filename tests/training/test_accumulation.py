@@ -15,6 +15,7 @@ from clipkit.training.accumulation import backward, refuse_split_batch_norm, som
 from clipkit.training.objectives import OBJECTIVES, Inputs, Objective, Scored
 from clipkit.training.scoring import Scoring
 from clipkit.training.sharding import gradient_norm, shard, whole
+from tests.training.ranks import run_ranks
 
 BATCH = 12
 CASES = [
@@ -108,13 +109,13 @@ def assert_equal(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
 
 
 @pytest.mark.parametrize("ranks", [2, 4])
-def test_ranks_and_parts_have_the_gradients_of_the_whole_batch(ranks, run_ranks, of_the_whole):
+def test_ranks_and_parts_have_the_gradients_of_the_whole_batch(ranks, of_the_whole, tmp_path):
     def work() -> dict[str, Tensor]:
         with distributed.joined():
             assert distributed.ranks() == ranks
             return all_gradients()
 
-    for found in run_ranks(work, ranks):
+    for found in run_ranks(work, tmp_path, ranks):
         assert_equal(found, of_the_whole)
 
 

@@ -17,7 +17,7 @@ from clipkit.training.freezing import freeze, trained_towers
 from clipkit.training.objectives import OBJECTIVES, Objective
 from clipkit.training.scoring import Scoring
 from clipkit.training.state import first_weights, new_state
-from tests.training.test_distributed import run_ranks
+from tests.training.ranks import run_ranks
 from tests.training.test_loop import change, run_at
 from tests.training.test_objectives import batch
 

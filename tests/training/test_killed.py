@@ -15,7 +15,7 @@ from clipkit import UserError
 from clipkit.recipe import TrainRecipe
 from clipkit.run import Run
 from clipkit.training import checkpoints, distributed, logbook, loop
-from tests.training.conftest import start_ranks
+from tests.training.ranks import start_ranks
 
 TIMED = {"samples_per_second", "data_wait_share", "eta_seconds", "peak_share", "memory_bytes", "seconds"}
 

@@ -16,7 +16,7 @@ from clipkit.run import Run
 from clipkit.training import distributed, loop
 from clipkit.training import state as state_module
 from clipkit.training.meanings import load_caption_encoder, prepare_meanings
-from tests.training.test_distributed import run_ranks
+from tests.training.ranks import run_ranks
 from tests.training.test_loop import change, lines_of, run_at, untimed
 
 

@@ -20,7 +20,7 @@ from clipkit.training.losses import log_likelihood, vocabulary
 from clipkit.training.objectives import OBJECTIVES, Inputs, Objective, distinct, predictive
 from clipkit.training.scoring import Scoring
 from clipkit.training.state import new_state
-from tests.training.test_distributed import my_rows, run_ranks
+from tests.training.ranks import my_rows, run_ranks
 
 NAMES = ("bag-of-words", "captioning")
 KNOBS = LossKnobs(decoder_layers=2, decoder_width=32)

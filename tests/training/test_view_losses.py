@@ -1,22 +1,18 @@
 """The losses on views against their formulas, written out as loops over numbers in float64."""
 
 import math
-import multiprocessing
-import os
-import socket
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from clipkit.training import distributed
 from clipkit.training.losses.views import false_negative_loss, false_negatives, hard_negative_loss, nt_xent_loss, supcon_loss
+from tests.training.ranks import my_rows, run_ranks
 
 SIZES = st.fixed_dictionaries(
     {"count": st.integers(2, 7), "views": st.integers(1, 4), "width": st.integers(2, 6), "seed": st.integers(0, 10_000)}
@@ -181,11 +177,6 @@ def found(x: Tensor) -> Tensor:
     return is_false_BM
 
 
-def my_rows(x: Tensor) -> Tensor:
-    rows = len(x) // distributed.ranks()
-    return x[distributed.rank() * rows : (distributed.rank() + 1) * rows]
-
-
 @pytest.mark.parametrize("name", LOSSES)
 def test_gradients_are_those_of_finite_differences(name):
     vectors = torch.tensor(unit_vectors(PICTURES, 2, 5, seed=1), requires_grad=True)
@@ -225,28 +216,6 @@ def test_autocast_does_not_round_the_logits():
             assert torch.equal(loss(vectors), plain)
 
 
-def run_ranks(work: Callable[[], dict[str, Tensor]], folder: Path, count: int) -> list[dict[str, Tensor]]:
-    """Call `work` in forked processes that find each other as torchrun's would, and return what each of them found."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-
-    def on_rank(rank: int) -> None:
-        place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        os.environ |= {name: str(value) for name, value in place.items()}
-        torch.set_num_threads(1)
-        with distributed.joined():
-            save_file({name: tensor.contiguous() for name, tensor in work().items()}, folder / f"rank-{rank}.safetensors")
-
-    processes = [multiprocessing.get_context("fork").Process(target=on_rank, args=(rank,)) for rank in range(count)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(100)
-    assert [process.exitcode for process in processes] == [0] * count
-    return [load_file(folder / f"rank-{rank}.safetensors") for rank in range(count)]
-
-
 @pytest.mark.parametrize("count", [2, 4])
 def test_ranks_share_the_loss_and_the_gradients_of_one(tmp_path, count):
     whole = torch.tensor(unit_vectors(PICTURES, 2, 5, seed=1))
@@ -261,7 +230,12 @@ def test_ranks_share_the_loss_and_the_gradients_of_one(tmp_path, count):
         return answers
 
     alone = work()
-    ranks = run_ranks(work, tmp_path, count)
+
+    def on_rank() -> dict[str, Tensor]:
+        with distributed.joined():
+            return work()
+
+    ranks = run_ranks(on_rank, tmp_path, count)
     for name in LOSSES:
         loss = sum(rank[f"{name}: loss"] for rank in ranks) / count
         gradient = torch.cat([rank[f"{name}: gradient"] for rank in ranks]) / count
