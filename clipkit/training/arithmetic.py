@@ -45,7 +45,7 @@ class Arithmetic:
     """
 
     def __init__(self, recipe: TrainRecipe, model: ImageTextModel, objective: Objective) -> None:
-        """Counts on the `meta` device: takes no memory."""
+        """Counts on the `meta` device: takes no memory. A model without a text tower has no count for it."""
         counted = facts(model.architecture)
         self._context = model.architecture.text.context if model.architecture.text else 1
         trained = _trained_towers(model)
@@ -53,7 +53,7 @@ class Arithmetic:
         passes = {name: (4 if again else 3) if name in trained else 1 for name in ("image", "text")}
         shown = (1 - recipe.model.drop_patches) * (1 + objective.views)
         self._image = counted["multiply-adds, image"] * passes["image"] * shown * ("image" in objective.trains)
-        self._text = counted["multiply-adds, text"] * passes["text"] * ("text" in objective.trains)
+        self._text = counted.get("multiply-adds, text", 0) * passes["text"] * ("text" in objective.trains)
 
     def of_step(self, pictures: int, tokens: int) -> float:
         """`pictures` and `tokens` (captions x their padded length) of one rank."""

@@ -69,3 +69,12 @@ def test_memory_grows_with_what_is_held():
     assert arithmetic.memory_bytes(CPU) >= before
     assert arithmetic.memory_bytes(CPU) > held.nbytes
     assert arithmetic.memory_there(CPU) > 0
+
+
+def test_a_model_without_a_text_tower_has_arithmetic_too():
+    knobs = TrainRecipe.model_validate(
+        {"model": {"architecture": "RN-tiny-64-duplicates"}, "objective": "duplicates", "samples_seen": 96, "batch_size": 8}
+    )
+    state = new_state(knobs, CPU)
+    counts = Arithmetic(knobs, state.model, state.objective)
+    assert counts.of_step(8, 0) == counts.of_step(8, 8 * 32) > 0
