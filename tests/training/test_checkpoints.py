@@ -105,6 +105,8 @@ def test_progress_that_is_none_is_a_clear_error(state, recipe, tmp_path, told):
 def test_moments_of_another_shape_are_not_spread_over_a_weight(state, recipe, tmp_path):
     path = save_checkpoint(tmp_path, state, keep=1)
     moments = load_file(path / "optimiser.safetensors")
-    save_file({name: x if name.startswith("step/") else x.flatten()[0].clone() for name, x in moments.items()}, path / "optimiser.safetensors")
+    save_file(
+        {name: x if name.startswith("step/") else x.flatten()[0].clone() for name, x in moments.items()}, path / "optimiser.safetensors"
+    )
     with pytest.raises(UserError, match="is damaged"):
         load_checkpoint(path, new_state(recipe, CPU))
