@@ -44,7 +44,8 @@ def save_checkpoint(folder: Path, state: State, *, keep: int) -> Path:
     if rank() > 0:
         return path
     temporary = folder / f".{path.name}.tmp"
-    for leftover in (temporary, path):
+    # Of any step: a kill while an old one was removed leaves it half, and no later step has its name.
+    for leftover in (*folder.glob(".step-*.tmp"), path):
         shutil.rmtree(leftover, ignore_errors=True)
     temporary.mkdir(parents=True)
     save_model(temporary / "model.safetensors", model, preprocess=state.preprocess, facts={"step": state.progress.step})
@@ -79,10 +80,23 @@ def load_checkpoint(path: Path, state: State) -> None:
         _fill_optimiser(state, load_file(path / "optimiser.safetensors"))
         if state.average is not None:
             _fill_average(state.average, load_file(path / "average.safetensors"))
-        state.progress = Progress(**json.loads((path / "state.json").read_text(encoding="utf-8")))
+        state.progress = _progress(path)
     except (OSError, SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"checkpoint `{path}` is damaged ({reason}): remove that folder to resume from the one before") from None
+
+
+def _progress(path: Path) -> Progress:
+    """Raises TypeError for other fields or kinds than are written, ValueError for a step that is not the folder's, or no factor."""
+    progress = Progress(**json.loads((path / "state.json").read_text(encoding="utf-8")))
+    for name, value in asdict(Progress(loss=0.0)).items():
+        found = getattr(progress, name)
+        kinds = (int, float) if isinstance(value, float) else type(value)
+        if not isinstance(found, kinds) and not (name == "loss" and found is None):
+            raise TypeError(f"`{name}` is {found!r} in state.json")
+    if progress.step != int(path.name.removeprefix("step-")) or not progress.loss_scale > 0:
+        raise ValueError(f"state.json says step {progress.step} and a loss scale of {progress.loss_scale:g}")
+    return progress
 
 
 def _refuse_other_architecture(path: Path, found: Architecture, wanted: Architecture) -> None:
@@ -124,6 +138,8 @@ def _fill_optimiser(state: State, tensors: Mapping[str, Tensor]) -> None:
         # The fused kernel walks weight and moments side by side: they must lie in memory alike.
         filled = [torch.empty_like(parameter, requires_grad=False) for _ in moments]
         for target, moment in zip(filled, moments, strict=True):
+            if moment.shape != target.shape:
+                raise ValueError(f"the moments of `{name}` have the shape {tuple(moment.shape)}, not {tuple(target.shape)}")
             own(target).copy_(own(like(moment, target)))
         state.optimiser.state[parameter] = dict(zip(_MOMENTS, (step.to(parameter.device), *filled), strict=True))
 

@@ -7,6 +7,7 @@ from torch import nn
 from clipkit import UserError
 from clipkit.model.align import SharedClip
 from clipkit.model.clip import Clip, ImageTextModel
+from clipkit.model.duplicates import DuplicateNet
 from clipkit.model.resnet import ModifiedResNet
 from clipkit.model.towers import VisionTransformer
 from clipkit.recipe import ModelKnobs
@@ -87,6 +88,8 @@ def _stages(model: ImageTextModel, tower: str) -> tuple[Sequence[nn.Module], Seq
     """A tower's blocks, first to last, and what stands behind them. A ResNet's blocks are its bottlenecks."""
     if isinstance(model, SharedClip):
         return list(model.transformer.blocks()), (model.ln_post, model.projection)
+    if isinstance(model, DuplicateNet):
+        return list(model.visual.blocks), (model.visual.proj,)
     assert isinstance(model, Clip)
     if tower == "text":
         return list(model.transformer.blocks()), (model.ln_final, model.text_projection)

@@ -168,7 +168,7 @@ def _step(recipe: TrainRecipe, state: State, scoring: nn.Module, *, batch: Batch
     """Score a batch and step, unless loss or gradient are not finite: then the weights stay as they are."""
     progress = state.progress
     # What a model draws, the patches that it drops, depends on the step, so that a resumed run draws the same.
-    torch.manual_seed((recipe.seed * 1_000_003 + progress.step) * ranks() + rank())
+    torch.manual_seed(((recipe.seed * 1_000_003 + progress.step) * ranks() + rank()) % 2**64)
     state.optimiser.zero_grad(set_to_none=True)
     scored = backward(scoring, _inputs(batch, state), rows=recipe.micro_batch, scale=progress.loss_scale)
     gradients = [p.grad for _, p in state.named_parameters() if p.grad is not None]

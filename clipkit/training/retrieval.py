@@ -51,7 +51,9 @@ def measure_retrieval(
 
 def nearest(query_ND: Tensor, target_MD: Tensor) -> Tensor:
     """For each query the number of the target with the greatest inner product, by blocks of queries."""
-    return torch.cat([(block_BD @ target_MD.T).argmax(dim=1) for block_BD in torch.split(query_ND, BLOCK)])
+    # Under autocast cosines would be rounded to bfloat16, in which near ones are equal and the first of them wins.
+    with torch.autocast(query_ND.device.type, enabled=False):
+        return torch.cat([(block_BD @ target_MD.T).argmax(dim=1) for block_BD in torch.split(query_ND, BLOCK)])
 
 
 def share(count: int, part: int, parts: int) -> tuple[int, int]:

@@ -100,7 +100,7 @@ class Sources:
             return None
         keys = [folder.table(["key"])["key"] for folder in self.folders]
         earlier = itertools.accumulate(keys, lambda one, other: pa.chunked_array([*one.chunks, *other.chunks]))
-        return sum(pc.sum(pc.is_in(own, value_set=pa.array(known))).as_py() or 0 for own, known in zip(keys[1:], earlier, strict=False))
+        return sum(pc.sum(pc.is_in(own, value_set=known)).as_py() or 0 for own, known in zip(keys[1:], earlier, strict=False))
 
 
 def facts(sources: Sources, order: Order | Mixture, *, steps: int) -> list[dict[str, Any]]:

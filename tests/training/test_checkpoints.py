@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from clipkit import UserError
 from clipkit.model.encoder import load_encoder
@@ -54,7 +55,8 @@ def test_a_weight_that_never_moved_has_no_moments_and_needs_none(state, recipe, 
 
 
 def test_only_the_newest_are_kept_and_nothing_else_is_left(state, tmp_path):
-    (tmp_path / ".step-00000002.tmp").mkdir()
+    for leftover in (".step-00000002.tmp", ".step-00000000.tmp"):
+        (tmp_path / leftover).mkdir()
     for _ in range(3):
         save_checkpoint(tmp_path, state, keep=2)
         step(state)
@@ -85,5 +87,26 @@ def test_a_damaged_checkpoint_is_a_clear_error(state, recipe, tmp_path, file):
 def test_progress_of_another_version_is_a_clear_error(state, recipe, tmp_path):
     path = save_checkpoint(tmp_path, state, keep=1)
     (path / "state.json").write_text(json.dumps({"steps": 3}))
+    with pytest.raises(UserError, match="is damaged"):
+        load_checkpoint(path, new_state(recipe, CPU))
+
+
+@pytest.mark.parametrize(
+    "told", [{"step": "1"}, {"step": 999}, {"step": -3}, {"loss_scale": 0.0}, {"losses": "none"}, {"broken": 5}, {"seconds": None}]
+)
+def test_progress_that_is_none_is_a_clear_error(state, recipe, tmp_path, told):
+    path = save_checkpoint(tmp_path, state, keep=1)
+    written = json.loads((path / "state.json").read_text())
+    (path / "state.json").write_text(json.dumps({**written, **told}))
+    with pytest.raises(UserError, match="is damaged"):
+        load_checkpoint(path, new_state(recipe, CPU))
+
+
+def test_moments_of_another_shape_are_not_spread_over_a_weight(state, recipe, tmp_path):
+    path = save_checkpoint(tmp_path, state, keep=1)
+    moments = load_file(path / "optimiser.safetensors")
+    save_file(
+        {name: x if name.startswith("step/") else x.flatten()[0].clone() for name, x in moments.items()}, path / "optimiser.safetensors"
+    )
     with pytest.raises(UserError, match="is damaged"):
         load_checkpoint(path, new_state(recipe, CPU))

@@ -67,6 +67,13 @@ def test_a_resnets_blocks_are_its_bottlenecks_and_behind_them_is_its_attention_p
     assert parts == {*bottlenecks[-2:], "visual.attnpool"}
 
 
+def test_of_a_frozen_detector_the_last_blocks_and_its_projection_can_be_trained():
+    name = "RN-tiny-64-duplicates"
+    last = len(build(architecture(name), seed=0).visual.blocks) - 1
+    ends = (f"visual.blocks.{last}.", "visual.proj.")
+    assert trained(name, IMAGE_ONLY, freeze=("image",), unfrozen_blocks=1) == {weight for weight in names(name) if weight.startswith(ends)}
+
+
 def test_a_shared_architecture_trains_its_end_where_both_towers_are_frozen_but_for_that():
     found = trained("ViT-tiny-32-shared", freeze=("image", "text"), unfrozen_blocks=1)
     assert {"ln_post.weight", "projection", "logit_scale"} <= found

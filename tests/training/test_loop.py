@@ -221,6 +221,11 @@ def test_a_run_that_recomputes_ends_with_the_same_bytes(make_shards, recipe, tmp
     assert first == second
 
 
+def test_the_greatest_seed_trains(make_shards, recipe, tmp_path):
+    report = loop.train(change(recipe, seed=2**63 - 1, samples_seen=16), make_shards(40), run_at(tmp_path))
+    assert math.isfinite(report["loss"])
+
+
 def test_dropped_patches_are_drawn_by_the_step_and_so_a_resumed_run_drops_the_same(make_shards, recipe, tmp_path):
     given = change(recipe, samples_seen=64, model={"architecture": "ViT-tiny-32", "drop_patches": 0.5})
     shards = make_shards(40)

@@ -65,3 +65,10 @@ def test_no_readable_pair_gives_no_number(make_shards):
     reader = PairReader(make_shards(2, broken=frozenset({0, 1})), open_shards=2)
     found = measure_retrieval(ColorModel(), Preprocess(32), reader, positions_N=np.array([0, 1]))
     assert found == {"pairs": 0, "image_to_text_recall@1": None, "text_to_image_recall@1": None, "chance": None}
+
+
+def test_near_cosines_are_told_apart_in_half_precision_runs_too():
+    angles_M = 0.8 + torch.arange(64) * 1e-3
+    target_MD = torch.stack([angles_M.cos(), angles_M.sin()], dim=1)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(retrieval.nearest(target_MD, target_MD), torch.arange(64))
