@@ -27,7 +27,7 @@ from clipkit.model.checkpoint import load_model, save_model
 from clipkit.run import save_tensors, write_json
 from clipkit.training.averages import Average
 from clipkit.training.distributed import rank
-from clipkit.training.sharding import fill, like, own, whole, whole_model
+from clipkit.training.sharding import fill, is_share, like, own, whole, whole_model
 from clipkit.training.state import Progress, State
 
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
@@ -114,7 +114,7 @@ def _save(path: Path, tensors: Mapping[str, Tensor]) -> None:
 def _moments(state: State) -> dict[str, Tensor]:
     """AdamW's moments by the name of their weight."""
     return {
-        f"{moment}/{name}": whole(state.optimiser.state[parameter][moment])
+        f"{moment}/{name}": _for_disk(state.optimiser.state[parameter][moment])
         for name, parameter in state.named_parameters()
         if parameter in state.optimiser.state
         for moment in _MOMENTS
@@ -122,7 +122,15 @@ def _moments(state: State) -> dict[str, Tensor]:
 
 
 def _average(state: State) -> dict[str, Tensor] | None:
-    return None if state.average is None else {name: whole(tensor) for name, tensor in state.average.tensors.items()}
+    return None if state.average is None else {name: _for_disk(tensor) for name, tensor in state.average.tensors.items()}
+
+
+def _for_disk(tensor: Tensor) -> Tensor:
+    """The whole of it, of which the first rank alone keeps more than one at a time: all beside the shares may not fit a device."""
+    if not is_share(tensor):
+        return tensor
+    gathered = whole(tensor)
+    return gathered.cpu() if rank() == 0 else gathered.new_empty(0)
 
 
 def _fill_average(average: Average, tensors: Mapping[str, Tensor]) -> None:
