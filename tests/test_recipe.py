@@ -60,6 +60,8 @@ def test_a_misspelt_required_knob_is_reported_as_misspelt(tmp_path):
         ("", r"knob `samples_seen` is missing .*--set samples_seen="),
         ("samples_seen = ", r"not valid TOML"),
         ("samples_seen = 9\n[optimiser]\nlearning_rate = nan", r"`optimiser.learning_rate`.*finite"),
+        ('samples_seen = 9\nobjective = "cilp"', r"`objective`.* is \"cilp\".*; did you mean `clip`\?"),
+        ('samples_seen = 9\nmodel.freeze = ["picture"]', r"knob `model.freeze` in .* is \"picture\": input should be 'image' or 'text'$"),
         ('samples_seen = 9\nprecision = "fp8"', r"`precision`.*'bf16', 'fp16' or 'fp32'"),
     ],
 )
@@ -225,3 +227,10 @@ def test_an_option_out_of_its_knobs_range_is_named(options, told):
 
 def test_options_make_the_recipe_that_its_knobs_make():
     assert from_options(MergeRecipe, seed=2**63 - 1, pairs_per_shard=None) == MergeRecipe(seed=2**63 - 1)
+
+
+def test_a_knob_of_some_words_tells_which():
+    meanings = {knob.name: knob.meaning for knob in knobs(TrainRecipe)}
+    assert meanings["model.freeze"].endswith("; one of image, text")
+    assert "one of clip, siglip, align" in meanings["objective"]
+    assert "one of" not in meanings["data.augmentation"]  # whose description names them all

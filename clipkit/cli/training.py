@@ -68,6 +68,10 @@ def train(
     from clipkit.dataset.shards import Shards
 
     shards = [Shards.open(path) for path in data]
+    if not dry_run and (ranks > 1 or price is not None):
+        raise UserError(
+            "`--ranks` and `--price-per-hour` plan for `--dry-run`: add it, or start ranks by `torchrun --nproc-per-node N -m clipkit ...`"
+        )
     if dry_run:
         from clipkit.training.plan import plan
 

@@ -3,12 +3,14 @@
 import contextlib
 import difflib
 import json
+import re
 import tomllib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar, get_args, get_origin
 
 from pydantic import ValidationError
+from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from clipkit import UserError
@@ -61,9 +63,24 @@ def knobs(kind: type[Section], prefix: str = "") -> Iterator[Knob]:
         section, is_list = _section_of(field.annotation)
         if section is None:
             default = "required" if field.is_required() else field.default
-            yield Knob(prefix + name, field.description or "", list(default) if isinstance(default, tuple) else default)
+            yield Knob(prefix + name, _meaning(field), list(default) if isinstance(default, tuple) else default)
         else:
             yield from knobs(section, f"{prefix}{name}.0." if is_list else f"{prefix}{name}.")
+
+
+def _meaning(field: FieldInfo) -> str:
+    """What a knob is for, and the words that it takes where the description does not name them."""
+    meaning, choices = field.description or "", _choices(field.annotation)
+    if all(choice in meaning for choice in choices):
+        return meaning
+    return f"{meaning}; one of {', '.join(choices)}"
+
+
+def _choices(annotation: Any) -> list[str]:
+    """The words of a knob that takes some words only, or a list of them."""
+    if get_origin(annotation) is Literal:
+        return [str(choice) for choice in get_args(annotation)]
+    return [choice for part in get_args(annotation) for choice in _choices(part)]
 
 
 def dump(recipe: Section) -> dict[str, Any]:
@@ -145,7 +162,8 @@ def _value(text: str) -> Any:
 def _first_problem(kind: type[Section], errors: Sequence[ErrorDetails], path: Path | None, overrides: Sequence[str]) -> str:
     # Unknown knobs first: a misspelt required knob also shows up as a missing one, which would send the user the wrong way.
     error = next((e for e in errors if e["type"] == "extra_forbidden"), errors[0])
-    if not (name := ".".join(str(part) for part in error["loc"])) and path is not None:  # knobs that do not go together
+    at = error["loc"][:-1] if error["type"] == "literal_error" and isinstance(error["loc"][-1], int) else error["loc"]
+    if not (name := ".".join(str(part) for part in at)) and path is not None:  # knobs that do not go together
         return f"`{path}`: {error['msg'].removeprefix('Value error, ')}"
     override = next((knob for knob in (given.partition("=")[0].strip() for given in overrides) if _overlaps(knob, name)), None)
     origin = "the defaults" if path is None else f"`{path}`"
@@ -193,10 +211,18 @@ def _expected(error: ErrorDetails, shown: str) -> str:
             return "it should be a list"
         case "too_short":
             return f"at least {error['ctx']['min_length']} should be in the list"
+        case "literal_error":
+            words = re.findall(r"'([^']*)'", error["ctx"]["expected"])
+            near = difflib.get_close_matches(str(error["input"]), words, n=1)
+            return _plain(error) + (f"; did you mean `{near[0]}`?" if near else "")
         case "model_type":
             return "it should be a section of knobs, as in `{ knob = 1 }`"
         case _:
-            return f"{error['msg'][0].lower()}{error['msg'][1:]}"
+            return _plain(error)
+
+
+def _plain(error: ErrorDetails) -> str:
+    return f"{error['msg'][0].lower()}{error['msg'][1:]}"
 
 
 def _section_of(annotation: Any) -> tuple[type[Section] | None, bool]:
