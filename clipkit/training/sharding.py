@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
@@ -69,14 +69,13 @@ def whole_model(model: ImageTextModel, tensors: Mapping[str, Tensor] | None = No
 
 
 @torch.no_grad()
-def fill(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Put whole tensors into a module of which this rank may hold a share. Raises KeyError and RuntimeError where they do not fit."""
-    state = module.state_dict()
-    if state.keys() != tensors.keys():
-        raise KeyError(sorted(state.keys() ^ tensors.keys())[0])
-    for name, target in state.items():
+def fill(targets: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
+    """Put whole tensors into those of a name, of which this rank may hold a share. Raises ValueError where names or shapes differ."""
+    for name in sorted(targets.keys() ^ tensors.keys()):
+        raise ValueError(f"`{name}` is missing" if name in targets else f"`{name}` does not belong there")
+    for name, target in targets.items():
         if target.shape != tensors[name].shape:
-            raise RuntimeError(f"`{name}` has the shape {tuple(tensors[name].shape)}, not {tuple(target.shape)}")
+            raise ValueError(f"`{name}` has the shape {tuple(tensors[name].shape)}, not {tuple(target.shape)}")
         own(target).copy_(own(like(tensors[name], target)))
 
 
