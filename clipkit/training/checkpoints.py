@@ -15,6 +15,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -51,7 +52,7 @@ def save_checkpoint(folder: Path, state: State, *, keep: int) -> Path:
         _save(temporary / "optimiser.safetensors", moments)
         if average is not None:
             _save(temporary / "average.safetensors", average)
-        write_json(temporary / "state.json", asdict(state.progress))
+        write_json(temporary / "state.json", _told(state.progress))
     for old in checkpoints(folder)[:-keep]:
         # Renamed first: a kill in the middle of removing must not leave half a checkpoint under a whole one's name.
         shutil.rmtree(old.rename(old.with_name(f".{old.name}.tmp")))
@@ -91,9 +92,17 @@ def _damage_told(path: Path) -> Iterator[None]:
         raise UserError(f"checkpoint `{path}` is damaged ({reason}): remove that folder {goal}") from None
 
 
+def _told(progress: Progress) -> dict[str, Any]:
+    """Progress as plain JSON, of which equal ones have equal bytes."""
+    return {**asdict(progress), "broken": sorted(progress.broken)}
+
+
 def _progress(path: Path) -> Progress:
     """Raises TypeError for other fields or kinds than are written, ValueError for a step that is not the folder's, or no factor."""
-    progress = Progress(**json.loads((path / "state.json").read_text(encoding="utf-8")))
+    told = json.loads((path / "state.json").read_text(encoding="utf-8"))
+    if not isinstance(told["broken"], list):
+        raise TypeError(f"`broken` is {told['broken']!r} in state.json")
+    progress = Progress(**{**told, "broken": set(told["broken"])})
     for name, value in asdict(Progress(loss=0.0)).items():
         found = getattr(progress, name)
         kinds = (int, float) if isinstance(value, float) else type(value)

@@ -35,7 +35,7 @@ class Progress:
     """How far a run has come, all its processes together.
 
     `seconds` in the loop, `waited_seconds` of them for batches. `losses`: of the steps since the last line of metrics.jsonl; `loss`: their
-    mean at that line. `broken`: keys of pairs whose picture could not be decoded.
+    mean at that line. `broken`: keys of pairs whose picture could not be decoded, on any rank.
 
     `loss_scale`: what the loss is multiplied with before the gradient is taken, so that it fits float16; `unskipped`: steps since that
     was last changed; `skipped`: steps that were left out because it was too much, `overflows`: of them the last ones in a row.
@@ -46,7 +46,7 @@ class Progress:
     waited_seconds: float = 0.0
     losses: list[float] = field(default_factory=list)
     loss: float | None = None
-    broken: list[str] = field(default_factory=list)
+    broken: set[str] = field(default_factory=set)
     loss_scale: float = 1.0
     unskipped: int = 0
     skipped: int = 0

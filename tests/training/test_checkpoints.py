@@ -32,11 +32,12 @@ def state(recipe):
 
 
 def test_a_loaded_checkpoint_goes_on_to_the_same_bits(state, recipe, tmp_path):
-    state.progress.losses, state.progress.seconds, state.progress.broken = [1 / 3, 2.5], 12.5, ["a"]
+    state.progress.losses, state.progress.seconds, state.progress.broken = [1 / 3, 2.5], 12.5, {"b", "a", "c"}
     path = save_checkpoint(tmp_path, state, keep=2)
     other = new_state(recipe.model_copy(update={"seed": 9}), CPU)
     load_checkpoint(path, other)
     assert other.progress == state.progress
+    assert json.loads((path / "state.json").read_text())["broken"] == ["a", "b", "c"]
     for each in (state, other):
         step(each)
     for (name, expected), found in zip(state.model.state_dict().items(), other.model.state_dict().values(), strict=True):
@@ -178,7 +179,17 @@ def test_progress_of_another_version_is_a_clear_error(state, recipe, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "told", [{"step": "1"}, {"step": 999}, {"step": -3}, {"loss_scale": 0.0}, {"losses": "none"}, {"broken": 5}, {"seconds": None}]
+    "told",
+    [
+        {"step": "1"},
+        {"step": 999},
+        {"step": -3},
+        {"loss_scale": 0.0},
+        {"losses": "none"},
+        {"broken": 5},
+        {"broken": "abc"},
+        {"seconds": None},
+    ],
 )
 def test_progress_that_is_none_is_a_clear_error(state, recipe, tmp_path, told):
     path = save_checkpoint(tmp_path, state, keep=1)
