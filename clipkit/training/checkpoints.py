@@ -47,7 +47,7 @@ def save_checkpoint(folder: Path, state: State, *, keep: int) -> Path:
     for leftover in (*folder.glob(".step-*.tmp"), path):
         shutil.rmtree(leftover, ignore_errors=True)
     with new_folder(path) as temporary:
-        save_model(temporary / "model.safetensors", model, preprocess=state.preprocess, facts={"step": state.progress.step})
+        save_model(temporary / "model.safetensors", model, preprocess=state.preprocess, facts=state.facts)
         _save(temporary / "head.safetensors", state.head.state_dict())
         _save(temporary / "optimiser.safetensors", moments)
         if average is not None:

@@ -230,7 +230,7 @@ class Logbook:
     def finish(self, state: State) -> dict[str, Any]:
         """Write the final weights and report, on rank 0."""
         progress, path, recipe = state.progress, self.run.path / WEIGHTS, self.recipe
-        save_model(path, state.model, preprocess=state.preprocess, facts={"step": progress.step})
+        save_model(path, state.model, preprocess=state.preprocess, facts=state.facts)
         lines = metrics.read_lines(self.run.path / METRICS)
         evaluation = metrics.evaluation_at(lines, progress.step) or {}
         assert progress.loss is not None

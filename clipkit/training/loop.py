@@ -115,8 +115,7 @@ def _save_average(state: State, run: Run) -> dict[str, str]:
         return {}
     model, path = whole_model(state.model, state.average.tensors), run.path / AVERAGE
     if rank() == 0:
-        facts = {"step": state.progress.step, "average_decay": state.average.decay}
-        save_model(path, model, preprocess=state.preprocess, facts=facts)
+        save_model(path, model, preprocess=state.preprocess, facts={**state.facts, "average_decay": state.average.decay})
     return {"average": str(path)}
 
 
