@@ -77,10 +77,9 @@ def train(
             run.log.warning("no memory for `data.cache_bytes` = %d: pictures are decoded each time they come", recipe.data.cache_bytes)
         if rank() == 0:
             _say_shared_keys(batches, run)
+            _say_what_is_slow(recipe, device, run)
         ask_frozen_models(state, recipe, folders, run)
         _resume(state, run)
-        if recipe.model.compile and rank() == 0:
-            run.say("compiling the towers: the first steps take minutes")
         logbook = Logbook(recipe, state, batches, run=run, steps=steps, evaluate=evaluate, watch=watch)
         _run_steps(recipe, state, batches, logbook=logbook, run=run, steps=steps)
         averaged = _save_average(state, run)
@@ -101,12 +100,14 @@ def _refuse_differences(recipe: TrainRecipe, folders: Sequence[Shards]) -> None:
 
 def _refuse_untrained_texts(recipe: TrainRecipe, state: State, *, evaluates: bool) -> None:
     """Raises UserError where captions would be compared with pictures by a text tower that the objective does not train."""
-    what = "`--suite`" if evaluates else f"`data.hold_out` = {recipe.data.hold_out:,}" if recipe.data.hold_out else None
-    if what is not None and "text" not in state.objective.trains:
-        raise UserError(
-            f"objective `{recipe.objective}` trains no text tower, and {what} compares captions with pictures: leave it out, and measure "
-            "the run by `clipkit eval linear-probe`"
-        )
+    if "text" in state.objective.trains or not (evaluates or recipe.data.hold_out):
+        return
+    told = f"`data.hold_out` = {recipe.data.hold_out:,}", "set `data.hold_out` to 0"  # which the recipe may have brought along
+    what, remedy = ("`--suite`", "leave it out") if evaluates else told
+    raise UserError(
+        f"objective `{recipe.objective}` trains no text tower, and {what} compares captions with pictures: {remedy}, and measure the run "
+        "by `clipkit eval linear-probe`"
+    )
 
 
 def _save_average(state: State, run: Run) -> dict[str, str]:
@@ -125,6 +126,13 @@ def _say_shared_keys(batches: Batches, run: Run) -> None:
         run.log.info("the sources hold too many pairs to look for keys that they share")
     elif shared:
         run.say(f"{shared:,} pairs stand in more than one source: they are seen as often as each of them says")
+
+
+def _say_what_is_slow(recipe: TrainRecipe, device: torch.device, run: Run) -> None:
+    if recipe.model.compile:
+        run.say("compiling the towers: the first steps take minutes")
+    if recipe.precision == "fp16" and device.type == "cpu":
+        run.say("precision fp16 is meant for GPUs and slow on a CPU")
 
 
 def _resume(state: State, run: Run) -> None:

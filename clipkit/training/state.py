@@ -182,7 +182,7 @@ def _check_towers(recipe: TrainRecipe, model: ImageTextModel, objective: Objecti
     if recipe.data.hold_out:
         raise UserError(
             f"knob `data.hold_out` is {recipe.data.hold_out:,}: retrieval by captions is measured on those pairs, and "
-            f"`{model.architecture.name}` sees pictures only: set 0"
+            f"`{model.architecture.name}` sees pictures only: set `data.hold_out` to 0"
         )
 
 
@@ -197,6 +197,10 @@ def first_weights(knobs: ModelKnobs, *, seed: int) -> tuple[ImageTextModel, Prep
 
 def _first_model(knobs: ModelKnobs, *, seed: int) -> Loaded:
     if knobs.start_from is None:
+        if knobs.architecture == LIKE_THE_WEIGHTS:
+            raise UserError(
+                f"knob `model.start_from` is not set, `model.architecture` is `{LIKE_THE_WEIGHTS}`: name the model to take weights from"
+            )
         return _drawn(knobs, seed=seed)
     if is_package_spec(knobs.start_from):
         raise UserError(
