@@ -16,6 +16,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.utils import get_total_norm
 
 from clipkit.model.clip import build_empty
+from clipkit.model.duplicates import BlurredBottleneck
 from clipkit.model.resnet import Bottleneck
 from clipkit.model.towers import ImageTextModel
 from clipkit.model.transformer import Block
@@ -28,7 +29,7 @@ def shard(model: ImageTextModel) -> None:
     warnings.filterwarnings("ignore", message=r"FSDP2-wrapped module \(\w+\) returned a view tensor")
     mesh = init_device_mesh(model.logit_scale.device.type, (ranks(),))
     for part in model.modules():
-        if isinstance(part, Block | Bottleneck):
+        if isinstance(part, Block | Bottleneck | BlurredBottleneck):
             fully_shard(part, mesh=mesh)
     fully_shard(model, mesh=mesh, ignored_params={p for p in model.parameters() if not p.ndim})
     for name in ("encode_image", "encode_text"):
