@@ -20,6 +20,7 @@ from clipkit.run import Run, replacing
 if TYPE_CHECKING:
     from clipkit.dataset.shards import Shards
     from clipkit.evaluation.live import LiveZeroShot
+    from clipkit.model.encoder import Encoder
     from clipkit.training.evaluating import Evaluate
     from clipkit.training.logbook import Watcher
 
@@ -137,8 +138,13 @@ def _evaluation(tasks: "LiveZeroShot | None") -> "Evaluate | None":
         return None
     from clipkit.evaluation.live import Ranks
     from clipkit.training.distributed import gather_objects, rank, ranks
+    from clipkit.training.evaluating import PROBLEMS
 
-    return lambda encoder: {"zero_shot": tasks.scores(encoder, Ranks(rank(), ranks(), gather_objects))}
+    def evaluate(encoder: "Encoder") -> dict[str, Any]:
+        scores, problems = tasks.scores(encoder, Ranks(rank(), ranks(), gather_objects))
+        return {"zero_shot": scores, PROBLEMS: problems}
+
+    return evaluate
 
 
 def _panel(run: Run) -> "list[Watcher]":

@@ -1,6 +1,6 @@
 """Zero-shot of a model while it trains: the work of a task is shared over ranks, and nothing is kept.
 
-scores = LiveZeroShot(suite, data_root).scores(encoder, Ranks(rank, ranks, gather_objects))
+scores, problems = LiveZeroShot(suite, data_root).scores(encoder, Ranks(rank, ranks, gather_objects))
 """
 
 from collections.abc import Callable
@@ -50,21 +50,26 @@ class LiveZeroShot:
 
     def __init__(self, suite: Suite, data_root: Path, *, batch_size: int = 256, workers: int = 2) -> None:
         """`workers`: threads that decode. Raises UserError where a task has no data: it should not be found out hours later."""
-        splits, failed = find_splits(suite, data_root)
+        splits, failed = find_splits(suite, data_root, option="--eval-data")
         if failed:
             raise UserError(next(iter(failed.values())))
         self._tasks = [(task, splits[task.name]) for task in suite.tasks]
         self._batch_size, self._workers = batch_size, workers
 
-    def scores(self, encoder: Encoder, ranks: Ranks) -> dict[str, float | None]:
-        """The main metric of each task by its name, from 0 to 1; None where a picture or the model is damaged. The same on all ranks."""
+    def scores(self, encoder: Encoder, ranks: Ranks) -> tuple[dict[str, float | None], list[str]]:
+        """The main metric of each task by its name, from 0 to 1; None where a picture or the model is damaged, and why, in sentences.
+
+        The same on all ranks.
+        """
         found: dict[str, float | None] = {}
+        problems = []
         for task, split in self._tasks:
             try:
                 found[task.name] = self._score(encoder, task, split, ranks=ranks)
-            except UserError:
+            except UserError as error:
                 found[task.name] = None
-        return found
+                problems.append(f"task `{task.name}` has no score: {error}")
+        return found, problems
 
     def _score(self, encoder: Encoder, task: Task, split: Split, *, ranks: Ranks) -> float:
         texts, classes = class_texts(task), len(task.classes)

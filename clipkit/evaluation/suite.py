@@ -98,14 +98,17 @@ class Task(_Entry):
         """Every name of a class in every template, names first."""
         return [template.replace("{}", name) for name in self.classes[label] for template in self.templates]
 
-    def split(self, data_root: Path, name: SplitName) -> Split:
-        """Pictures and labels of one split. Raises UserError where the data is missing or is not what the task describes."""
+    def split(self, data_root: Path, name: SplitName, *, option: str = "--data") -> Split:
+        """Pictures and labels of one split. Raises UserError where the data is missing or is not what the task describes.
+
+        `option`: what the command calls `data_root`.
+        """
         if name not in self.splits:
             raise UserError(f"task `{self.name}` has no split `{name}`: it has {', '.join(sorted(self.splits))}")
         root, folder = data_root / self.folder, data_root / self.folder / self.splits[name]
         if not folder.is_dir():
             raise UserError(
-                f"no data for task `{self.name}` at `{folder}`: put it there ({self.published}), or change `--data {data_root}`"
+                f"no data for task `{self.name}` at `{folder}`: put it there ({self.published}), or change `{option} {data_root}`"
             )
         if self.layout == "imagefolder":
             split = read_image_folder(root, folder, name=f"{self.name}/{name}", class_folders=self.folders)
@@ -152,13 +155,15 @@ def load_suite(name_or_path: str) -> Suite:
     return _validated(Suite, raw, path)
 
 
-def find_splits(suite: Suite, data_root: Path, name: SplitName = "test") -> tuple[dict[str, Split], dict[str, str]]:
-    """A split of each task that has its data, and why the others have none."""
+def find_splits(
+    suite: Suite, data_root: Path, name: SplitName = "test", *, option: str = "--data"
+) -> tuple[dict[str, Split], dict[str, str]]:
+    """A split of each task that has its data, and why the others have none. `option`: what the command calls `data_root`."""
     splits: dict[str, Split] = {}
     failed: dict[str, str] = {}
     for task in suite.tasks:
         try:
-            splits[task.name] = task.split(data_root, name)
+            splits[task.name] = task.split(data_root, name, option=option)
         except UserError as error:
             failed[task.name] = str(error)
     return splits, failed

@@ -7,9 +7,9 @@ text_BD = encoder.encode_texts(["a photo of a cat"])
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from PIL import Image
@@ -94,7 +94,8 @@ class ClipEncoder:
         self._model = arrange_for_encoding(loaded.model, precision=self.precision).to(self._device)
         if of_resnet:
             self._model.to(memory_format=self._layout)  # type: ignore[call-overload]
-        self.has_text = loaded.model.architecture.text is not None
+        self._why_no_texts = _why_no_texts(loaded)
+        self.has_text = self._why_no_texts is None
         self._tokenizer = Tokenizer(loaded.model.architecture.context) if self.has_text else None
         self.logit_scale = loaded.model.logit_scale.detach().exp().item()
         self.feature_width = loaded.model.architecture.feature_width
@@ -122,15 +123,30 @@ class ClipEncoder:
 
     @torch.inference_mode()
     def encode_texts(self, texts: Sequence[str]) -> Tensor:
-        """In batches, each as long as its longest text. Raises UserError where there is no text tower."""
-        if self._tokenizer is None:
-            raise UserError(f"`{self.name}` is a model of pictures alone and encodes no texts: give `--model` a model with a text tower")
+        """In batches, each as long as its longest text. Raises UserError where there is no text tower, or it was never trained."""
+        if self._why_no_texts is not None:
+            raise UserError(f"`{self.name}` {self._why_no_texts} and encodes no texts: give `--model` a model with a text tower")
         return encode_in_batches(texts, self.width, self._encode_batch)
 
     def _encode_batch(self, texts: Sequence[str]) -> Tensor:
         assert self._tokenizer is not None
         with arithmetic(self.precision, self._device):
             return unit(self._model.encode_text(self._tokenizer(texts).to(self._device)).float()).cpu()
+
+
+def _why_no_texts(loaded: Loaded) -> str | None:
+    """What follows the name of a model that encodes no texts."""
+    if loaded.model.architecture.text is None:
+        return "is a model of pictures alone"
+    if "text" not in trained_before(loaded.facts):
+        return f"was trained with `{loaded.facts.get('objective')}`, on pictures alone,"
+    return None
+
+
+def trained_before(facts: Mapping[str, Any]) -> frozenset[str]:
+    """The towers of a model that were trained, by the facts of its file: those that say nothing of it are of models of both."""
+    towers = facts.get("towers")
+    return frozenset(map(str, towers)) if isinstance(towers, list) else frozenset({"image", "text"})
 
 
 def load_encoder(spec: str, *, precision: str = "auto") -> Encoder:

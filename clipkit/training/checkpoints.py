@@ -8,13 +8,14 @@ It holds no random state, because none is carried from step to step: order, augm
 the seed and the step. So it needs no data position of workers either: the step is the position.
 """
 
+import contextlib
 import json
-import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -24,10 +25,9 @@ from torch import Tensor
 from clipkit import UserError
 from clipkit.model.architectures import Architecture
 from clipkit.model.checkpoint import load_model, save_model
-from clipkit.run import save_tensors, write_json
-from clipkit.training.averages import Average
+from clipkit.run import new_folder, save_tensors, write_json
 from clipkit.training.distributed import rank
-from clipkit.training.sharding import fill, is_share, like, own, whole, whole_model
+from clipkit.training.sharding import fill, is_share, whole, whole_model
 from clipkit.training.state import Progress, State
 
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
@@ -43,19 +43,16 @@ def save_checkpoint(folder: Path, state: State, *, keep: int) -> Path:
     model, moments, average = whole_model(state.model), _moments(state), _average(state)
     if rank() > 0:
         return path
-    temporary = folder / f".{path.name}.tmp"
-    # Of any step: a kill while an old one was removed leaves it half, and no later step has its name.
+    # Of any step: a kill while one was written or an old one removed leaves it half, and no later step has its name.
     for leftover in (*folder.glob(".step-*.tmp"), path):
         shutil.rmtree(leftover, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    save_model(temporary / "model.safetensors", model, preprocess=state.preprocess, facts={"step": state.progress.step})
-    _save(temporary / "head.safetensors", state.head.state_dict())
-    _save(temporary / "optimiser.safetensors", moments)
-    if average is not None:
-        _save(temporary / "average.safetensors", average)
-    write_json(temporary / "state.json", asdict(state.progress))
-    _flush(temporary)
-    os.replace(temporary, path)
+    with new_folder(path) as temporary:
+        save_model(temporary / "model.safetensors", model, preprocess=state.preprocess, facts=state.facts)
+        _save(temporary / "head.safetensors", state.head.state_dict())
+        _save(temporary / "optimiser.safetensors", moments)
+        if average is not None:
+            _save(temporary / "average.safetensors", average)
+        write_json(temporary / "state.json", _told(state.progress))
     for old in checkpoints(folder)[:-keep]:
         # Renamed first: a kill in the middle of removing must not leave half a checkpoint under a whole one's name.
         shutil.rmtree(old.rename(old.with_name(f".{old.name}.tmp")))
@@ -72,23 +69,40 @@ def load_checkpoint(path: Path, state: State) -> None:
 
     Raises UserError when it is damaged, or of another architecture.
     """
-    try:
+    with _damage_told(path):
         loaded = load_model(path / "model.safetensors").model
-        _refuse_other_architecture(path, loaded.architecture, state.model.architecture)
-        fill(state.model, loaded.state_dict())
-        fill(state.head, load_file(path / "head.safetensors"))
+    _refuse_other_architecture(path, loaded.architecture, state.model.architecture)
+    with _damage_told(path):
+        state.progress = _progress(path)
+        fill(state.model.state_dict(), loaded.state_dict())
+        fill(state.head.state_dict(), load_file(path / "head.safetensors"))
         _fill_optimiser(state, load_file(path / "optimiser.safetensors"))
         if state.average is not None:
-            _fill_average(state.average, load_file(path / "average.safetensors"))
-        state.progress = _progress(path)
+            fill(state.average.tensors, load_file(path / "average.safetensors"))
+
+
+@contextlib.contextmanager
+def _damage_told(path: Path) -> Iterator[None]:
+    """What goes wrong while a checkpoint is read, as one sentence that says what to do."""
+    try:
+        yield
     except (OSError, SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"checkpoint `{path}` is damaged ({reason}): remove that folder to resume from the one before") from None
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        goal = "to resume from the one before" if len(checkpoints(path.parent)) > 1 else "to begin anew"
+        raise UserError(f"checkpoint `{path}` is damaged ({reason}): remove that folder {goal}") from None
+
+
+def _told(progress: Progress) -> dict[str, Any]:
+    """Progress as plain JSON, of which equal ones have equal bytes."""
+    return {**asdict(progress), "broken": sorted(progress.broken)}
 
 
 def _progress(path: Path) -> Progress:
     """Raises TypeError for other fields or kinds than are written, ValueError for a step that is not the folder's, or no factor."""
-    progress = Progress(**json.loads((path / "state.json").read_text(encoding="utf-8")))
+    told = json.loads((path / "state.json").read_text(encoding="utf-8"))
+    if not isinstance(told["broken"], list):
+        raise TypeError(f"`broken` is {told['broken']!r} in state.json")
+    progress = Progress(**{**told, "broken": set(told["broken"])})
     for name, value in asdict(Progress(loss=0.0)).items():
         found = getattr(progress, name)
         kinds = (int, float) if isinstance(value, float) else type(value)
@@ -133,28 +147,18 @@ def _for_disk(tensor: Tensor) -> Tensor:
     return gathered.cpu() if rank() == 0 else gathered.new_empty(0)
 
 
-def _fill_average(average: Average, tensors: Mapping[str, Tensor]) -> None:
-    for name, target in average.tensors.items():
-        own(target).copy_(own(like(tensors[name], target)))
-
-
 def _fill_optimiser(state: State, tensors: Mapping[str, Tensor]) -> None:
-    for name, parameter in state.named_parameters():
-        if f"step/{name}" not in tensors:
-            continue  # Frozen, or no part of the loss: it has no moments.
-        step, *moments = (tensors[f"{moment}/{name}"] for moment in _MOMENTS)
-        # The fused kernel walks weight and moments side by side: they must lie in memory alike.
-        filled = [torch.empty_like(parameter, requires_grad=False) for _ in moments]
-        for target, moment in zip(filled, moments, strict=True):
-            if moment.shape != target.shape:
-                raise ValueError(f"the moments of `{name}` have the shape {tuple(moment.shape)}, not {tuple(target.shape)}")
-            own(target).copy_(own(like(moment, target)))
-        state.optimiser.state[parameter] = dict(zip(_MOMENTS, (step.to(parameter.device), *filled), strict=True))
+    """Raises ValueError unless every weight that is trained has its moments, and no other: AdamW would begin anew with the rest."""
+    has_moved = state.progress.step > state.progress.skipped
+    trained = {name: weight for name, weight in state.named_parameters() if weight.requires_grad and has_moved}
+    filled = {f"{moment}/{name}": _empty(moment, weight) for name, weight in trained.items() for moment in _MOMENTS}
+    fill(filled, tensors)
+    for name, weight in trained.items():
+        state.optimiser.state[weight] = {moment: filled[f"{moment}/{name}"] for moment in _MOMENTS}
 
 
-def _flush(folder: Path) -> None:
-    """Have the folder's files on the disk before it gets its name: a power cut must not leave an empty checkpoint."""
-    for path in (*folder.iterdir(), folder):
-        descriptor = os.open(path, os.O_RDONLY)
-        os.fsync(descriptor)
-        os.close(descriptor)
+def _empty(moment: str, weight: Tensor) -> Tensor:
+    """The fused kernel walks weight and moments side by side: they must lie in memory alike. Its count of steps is one number."""
+    if moment == "step":
+        return torch.empty((), dtype=torch.float32, device=weight.device)
+    return torch.empty_like(weight, requires_grad=False)

@@ -16,7 +16,12 @@ from clipkit.training.scoring import AUTOCAST
 from clipkit.training.state import State
 
 Evaluate = Callable[[Encoder], dict[str, Any]]
-"""Called between two steps on every rank, with the model as it is; what it answers is a line of metrics.jsonl, the same on all ranks."""
+"""Called between two steps on every rank, with the model as it is; what it answers is a line of metrics.jsonl, the same on all ranks.
+
+Sentences under PROBLEMS are no part of the line: they are said to the person watching, each once.
+"""
+
+PROBLEMS = "problems"
 
 
 class LiveEncoder:

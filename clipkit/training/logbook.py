@@ -13,7 +13,7 @@ from clipkit.training import metrics
 from clipkit.training.arithmetic import Arithmetic, memory_bytes, peak
 from clipkit.training.batches import Batch, Batches
 from clipkit.training.distributed import rank, ranks
-from clipkit.training.evaluating import Evaluate, LiveEncoder
+from clipkit.training.evaluating import PROBLEMS, Evaluate, LiveEncoder
 from clipkit.training.objectives import distinct
 from clipkit.training.retrieval import measure_retrieval
 from clipkit.training.sharding import whole_model
@@ -126,6 +126,7 @@ class Logbook:
         self._watch = tuple(watch) if rank() == 0 else ()
         self._arithmetic = Arithmetic(recipe, state.model, state.objective) if rank() == 0 else None
         self._unique = UniquePairs(batches.order)
+        self._said: set[str] = set()
 
     @contextlib.contextmanager
     def progress(self, state: State) -> Iterator[Callable[..., None]]:
@@ -214,11 +215,19 @@ class Logbook:
         if self.evaluate is not None:
             with LiveEncoder.view(state, precision=self.recipe.precision) as encoder:
                 found |= self.evaluate(encoder)
+        self._say_once(found.pop(PROBLEMS, ()))
         if found:
             seconds = time.monotonic() - start
             self.clock.leave_out(seconds)
             step = state.progress.step
             self._write({"step": step, "samples_seen": step * self.recipe.batch_size, "evaluation": found, "seconds": round(seconds, 3)})
+
+    def _say_once(self, problems: Iterable[str]) -> None:
+        """What went wrong in an evaluation, which will at the next one, too."""
+        for problem in problems:
+            if rank() == 0 and problem not in self._said:
+                self.run.say(problem)
+            self._said.add(problem)
 
     def _write(self, line: Mapping[str, Any]) -> None:
         if rank() > 0:
@@ -230,7 +239,7 @@ class Logbook:
     def finish(self, state: State) -> dict[str, Any]:
         """Write the final weights and report, on rank 0."""
         progress, path, recipe = state.progress, self.run.path / WEIGHTS, self.recipe
-        save_model(path, state.model, preprocess=state.preprocess, facts={"step": progress.step})
+        save_model(path, state.model, preprocess=state.preprocess, facts=state.facts)
         lines = metrics.read_lines(self.run.path / METRICS)
         evaluation = metrics.evaluation_at(lines, progress.step) or {}
         assert progress.loss is not None

@@ -77,10 +77,9 @@ def train(
             run.log.warning("no memory for `data.cache_bytes` = %d: pictures are decoded each time they come", recipe.data.cache_bytes)
         if rank() == 0:
             _say_shared_keys(batches, run)
+            _say_what_is_slow(recipe, device, run)
         ask_frozen_models(state, recipe, folders, run)
         _resume(state, run)
-        if recipe.model.compile and rank() == 0:
-            run.say("compiling the towers: the first steps take minutes")
         logbook = Logbook(recipe, state, batches, run=run, steps=steps, evaluate=evaluate, watch=watch)
         _run_steps(recipe, state, batches, logbook=logbook, run=run, steps=steps)
         averaged = _save_average(state, run)
@@ -101,12 +100,14 @@ def _refuse_differences(recipe: TrainRecipe, folders: Sequence[Shards]) -> None:
 
 def _refuse_untrained_texts(recipe: TrainRecipe, state: State, *, evaluates: bool) -> None:
     """Raises UserError where captions would be compared with pictures by a text tower that the objective does not train."""
-    what = "`--suite`" if evaluates else f"`data.hold_out` = {recipe.data.hold_out:,}" if recipe.data.hold_out else None
-    if what is not None and "text" not in state.objective.trains:
-        raise UserError(
-            f"objective `{recipe.objective}` trains no text tower, and {what} compares captions with pictures: leave it out, and measure "
-            "the run by `clipkit eval linear-probe`"
-        )
+    if "text" in state.objective.trains or not (evaluates or recipe.data.hold_out):
+        return
+    told = f"`data.hold_out` = {recipe.data.hold_out:,}", "set `data.hold_out` to 0"  # which the recipe may have brought along
+    what, remedy = ("`--suite`", "leave it out") if evaluates else told
+    raise UserError(
+        f"objective `{recipe.objective}` trains no text tower, and {what} compares captions with pictures: {remedy}, and measure the run "
+        "by `clipkit eval linear-probe`"
+    )
 
 
 def _save_average(state: State, run: Run) -> dict[str, str]:
@@ -115,8 +116,7 @@ def _save_average(state: State, run: Run) -> dict[str, str]:
         return {}
     model, path = whole_model(state.model, state.average.tensors), run.path / AVERAGE
     if rank() == 0:
-        facts = {"step": state.progress.step, "average_decay": state.average.decay}
-        save_model(path, model, preprocess=state.preprocess, facts=facts)
+        save_model(path, model, preprocess=state.preprocess, facts={**state.facts, "average_decay": state.average.decay})
     return {"average": str(path)}
 
 
@@ -126,6 +126,13 @@ def _say_shared_keys(batches: Batches, run: Run) -> None:
         run.log.info("the sources hold too many pairs to look for keys that they share")
     elif shared:
         run.say(f"{shared:,} pairs stand in more than one source: they are seen as often as each of them says")
+
+
+def _say_what_is_slow(recipe: TrainRecipe, device: torch.device, run: Run) -> None:
+    if recipe.model.compile:
+        run.say("compiling the towers: the first steps take minutes")
+    if recipe.precision == "fp16" and device.type == "cpu":
+        run.say("precision fp16 is meant for GPUs and slow on a CPU")
 
 
 def _resume(state: State, run: Run) -> None:
@@ -142,11 +149,10 @@ def _resume(state: State, run: Run) -> None:
 def _run_steps(recipe: TrainRecipe, state: State, batches: Batches, *, logbook: Logbook, run: Run, steps: int) -> None:
     """From the state's step to the last one."""
     scoring = _on_ranks(Scoring(state.model, state.objective, head=state.head, precision=recipe.precision), recipe)
-    progress = state.progress
+    progress, most_broken = state.progress, recipe.data.max_broken_share * batches.count
     with logbook.progress(state) as advance:
         for batch in logbook.clock.waiting_for(batches.from_step(progress.step, steps)):
-            _count_broken(batch, state, limit=recipe.data.max_broken_share * batches.count)
-            numbers = _step(recipe, state, scoring, batch=batch, run=run, steps=steps)
+            numbers = _step(recipe, state, scoring, batch=batch, run=run, steps=steps, most_broken=most_broken)
             progress.losses.append(numbers.loss)
             logbook.clock.count_step(state)
             note = logbook.after_step(state, numbers)
@@ -164,16 +170,23 @@ class _Numbers(NamedTuple):
     others: dict[str, float]
 
 
-def _step(recipe: TrainRecipe, state: State, scoring: nn.Module, *, batch: Batch, run: Run, steps: int) -> _Numbers:
-    """Score a batch and step, unless loss or gradient are not finite: then the weights stay as they are."""
+def _step(recipe: TrainRecipe, state: State, scoring: nn.Module, *, batch: Batch, run: Run, steps: int, most_broken: float) -> _Numbers:
+    """Score a batch and step, unless loss or gradient are not finite: then the weights stay as they are.
+
+    Raises UserError for that, and where more than `most_broken` pictures of the run could not be decoded.
+    """
     progress = state.progress
     # What a model draws, the patches that it drops, depends on the step, so that a resumed run draws the same.
     torch.manual_seed(((recipe.seed * 1_000_003 + progress.step) * ranks() + rank()) % 2**64)
     state.optimiser.zero_grad(set_to_none=True)
     scored = backward(scoring, _inputs(batch, state), rows=recipe.micro_batch, scale=progress.loss_scale)
     gradients = [p.grad for _, p in state.named_parameters() if p.grad is not None]
+    newly_broken = set(batch.broken) - progress.broken
+    told = (scored.loss, gradient_norm(gradients), torch.full((), len(newly_broken), device=scored.loss.device), *scored.numbers.values())
     # One message to the other ranks, and one wait for the device: after the backward pass, which needs neither.
-    loss, scaled_norm, *others = _read(mean_over_ranks(_side_by_side(scored.loss, gradient_norm(gradients), *scored.numbers.values())))
+    loss, scaled_norm, any_broken, *others = _read(mean_over_ranks(_side_by_side(*told)))
+    if any_broken:
+        _add_broken(newly_broken, state, most=most_broken)
     norm = scaled_norm / progress.loss_scale
     overflows = recipe.precision == "fp16" and math.isfinite(loss) and not math.isfinite(norm)
     progress.overflows = progress.overflows + 1 if overflows else 0
@@ -261,17 +274,17 @@ def _not_finite(loss: float, *, batch: Batch, step: int, run: Run) -> UserError:
     )
 
 
-def _count_broken(batch: Batch, state: State, *, limit: float) -> None:
+def _add_broken(keys: set[str], state: State, *, most: float) -> None:
+    """Add what this rank and the others have found in a step: all of them call it. A pair that two ranks found counts once."""
     broken = state.progress.broken
-    broken += sorted(set(batch.broken) - set(broken)) if batch.broken else []
-    if len(broken) > limit:
+    broken.update(*gather_objects(keys))
+    if len(broken) > most:
         raise UserError(
-            f"{len(broken):,} pictures cannot be decoded (of the pairs {', '.join(broken[:KEYS_SHOWN])}, ...), more than knob "
+            f"{len(broken):,} pictures cannot be decoded (of the pairs {', '.join(sorted(broken)[:KEYS_SHOWN])}, ...), more than knob "
             "`data.max_broken_share` allows: `clipkit shards verify` lists damage; build them again into a new `--out`, or allow more"
         )
 
 
 def _checkpoint(recipe: TrainRecipe, state: State, run: Run) -> None:
-    state.progress.broken = sorted({key for keys in gather_objects(state.progress.broken) for key in keys})
     save_checkpoint(run.path / CHECKPOINTS, state, keep=recipe.keep_checkpoints)
     wait_for_all()

@@ -59,7 +59,9 @@ def load_caption_encoder(spec: str) -> CaptionEncoder:
         return load_sentences(Path(spec.removeprefix(PREFIX)), name=spec)
     encoder = load_encoder(spec)
     if not encoder.has_text:
-        raise UserError(f"knob `loss.caption_encoder` is `{spec}`, which has no text tower: give a model with one, or `sentence:FOLDER`")
+        raise UserError(
+            f"knob `loss.caption_encoder` is `{spec}`, which encodes no texts: give a model with a text tower, or `sentence:FOLDER`"
+        )
     return encoder
 
 

@@ -25,14 +25,13 @@ def measure_retrieval(
 ) -> dict[str, Any]:
     """Recall at 1 over the pairs at `positions_N`, from pictures to captions and back; called on every rank, each encodes its share.
 
+    The model is in evaluation mode, as inside `LiveEncoder.view`.
+
     A query has found its partner when the nearest one belongs to a pair with the same caption: equal captions cannot be told apart.
     `chance` is what guessing a caption would reach. Pictures that cannot be decoded are left out.
     """
-    was_training = model.training
-    model.eval()
     image_ND, captions = _gathered_pictures(model, preprocess, reader, positions_N=positions_N)
     text_UD = _gathered_texts(model, distinct(captions)[0])
-    model.train(was_training)
     caption_N = distinct(captions)[1].to(image_ND.device)
     if not len(caption_N):
         return {"pairs": 0, "image_to_text_recall@1": None, "text_to_image_recall@1": None, "chance": None}

@@ -9,13 +9,14 @@ from collections.abc import Mapping
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.utils import get_total_norm
 
 from clipkit.model.clip import build_empty
+from clipkit.model.duplicates import BlurredBottleneck
 from clipkit.model.resnet import Bottleneck
 from clipkit.model.towers import ImageTextModel
 from clipkit.model.transformer import Block
@@ -28,7 +29,7 @@ def shard(model: ImageTextModel) -> None:
     warnings.filterwarnings("ignore", message=r"FSDP2-wrapped module \(\w+\) returned a view tensor")
     mesh = init_device_mesh(model.logit_scale.device.type, (ranks(),))
     for part in model.modules():
-        if isinstance(part, Block | Bottleneck):
+        if isinstance(part, Block | Bottleneck | BlurredBottleneck):
             fully_shard(part, mesh=mesh)
     fully_shard(model, mesh=mesh, ignored_params={p for p in model.parameters() if not p.ndim})
     for name in ("encode_image", "encode_text"):
@@ -69,14 +70,13 @@ def whole_model(model: ImageTextModel, tensors: Mapping[str, Tensor] | None = No
 
 
 @torch.no_grad()
-def fill(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Put whole tensors into a module of which this rank may hold a share. Raises KeyError and RuntimeError where they do not fit."""
-    state = module.state_dict()
-    if state.keys() != tensors.keys():
-        raise KeyError(sorted(state.keys() ^ tensors.keys())[0])
-    for name, target in state.items():
+def fill(targets: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
+    """Put whole tensors into those of a name, of which this rank may hold a share. Raises ValueError where names or shapes differ."""
+    for name in sorted(targets.keys() ^ tensors.keys()):
+        raise ValueError(f"`{name}` is missing" if name in targets else f"`{name}` does not belong there")
+    for name, target in targets.items():
         if target.shape != tensors[name].shape:
-            raise RuntimeError(f"`{name}` has the shape {tuple(tensors[name].shape)}, not {tuple(target.shape)}")
+            raise ValueError(f"`{name}` has the shape {tuple(tensors[name].shape)}, not {tuple(target.shape)}")
         own(target).copy_(own(like(tensors[name], target)))
 
 

@@ -1,8 +1,9 @@
 """What a training run is made of between two steps: model, optimiser, progress; and what it starts from."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,8 +11,9 @@ from torch import Tensor, nn
 from clipkit import UserError
 from clipkit.dataset.shards import Shards
 from clipkit.model.architectures import ResNetSizes, architecture
-from clipkit.model.checkpoint import is_package_spec, load_spec
+from clipkit.model.checkpoint import Loaded, is_package_spec, load_spec
 from clipkit.model.clip import ImageTextModel, build
+from clipkit.model.encoder import trained_before
 from clipkit.model.preprocess import Preprocess
 from clipkit.model.tokenizer import Tokenizer
 from clipkit.recipe import ModelKnobs, TrainRecipe
@@ -35,7 +37,7 @@ class Progress:
     """How far a run has come, all its processes together.
 
     `seconds` in the loop, `waited_seconds` of them for batches. `losses`: of the steps since the last line of metrics.jsonl; `loss`: their
-    mean at that line. `broken`: keys of pairs whose picture could not be decoded.
+    mean at that line. `broken`: keys of pairs whose picture could not be decoded, on any rank.
 
     `loss_scale`: what the loss is multiplied with before the gradient is taken, so that it fits float16; `unskipped`: steps since that
     was last changed; `skipped`: steps that were left out because it was too much, `overflows`: of them the last ones in a row.
@@ -46,7 +48,7 @@ class Progress:
     waited_seconds: float = 0.0
     losses: list[float] = field(default_factory=list)
     loss: float | None = None
-    broken: list[str] = field(default_factory=list)
+    broken: set[str] = field(default_factory=set)
     loss_scale: float = 1.0
     unskipped: int = 0
     skipped: int = 0
@@ -55,7 +57,10 @@ class Progress:
 
 @dataclass
 class State:
-    """What a step changes and a checkpoint keeps, and the frozen models that the objective asks."""
+    """What a step changes and a checkpoint keeps, and the frozen models that the objective asks.
+
+    `described`: what its files say of the model beside the step.
+    """
 
     model: ImageTextModel
     preprocess: Preprocess
@@ -66,6 +71,12 @@ class State:
     average: Average | None = None
     meanings: Meanings | None = None
     teacher: Teacher | None = None
+    described: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What a file of the model as it is says of it."""
+        return {"step": self.progress.step, **self.described}
 
     @property
     def device(self) -> torch.device:
@@ -90,7 +101,7 @@ class State:
 
 def new_state(recipe: TrainRecipe, device: torch.device) -> State:
     """A model with its first weights, on the device, and an optimiser that has not yet stepped."""
-    model, preprocess = first_weights(recipe.model, seed=recipe.seed)
+    model, preprocess, known, _ = _first_model(recipe.model, seed=recipe.seed)
     model = model.to(device).train()
     objective = OBJECTIVES[recipe.objective](recipe.loss)
     _check_towers(recipe, model, objective)
@@ -104,7 +115,15 @@ def new_state(recipe: TrainRecipe, device: torch.device) -> State:
         model.to(memory_format=_layout(model))  # type: ignore[call-overload]
     optimiser = build_optimiser(nn.ModuleDict({"model": model, "head": head}), recipe.optimiser, architecture=model.architecture)
     average = None if recipe.average_decay is None else Average(model, recipe.average_decay)
-    return State(model, preprocess, objective, head, optimiser, Progress(loss_scale=first_scale(recipe.precision)), average)
+    progress, described = Progress(loss_scale=first_scale(recipe.precision)), _described(recipe, model, objective, known)
+    return State(model, preprocess, objective, head, optimiser, progress, average, described=described)
+
+
+def _described(recipe: TrainRecipe, model: ImageTextModel, objective: Objective, known: Mapping[str, Any]) -> dict[str, Any]:
+    """That a model's text tower was never trained, where it has one: its texts say nothing. `known`: the facts of its first weights."""
+    if model.architecture.text is None or "text" in objective.trains | trained_before(known):
+        return {}
+    return {"objective": recipe.objective, "towers": sorted(objective.trains)}
 
 
 def _shard(model: ImageTextModel, knobs: ModelKnobs) -> None:
@@ -163,7 +182,7 @@ def _check_towers(recipe: TrainRecipe, model: ImageTextModel, objective: Objecti
     if recipe.data.hold_out:
         raise UserError(
             f"knob `data.hold_out` is {recipe.data.hold_out:,}: retrieval by captions is measured on those pairs, and "
-            f"`{model.architecture.name}` sees pictures only: set 0"
+            f"`{model.architecture.name}` sees pictures only: set `data.hold_out` to 0"
         )
 
 
@@ -172,12 +191,17 @@ def first_weights(knobs: ModelKnobs, *, seed: int) -> tuple[ImageTextModel, Prep
 
     Raises UserError when the weights are of another architecture than the recipe's, or only another package can read them.
     """
+    first = _first_model(knobs, seed=seed)
+    return first.model, first.preprocess
+
+
+def _first_model(knobs: ModelKnobs, *, seed: int) -> Loaded:
     if knobs.start_from is None:
-        wanted = architecture(knobs.architecture)
-        model = build(wanted, seed=seed)
-        with torch.no_grad():
-            model.logit_scale.fill_(math.log(1 / knobs.initial_temperature))
-        return model, Preprocess(wanted.image_size)
+        if knobs.architecture == LIKE_THE_WEIGHTS:
+            raise UserError(
+                f"knob `model.start_from` is not set, `model.architecture` is `{LIKE_THE_WEIGHTS}`: name the model to take weights from"
+            )
+        return _drawn(knobs, seed=seed)
     if is_package_spec(knobs.start_from):
         raise UserError(
             f"knob `model.start_from` is `{knobs.start_from}`, a name that another package loads: give files, such as the folder that it "
@@ -185,11 +209,20 @@ def first_weights(knobs: ModelKnobs, *, seed: int) -> tuple[ImageTextModel, Prep
         )
     loaded = load_spec(knobs.start_from)
     if knobs.architecture == LIKE_THE_WEIGHTS:
-        return loaded.model, loaded.preprocess
+        return loaded
     wanted = architecture(knobs.architecture)
     if replace(loaded.model.architecture, name="") != replace(wanted, name=""):
         raise UserError(
             f"knob `model.start_from` names weights of `{loaded.model.architecture.name}`, `model.architecture` is `{wanted.name}`: "
             f"set the architecture that the weights have, or `{LIKE_THE_WEIGHTS}`"
         )
-    return loaded.model, loaded.preprocess
+    return loaded
+
+
+def _drawn(knobs: ModelKnobs, *, seed: int) -> Loaded:
+    """A new model, none of whose towers was trained."""
+    wanted = architecture(knobs.architecture)
+    model = build(wanted, seed=seed)
+    with torch.no_grad():
+        model.logit_scale.fill_(math.log(1 / knobs.initial_temperature))
+    return Loaded(model, Preprocess(wanted.image_size), {"towers": []})

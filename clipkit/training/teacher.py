@@ -31,6 +31,8 @@ class Teacher:
         self.device = device
         self.size = loaded.preprocess.size
         self.encoder = ClipEncoder(loaded, name=spec, precision=PRECISIONS[precision], device=str(device))
+        if not self.encoder.has_text:
+            raise UserError(f"knob `loss.teacher` is `{spec}`, which encodes no texts: give a model whose text tower is trained, too")
 
     def __call__(self, pixels_BCHW: Tensor, texts: Sequence[str]) -> Taught:
         """uint8 pictures of any size, as the student's augmentation left them, and captions: cut to the teacher's own context."""

@@ -29,8 +29,8 @@ class Gathering:
         return gather
 
 
-def on_ranks(count: int, live: LiveZeroShot, encoders: list[Any]) -> list[dict[str, float | None]]:
-    gathering, found = Gathering(count), [{}] * count
+def on_ranks(count: int, live: LiveZeroShot, encoders: list[Any]) -> list[Any]:
+    gathering, found = Gathering(count), [None] * count
 
     def work(rank: int) -> None:
         found[rank] = live.scores(encoders[rank], Ranks(rank, count, gathering.of(rank)))
@@ -51,8 +51,9 @@ def test_any_number_of_ranks_finds_the_score_worked_by_hand(
     suite = color_suite.model_copy(update={"tasks": tuple(task.model_copy(update={"metric": metric}) for task in color_suite.tasks)})
     live = LiveZeroShot(suite, color_data, batch_size=4, workers=0)
     expected = {"accuracy": 32 / 35, "mean-per-class": 0.9}[metric]
-    for found in on_ranks(ranks, live, [color_encoder] * ranks):
+    for found, problems in on_ranks(ranks, live, [color_encoder] * ranks):
         assert found == {"colors": pytest.approx(expected)}
+        assert problems == []
 
 
 def test_the_ranks_share_the_pictures_and_the_texts(color_encoder: Any, color_suite: Suite, color_data: Path) -> None:
@@ -91,9 +92,10 @@ def test_a_mistake_of_one_rank_is_told_to_all_and_none_waits(color_encoder: Any,
         def encode_images(self, pixels: Any) -> Any:
             raise UserError("the weights are damaged")
 
-    assert on_ranks(2, LiveZeroShot(color_suite, color_data, workers=0), [color_encoder, Damaged()]) == [{"colors": None}] * 2
+    found = on_ranks(2, LiveZeroShot(color_suite, color_data, workers=0), [color_encoder, Damaged()])
+    assert found == [({"colors": None}, ["task `colors` has no score: the weights are damaged"])] * 2
 
 
 def test_missing_data_is_told_before_training(color_suite: Suite, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no data for task `colors`"):
+    with pytest.raises(UserError, match=r"no data for task `colors` .*, or change `--eval-data "):
         LiveZeroShot(color_suite, tmp_path)

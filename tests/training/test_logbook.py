@@ -10,7 +10,7 @@ from clipkit import UserError
 from clipkit.recipe import TrainRecipe
 from clipkit.run import Run
 from clipkit.training import loop
-from clipkit.training.evaluating import LiveEncoder
+from clipkit.training.evaluating import PROBLEMS, LiveEncoder
 from clipkit.training.state import new_state
 
 
@@ -83,6 +83,18 @@ def test_the_view_answers_as_the_model_in_evaluation_mode_and_leaves_every_mode_
     alone = state.model.visual(state.preprocess.normalise(pixels)).projected_BD.detach()
     torch.testing.assert_close(found, torch.nn.functional.normalize(alone, dim=1))
     assert all(torch.equal(before[name], tensor) for name, tensor in state.model.state_dict().items())
+
+
+def test_why_an_evaluation_fails_is_said_once_and_is_no_part_of_the_lines(make_shards, recipe, tmp_path, capsys):
+    def evaluate(encoder) -> dict:
+        return {"zero_shot": {"colors": None}, PROBLEMS: ["task `colors` has no score: a picture is damaged"]}
+
+    loop.train(change(recipe, samples_seen=32, evaluate_steps=1), make_shards(20), Run.scratch(tmp_path, quiet=False), evaluate=evaluate)
+    said = " ".join(capsys.readouterr().err.split())
+    for told in (said, (tmp_path / "log.txt").read_text()):
+        assert told.count("task `colors` has no score: a picture is damaged") == 1
+    evaluations = [line["evaluation"] for line in lines_of(tmp_path) if "evaluation" in line]
+    assert evaluations == [{"zero_shot": {"colors": None}}] * 4
 
 
 def test_lines_tell_unique_pairs_epochs_memory_and_the_share_of_the_peak(make_shards, recipe, tmp_path):

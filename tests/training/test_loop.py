@@ -243,7 +243,9 @@ def test_dropped_patches_are_drawn_by_the_step_and_so_a_resumed_run_drops_the_sa
 
 def test_pictures_and_captions_are_not_compared_by_a_text_tower_that_is_not_trained(make_shards, recipe, tmp_path):
     alone = change(recipe, objective="bag-of-words")
-    with pytest.raises(UserError, match=r"`bag-of-words` trains no text tower, and `--suite` compares"):
+    with pytest.raises(
+        UserError, match=r"`bag-of-words` trains no text tower, and `--suite` compares captions with pictures: leave it out"
+    ):
         loop.train(alone, make_shards(40), run_at(tmp_path), evaluate=lambda encoder: {})
-    with pytest.raises(UserError, match=r"and `data.hold_out` = 12 compares"):
+    with pytest.raises(UserError, match=r"and `data.hold_out` = 12 compares captions with pictures: set `data.hold_out` to 0, and measure"):
         loop.train(change(alone, data={"hold_out": 12}), make_shards(40), run_at(tmp_path))

@@ -67,3 +67,11 @@ def test_steps_that_overflow_are_left_out_and_counted_and_a_resumed_run_leaves_o
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     loop.train(knobs, shards, Run.scratch(resumed))
     assert_same_run(resumed, whole)
+
+
+def test_on_a_cpu_it_is_said_that_float16_is_slow_there(make_shards, recipe, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for precision in ("fp16", "bf16"):
+        loop.train(change(recipe, samples_seen=8, precision=precision), make_shards(20), Run.scratch(tmp_path / precision))
+        log = (tmp_path / precision / "log.txt").read_text()
+        assert log.count("precision fp16 is meant for GPUs and slow on a CPU") == (precision == "fp16")

@@ -54,11 +54,11 @@ def test_recall_is_counted_by_caption_both_ways(make_shards, monkeypatch, block)
     assert found["text_to_image_recall@1"] == pytest.approx(1 / 4)
 
 
-def test_the_model_is_left_in_the_mode_it_was_in(make_shards):
-    model = ColorModel().train()
+def test_the_mode_of_the_model_is_its_callers(make_shards, monkeypatch):
+    model = ColorModel().eval()
+    monkeypatch.setattr(ColorModel, "train", None)  # which `eval` calls, too
     reader = PairReader(make_shards(6), open_shards=2)
-    measure_retrieval(model, Preprocess(32), reader, positions_N=np.array([3]))
-    assert model.training
+    assert measure_retrieval(model, Preprocess(32), reader, positions_N=np.array([3]))["pairs"] == 1
 
 
 def test_no_readable_pair_gives_no_number(make_shards):

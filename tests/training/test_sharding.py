@@ -4,10 +4,11 @@ from typing import Any
 
 import pytest
 from safetensors.torch import load_file
+from torch.distributed.fsdp import FSDPModule
 
 from clipkit.recipe import TrainRecipe
 from clipkit.run import Run
-from clipkit.training import loop
+from clipkit.training import loop, sharding, state
 from tests.training.test_killed import change, finish, kill_in, lines_of
 
 RUNS: dict[str, dict[str, Any]] = {
@@ -57,6 +58,23 @@ def test_ranks_that_hold_shares_train_the_model_that_one_process_trains(name, ma
         assert ours.keys() == theirs.keys()
         for tensor in ours:
             assert float((ours[tensor] - theirs[tensor]).double().norm()) <= 1e-2 * float(theirs[tensor].double().norm()) + 1e-6, tensor
+
+
+def test_a_detectors_weights_come_and_go_by_blocks_and_learn_what_one_process_learns(make_shards, recipe, tmp_path, monkeypatch):
+    shards, cut = make_shards(40), sharding.shard
+    given = change(recipe, model={"architecture": "RN-tiny-64-duplicates"}, objective="duplicates", samples_seen=24, log_steps=1)
+    given = change(given, data={"augmentation": "duplicates"}, ranks_hold="shares")
+
+    def counting(model) -> None:
+        cut(model)
+        # The blocks, and what is beside them.
+        assert sum(isinstance(part, FSDPModule) for part in model.modules()) == len(model.visual.blocks) + 1
+
+    monkeypatch.setattr(state, "shard", counting)
+    finish(lambda rank: loop.train(given, shards, Run.scratch(tmp_path / "shares")), 2)
+    loop.train(given, shards, Run.scratch(tmp_path / "alone"))
+    losses = [[line["loss"] for line in lines_of(tmp_path / name)] for name in ("shares", "alone")]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
 
 
 @pytest.mark.parametrize("held", ["all", "shares"])

@@ -76,7 +76,7 @@ def test_the_weights_may_decide_the_architecture_whatever_it_is_called(tmp_path)
     save_model(tmp_path / "renamed.safetensors", build(replace(architecture("ViT-tiny-32"), name="mine"), seed=8))
     loaded, _ = first_weights(ModelKnobs(architecture="ViT-tiny-32", start_from=str(tmp_path / "renamed.safetensors")), seed=0)
     assert loaded.architecture.name == "mine"
-    with pytest.raises(UserError, match="no architecture `start_from`"):
+    with pytest.raises(UserError, match=r"^knob `model.start_from` is not set, `model.architecture` is `start_from`: name the model"):
         first_weights(ModelKnobs(architecture="start_from"), seed=0)
 
 

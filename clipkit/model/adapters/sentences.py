@@ -98,7 +98,7 @@ def load_sentences(folder: Path, *, name: str, precision: str = "auto") -> Sente
         tokenizer = transformers.AutoTokenizer.from_pretrained(str(inside), **own)
         tokens = _longest(inside, model, tokenizer)
         facts = {"pooling": pooling, "tokens": tokens, "lower": _told(inside / "sentence_bert_config.json").get("do_lower_case") is True}
-        facts |= {file: hashlib.sha256((inside / file).read_bytes()).hexdigest() for file in ("config.json", TOKENIZER)}
+        facts |= {"config.json": _hash((inside / "config.json").read_bytes()), "tokenizer": _hash(_as_used(tokenizer))}
         encoder = SentenceEncoder(model, tokenizer, facts, name=name, precision=precision)
         encoder.encode_texts(["a caption"])
     except UserError:
@@ -107,6 +107,19 @@ def load_sentences(folder: Path, *, name: str, precision: str = "auto") -> Sente
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
         raise UserError(f"`{name}` cannot be loaded ({reason}): download the model again, or give another") from None
     return encoder
+
+
+def _as_used(tokenizer: Any) -> bytes:
+    """All that decides which tokens a text has: `tokenizer_config.json` and others change what `tokenizer.json` says."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        raise ValueError(f"its tokenizer is a {type(tokenizer).__name__}, not one that `{TOKENIZER}` describes alone")
+    sides = (tokenizer.padding_side, tokenizer.truncation_side, tokenizer.pad_token_id, tokenizer.model_input_names)
+    return f"{sides} {backend.to_str()}".encode()
+
+
+def _hash(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
 
 
 def _modules(folder: Path, name: str) -> tuple[Path, str]:

@@ -97,6 +97,17 @@ def test_the_fingerprint_follows_what_is_answered_and_not_where_the_folder_lies(
     assert first.fingerprint == moved.fingerprint != shorter.fingerprint
 
 
+@pytest.mark.parametrize("changed", [{"do_lower_case": False}, {"padding_side": "left"}, {"truncation_side": "left"}])
+def test_the_fingerprint_follows_how_the_tokenizer_is_used(bert: Path, tmp_path: Path, changed: dict[str, Any]) -> None:
+    folder = copied(bert, tmp_path / "other")
+    file = folder / "tokenizer_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changed))
+    given, other = (load_sentences(path, name="tiny", precision="fp32") for path in (bert, folder))
+    assert given.fingerprint != other.fingerprint
+    given.encode_texts(TEXTS)
+    assert given.fingerprint == load_sentences(bert, name="tiny", precision="fp32").fingerprint
+
+
 def test_a_folder_that_names_code_of_its_own_is_not_believed(bert: Path, tmp_path: Path) -> None:
     folder = copied(bert, tmp_path / "hostile")
     (folder / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Evil: pass\n")
