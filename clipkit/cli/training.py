@@ -27,34 +27,40 @@ if TYPE_CHECKING:
 PLOT = "training.svg"
 
 
+DataOption = Annotated[
+    list[Path],
+    typer.Option(
+        "--data",
+        metavar="SHARDS",
+        help="Shards: a folder with `shards.json`, or a build-dataset run. Several times: shares by `--set data.weights=[3,1]`.",
+    ),
+]
+OutOption = Annotated[
+    Path | None,
+    typer.Option("--out", metavar="DIR", help="The run's directory; new, or an earlier run to resume. Needed but for --dry-run."),
+]
+SuiteOption = Annotated[
+    str | None, typer.Option("--suite", metavar="SUITE", help="Zero-shot on these tasks while training (knob `evaluate_steps`).")
+]
+EvalDataOption = Annotated[Path | None, typer.Option("--eval-data", metavar="ROOT", help="The folder that holds the suite's test sets.")]
+PriceOption = Annotated[
+    float | None, typer.Option("--price-per-hour", metavar="PRICE", min=0, help="--dry-run: what an hour of a rank costs.")
+]
+RanksOption = Annotated[int, typer.Option("--ranks", metavar="N", min=1, help="--dry-run: how many ranks to plan for.")]
+
+
 def train(
     recipe: RecipeArgument,
-    data: Annotated[
-        list[Path],
-        typer.Option(
-            "--data",
-            metavar="SHARDS",
-            help="Shards: a folder with `shards.json`, or a build-dataset run. Several times: shares by `--set data.weights=[3,1]`.",
-        ),
-    ],
-    out: Annotated[
-        Path | None,
-        typer.Option("--out", metavar="DIR", help="The run's directory; new, or an earlier run to resume. Needed but for --dry-run."),
-    ] = None,
+    data: DataOption,
+    out: OutOption = None,
     set_: SetOption = None,
-    suite: Annotated[
-        str | None, typer.Option("--suite", metavar="SUITE", help="Zero-shot on these tasks while training (knob `evaluate_steps`).")
-    ] = None,
-    eval_data: Annotated[
-        Path | None, typer.Option("--eval-data", metavar="ROOT", help="The folder that holds the suite's test sets.")
-    ] = None,
+    suite: SuiteOption = None,
+    eval_data: EvalDataOption = None,
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write the log for TensorBoard, too: DIR/tensorboard.")] = False,
     wandb: Annotated[str | None, typer.Option("--wandb", metavar="PROJECT", help="Send the log to Weights & Biases, too.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what the run will take, and write nothing.")] = False,
-    price: Annotated[
-        float | None, typer.Option("--price-per-hour", metavar="PRICE", min=0, help="--dry-run: what an hour of a rank costs.")
-    ] = None,
-    ranks: Annotated[int, typer.Option("--ranks", metavar="N", min=1, help="--dry-run: how many ranks to plan for.")] = 1,
+    price: PriceOption = None,
+    ranks: RanksOption = 1,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
@@ -69,16 +75,14 @@ def train(
     from clipkit.dataset.shards import Shards
 
     shards = [Shards.open(path) for path in data]
-    if not dry_run and (ranks > 1 or price is not None):
+    if dry_run:
+        planned = _planned(knobs, shards, ranks=ranks, price=price)
+        show(planned, plan_tables(planned), as_json=as_json)
+        return
+    if ranks > 1 or price is not None:
         raise UserError(
             "`--ranks` and `--price-per-hour` plan for `--dry-run`: add it, or start ranks by `torchrun --nproc-per-node N -m clipkit ...`"
         )
-    if dry_run:
-        from clipkit.training.plan import plan
-
-        planned = plan(knobs, shards, ranks=ranks, price_per_hour=price)
-        show(planned, plan_tables(planned), as_json=as_json)
-        return
     if out is None:
         raise UserError("`--out DIR` is missing: name the directory of the run, or add `--dry-run`")
     tasks, evaluated = _tasks(suite, eval_data)
@@ -95,6 +99,12 @@ def train(
             _plot(run)
             run.finish(report)
     show(report, train_tables(report), as_json=as_json, where=out)
+
+
+def _planned(knobs: TrainRecipe, shards: "list[Shards]", *, ranks: int, price: float | None) -> dict[str, Any]:
+    from clipkit.training.plan import plan
+
+    return plan(knobs, shards, ranks=ranks, price_per_hour=price)
 
 
 @contextlib.contextmanager
