@@ -257,7 +257,11 @@ class Logbook:
             "held_out": evaluation.pop("held_out", None),
             "evaluation": evaluation or None,
             "verdict": metrics.verdict(
-                loss=progress.loss, chance_loss=chance, data_wait_share=waited, losses=[line["loss"] for line in of_steps]
+                loss=progress.loss,
+                chance_loss=chance,
+                data_wait_share=waited,
+                losses=[line["loss"] for line in of_steps],
+                first_steps=of_steps[0]["step"],
             ),
         }
 
