@@ -10,7 +10,7 @@ from clipkit.model.checkpoint import save_model
 from clipkit.recipe import TrainRecipe
 from clipkit.run import Run
 from clipkit.training import metrics
-from clipkit.training.arithmetic import Arithmetic, memory_bytes, peak
+from clipkit.training.arithmetic import Arithmetic, memory_bytes, peak, share_of_peak
 from clipkit.training.batches import Batch, Batches
 from clipkit.training.distributed import rank, ranks
 from clipkit.training.evaluating import Evaluate, LiveEncoder
@@ -124,7 +124,8 @@ class Logbook:
         self.evaluate = evaluate
         self.clock = Clock()
         self._watch = tuple(watch) if rank() == 0 else ()
-        self._arithmetic = Arithmetic(recipe, state.model, state.objective) if rank() == 0 else None
+        self._arithmetic = Arithmetic(recipe, state.model, state.objective, ranks=ranks()) if rank() == 0 else None
+        self._peak: float | None = None
         self._unique = UniquePairs(batches.order)
 
     @contextlib.contextmanager
@@ -197,9 +198,10 @@ class Logbook:
         tokens = state.tokens(texts).numel()
         rows = len(self.clock.texts)
         per_step = self._arithmetic.of_step(rows, tokens)
-        most = peak(state.device, self.recipe.precision, kept=self.run.path / PEAK)
+        if self._peak is None:
+            self._peak = peak(state.device, self.recipe.precision, kept=self.run.path / PEAK)
         self.clock.leave_out(time.monotonic() - start)
-        return per_step / rows * (samples_per_second / ranks()) / most
+        return share_of_peak(per_step / rows * (samples_per_second / ranks()), self._peak)
 
     def _evaluate(self, state: State) -> None:
         """On every rank, each its share of the pictures: nobody waits for rank 0."""
