@@ -71,7 +71,7 @@ def train(
     if dry_run:
         from clipkit.training.plan import plan
 
-        planned = plan(knobs, shards, ranks=ranks, price_per_hour=price)
+        planned = plan(knobs, shards, ranks=ranks, price_per_hour=price, evaluates=suite is not None)
         show(planned, plan_tables(planned), as_json=as_json)
         return
     if out is None:
