@@ -54,7 +54,7 @@ class TrainingPanel:
             self._line, self._told_at = line, time.monotonic()
             self._losses.append(line["loss"])
 
-    def end(self) -> None:
+    def end(self, *, failed: bool = False) -> None:
         """Leave the last state on the terminal."""
         self._live.stop()
 

@@ -1,9 +1,11 @@
 """What a run says of itself: lines of metrics.jsonl and those who watch them, the clock, the report."""
 
 import contextlib
+import functools
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from types import TracebackType
 from typing import Any, Protocol
 
 from clipkit.model.checkpoint import save_model
@@ -53,8 +55,8 @@ class Watcher(Protocol):
     def tell(self, line: Mapping[str, Any]) -> None:
         """A line was added to metrics.jsonl."""
 
-    def end(self) -> None:
-        """After the last step, or when the run stops at an error."""
+    def end(self, *, failed: bool = False) -> None:
+        """After the last step, or, with `failed`, when the run stops at an error or is interrupted."""
 
 
 class Clock:
@@ -143,7 +145,7 @@ class Logbook:
         }
         with contextlib.ExitStack() as stack:
             for watcher in self._watch:
-                stack.callback(watcher.end)
+                stack.push(functools.partial(_end, watcher))
                 watcher.begin(facts)
             if rank() == 0 and not any(watcher.shows_progress for watcher in self._watch):
                 show = stack.enter_context(self.run.progress("training", total=(self.steps - done) * recipe.batch_size, unit="pairs"))
@@ -271,6 +273,10 @@ class Logbook:
 def chance_loss(recipe: TrainRecipe, state: State) -> float | None:
     """The objective's loss of a model that knows nothing, where it can be said."""
     return None if state.objective.chance is None else state.objective.chance(recipe.batch_size)
+
+
+def _end(watcher: Watcher, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    watcher.end(failed=kind is not None)
 
 
 def _no_bar(pairs: int, note: str | None = None) -> None:

@@ -42,8 +42,8 @@ class Heard:
     def tell(self, line):
         self.told.append(("tell", line["step"], "evaluation" in line))
 
-    def end(self):
-        self.told.append(("end",))
+    def end(self, *, failed=False):
+        self.told.append(("end", failed))
 
 
 def encode_something(encoder) -> dict:
@@ -126,11 +126,11 @@ def test_those_who_watch_hear_every_line_and_the_end_of_a_run_that_is_resumed(ma
     stop.tell = stopping
     with pytest.raises(KeyboardInterrupt):
         loop.train(knobs, shards, Run.scratch(tmp_path), evaluate=encode_something, watch=[stop])
-    assert stop.told[-1] == ("end",)
+    assert stop.told[-1] == ("end", True)
     report = loop.train(knobs, shards, Run.scratch(tmp_path), evaluate=encode_something, watch=[heard])
     assert heard.told[0] == ("begin", 4, 8, [2, 4, 4])
     assert [told for told in heard.told if told[0] == "tell"] == [("tell", 6, False), ("tell", 8, False), ("tell", 8, True)]
-    assert heard.told[-1] == ("end",)
+    assert heard.told[-1] == ("end", False)
     assert [(line["step"], "evaluation" in line) for line in lines_of(tmp_path)] == [
         (2, False), (4, False), (4, True), (6, False), (8, False), (8, True),
     ]  # fmt: skip
