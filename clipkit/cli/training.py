@@ -76,7 +76,7 @@ def train(
 
     shards = [Shards.open(path) for path in data]
     if dry_run:
-        planned = _planned(knobs, shards, ranks=ranks, price=price)
+        planned = _planned(knobs, shards, ranks=ranks, price=price, evaluates=suite is not None)
         show(planned, plan_tables(planned), as_json=as_json)
         return
     if ranks > 1 or price is not None:
@@ -101,10 +101,10 @@ def train(
     show(report, train_tables(report), as_json=as_json, where=out)
 
 
-def _planned(knobs: TrainRecipe, shards: "list[Shards]", *, ranks: int, price: float | None) -> dict[str, Any]:
+def _planned(knobs: TrainRecipe, shards: "list[Shards]", *, ranks: int, price: float | None, evaluates: bool) -> dict[str, Any]:
     from clipkit.training.plan import plan
 
-    return plan(knobs, shards, ranks=ranks, price_per_hour=price)
+    return plan(knobs, shards, ranks=ranks, price_per_hour=price, evaluates=evaluates)
 
 
 @contextlib.contextmanager

@@ -38,7 +38,7 @@ class TensorBoard:
             self._writer.add_scalar(name, value, line["step"])
         self._writer.flush()
 
-    def end(self) -> None:
+    def end(self, *, failed: bool = False) -> None:
         """Close the file."""
         if self._writer is not None:
             self._writer.close()
@@ -78,10 +78,10 @@ class WeightsAndBiases:
         """Every number of a line."""
         self._run.log({"step": line["step"], **numbers_of(line)})
 
-    def end(self) -> None:
-        """Send what is left."""
+    def end(self, *, failed: bool = False) -> None:
+        """Send what is left, and that the run failed where it did."""
         if self._run is not None:
-            self._run.finish()
+            self._run.finish(exit_code=int(failed))
 
 
 def numbers_of(line: Mapping[str, Any]) -> dict[str, float]:

@@ -14,6 +14,8 @@ from clipkit.report.training import flat_scores
 INK, FAINT, BLUE, ORANGE = "#1f2933", "#9aa5b1", "#2563a8", "#d9622b"
 MOST_CURVES = 8
 """Of the evaluations of one run."""
+INSTEAD = (("pair_cosine", "cosine of pairs"), ("gradient_norm", "gradient norm"))
+"""What is drawn of the steps of a run without evaluations: the first that every line has."""
 
 _STYLE: Any = {
     "svg.hashsalt": "clipkit",
@@ -116,7 +118,10 @@ def _draw_shifts(axes: Axes, points: Sequence[OverlapPoint]) -> None:
 
 
 def training_curves(lines: Sequence[Mapping[str, Any]]) -> str:
-    """A run by the lines of its metrics.jsonl: loss against chance, logit scale, learning rate, and what evaluations found."""
+    """A run by the lines of its metrics.jsonl: loss against chance, logit scale, learning rate, and what evaluations found.
+
+    Without an evaluation the fourth panel is the pairs' mean cosine, or the gradient's norm of an objective that knows no such.
+    """
     steps = [line for line in lines if "loss" in line]
     scores: dict[str, list[tuple[int, float]]] = {}
     for line in lines:
@@ -125,12 +130,16 @@ def training_curves(lines: Sequence[Mapping[str, Any]]) -> str:
                 scores.setdefault(name, []).append((line["step"], 100 * value))
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(8.4, 5.0), layout="constrained")
-        (loss, scale), (rate, evaluation) = figure.subplots(2, 2, sharex=True)
+        (loss, scale), (rate, fourth) = figure.subplots(2, 2, sharex=True)
         _draw_loss(loss, steps)
         _draw_steps(scale, steps, "logit_scale", "logit scale")
         _draw_steps(rate, steps, "learning_rate", "learning rate")
-        _draw_scores(evaluation, scores)
-        for axes in (rate, evaluation):
+        if scores:
+            _draw_scores(fourth, scores)
+        else:
+            name, label = next((one for one in INSTEAD if all(one[0] in line for line in steps)), INSTEAD[-1])
+            _draw_steps(fourth, [line for line in steps if name in line], name, label)
+        for axes in (rate, fourth):
             axes.set_xlabel("step")
         return _svg(figure)
 
@@ -152,12 +161,11 @@ def _draw_steps(axes: Axes, steps: Sequence[Mapping[str, Any]], name: str, label
 
 
 def _draw_scores(axes: Axes, scores: Mapping[str, Sequence[tuple[int, float]]]) -> None:
-    axes.set_title("evaluation (%)" if scores else "evaluation (none)", fontsize=9, loc="left")
+    axes.set_title("evaluation (%)", fontsize=9, loc="left")
     for i, (name, points) in enumerate(list(scores.items())[:MOST_CURVES]):
         colour, style = (BLUE, ORANGE, INK, FAINT)[i % 4], ("-", "--")[i // 4 % 2]
         axes.plot(*zip(*points, strict=True), style, marker="o", markersize=3, color=colour, linewidth=1.2, label=name[-40:])
-    if scores:
-        axes.legend(fontsize=7, frameon=False)
+    axes.legend(fontsize=7, frameon=False)
 
 
 def _svg(figure: Figure) -> str:

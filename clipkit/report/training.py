@@ -54,7 +54,7 @@ class TrainingPanel:
             self._line, self._told_at = line, time.monotonic()
             self._losses.append(line["loss"])
 
-    def end(self) -> None:
+    def end(self, *, failed: bool = False) -> None:
         """Leave the last state on the terminal."""
         self._live.stop()
 
@@ -174,7 +174,7 @@ def plan_tables(report: Mapping[str, Any]) -> list[Table]:
         ("memory of a rank, in all", size(sum(report["memory_bytes"].values()))),
         (f"memory of {report['device']}", size(report["memory_there"])),
         ("time, computing alone", duration(report["seconds"])),
-        ("share of peak of the measured step", f"{report['peak_share']:.0%}"),
+        ("share of peak of the measured step", None if report["peak_share"] is None else f"{report['peak_share']:.0%}"),
     ]
     if report["price"] is not None:
         rows.append(("price", f"{report['price']:,.2f}"))

@@ -1,16 +1,18 @@
 """What a run says of itself: lines of metrics.jsonl and those who watch them, the clock, the report."""
 
 import contextlib
+import functools
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from types import TracebackType
 from typing import Any, Protocol
 
 from clipkit.model.checkpoint import save_model
 from clipkit.recipe import TrainRecipe
 from clipkit.run import Run
 from clipkit.training import metrics
-from clipkit.training.arithmetic import Arithmetic, memory_bytes, peak
+from clipkit.training.arithmetic import Arithmetic, memory_bytes, peak, share_of_peak
 from clipkit.training.batches import Batch, Batches
 from clipkit.training.distributed import rank, ranks
 from clipkit.training.evaluating import PROBLEMS, Evaluate, LiveEncoder
@@ -53,8 +55,8 @@ class Watcher(Protocol):
     def tell(self, line: Mapping[str, Any]) -> None:
         """A line was added to metrics.jsonl."""
 
-    def end(self) -> None:
-        """After the last step, or when the run stops at an error."""
+    def end(self, *, failed: bool = False) -> None:
+        """After the last step, or, with `failed`, when the run stops at an error or is interrupted."""
 
 
 class Clock:
@@ -124,7 +126,8 @@ class Logbook:
         self.evaluate = evaluate
         self.clock = Clock()
         self._watch = tuple(watch) if rank() == 0 else ()
-        self._arithmetic = Arithmetic(recipe, state.model, state.objective) if rank() == 0 else None
+        self._arithmetic = Arithmetic(recipe, state.model, state.objective, ranks=ranks()) if rank() == 0 else None
+        self._peak: float | None = None
         self._unique = UniquePairs(batches.order)
         self._said: set[str] = set()
 
@@ -143,7 +146,7 @@ class Logbook:
         }
         with contextlib.ExitStack() as stack:
             for watcher in self._watch:
-                stack.callback(watcher.end)
+                stack.push(functools.partial(_end, watcher))
                 watcher.begin(facts)
             if rank() == 0 and not any(watcher.shows_progress for watcher in self._watch):
                 show = stack.enter_context(self.run.progress("training", total=(self.steps - done) * recipe.batch_size, unit="pairs"))
@@ -198,9 +201,10 @@ class Logbook:
         tokens = state.tokens(texts).numel()
         rows = len(self.clock.texts)
         per_step = self._arithmetic.of_step(rows, tokens)
-        most = peak(state.device, self.recipe.precision, kept=self.run.path / PEAK)
+        if self._peak is None:
+            self._peak = peak(state.device, self.recipe.precision, kept=self.run.path / PEAK)
         self.clock.leave_out(time.monotonic() - start)
-        return per_step / rows * (samples_per_second / ranks()) / most
+        return share_of_peak(per_step / rows * (samples_per_second / ranks()), self._peak)
 
     def _evaluate(self, state: State) -> None:
         """On every rank, each its share of the pictures: nobody waits for rank 0."""
@@ -266,7 +270,11 @@ class Logbook:
             "held_out": evaluation.pop("held_out", None),
             "evaluation": evaluation or None,
             "verdict": metrics.verdict(
-                loss=progress.loss, chance_loss=chance, data_wait_share=waited, losses=[line["loss"] for line in of_steps]
+                loss=progress.loss,
+                chance_loss=chance,
+                data_wait_share=waited,
+                losses=[line["loss"] for line in of_steps],
+                first_steps=of_steps[0]["step"],
             ),
         }
 
@@ -274,6 +282,10 @@ class Logbook:
 def chance_loss(recipe: TrainRecipe, state: State) -> float | None:
     """The objective's loss of a model that knows nothing, where it can be said."""
     return None if state.objective.chance is None else state.objective.chance(recipe.batch_size)
+
+
+def _end(watcher: Watcher, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    watcher.end(failed=kind is not None)
 
 
 def _no_bar(pairs: int, note: str | None = None) -> None:

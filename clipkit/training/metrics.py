@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.special import stdtrit
 
 from clipkit.run import replacing
 
@@ -14,8 +15,15 @@ DATA_BOUND = 0.2
 """Share of the time spent waiting for batches from which on a run is called data-bound."""
 FEWEST_LINES = 5
 """Lines in the last fifth of a run below which nothing is said of how its loss moves."""
-CLEAR = 3.0
-"""Standard errors of its slope from which on a loss is said to move."""
+REMEDY = "look at the captions, train longer, or try another learning rate"
+FALSE_ALARMS = 0.0027
+"""Share of losses that stand still and are said to move: what lies beyond three deviations of a normal distribution."""
+BELOW_CHANCE = 0.05
+"""So much below chance a loss is clearly below it."""
+FEWEST_FALLS = 8
+"""Lines of a run below which nothing is said of how its loss scatters."""
+CLEAR_FALL = 5.0
+"""Times its scatter from which on a loss is said to have fallen."""
 
 
 def keep_until(path: Path, step: int) -> None:
@@ -56,25 +64,49 @@ def in_words(line: Mapping[str, Any]) -> str:
     )
 
 
-def verdict(*, loss: float, chance_loss: float | None, data_wait_share: float, losses: Sequence[float] = ()) -> str:
+def verdict(*, loss: float, chance_loss: float | None, data_wait_share: float, losses: Sequence[float] = (), first_steps: int = 1) -> str:
     """Whether the model has learnt, what the run spent its time on, and whether it was over when it ended.
 
-    `losses`: those of the lines of metrics.jsonl, in order. A run that waited for batches for more than a fifth of its time is data-bound.
+    `losses`: those of the lines of metrics.jsonl, in order; `first_steps`: how many the first is the mean of. A run that waited
+    for batches for more than a fifth of its time is data-bound.
     """
-    parts = [_learnt(loss, chance_loss), _bound(data_wait_share), _ending(losses)]
+    parts = [_learnt(loss, chance_loss, losses, first_steps=first_steps), _bound(data_wait_share), _ending(losses)]
     return "; ".join(part for part in parts if part)
 
 
-def _learnt(loss: float, chance_loss: float | None) -> str:
-    """A model that knows nothing has the objective's chance loss."""
-    if chance_loss is None:
-        return f"the loss is {loss:.3f}; what a model without knowledge would have cannot be said for this objective"
-    if loss < chance_loss - 0.05:
+def _learnt(loss: float, chance_loss: float | None, losses: Sequence[float], *, first_steps: int) -> str:
+    """By chance, the loss of a model that knows nothing; where that cannot be said, or the run began below it, by how far the loss fell."""
+    if chance_loss is None or (losses and losses[0] < chance_loss - BELOW_CHANCE):
+        return _fallen(loss, losses, first_steps=first_steps)
+    if loss < chance_loss - BELOW_CHANCE:
         return f"the model has learnt: its loss of {loss:.3f} is {chance_loss - loss:.3f} below chance ({chance_loss:.3f})"
-    return (
-        f"the model has learnt nothing: its loss of {loss:.3f} is not below chance ({chance_loss:.3f}); "
-        "look at the captions, train longer, or try another learning rate"
-    )
+    return f"the model has learnt nothing: its loss of {loss:.3f} is not below chance ({chance_loss:.3f}); {REMEDY}"
+
+
+def _fallen(loss: float, losses: Sequence[float], *, first_steps: int) -> str:
+    """From the first line to the last, as a multiple of what the loss scatters from line to line."""
+    if not losses:
+        return f"the loss is {loss:.3f}"
+    began = "the first step" if first_steps == 1 else f"the first {first_steps:,} steps"
+    if not loss < losses[0]:
+        return f"the loss did not fall: {losses[0]:.3f} in {began}, {loss:.3f} at the end; {REMEDY}"
+    fell = f"the loss fell from {losses[0]:.3f} ({began}) to {loss:.3f}"
+    if len(losses) < FEWEST_FALLS:
+        return f"{fell}; of {len(losses)} lines it cannot be said how far that is from scatter"
+    scatter = scatter_of(losses)
+    times = (losses[0] - loss) / scatter if scatter > 0 else math.inf
+    if times < CLEAR_FALL:
+        return f"{fell}, which is no more than scatter ({times:.1f} times what it changes from line to line, {CLEAR_FALL:g} are clear)"
+    return f"the model has learnt: {fell}, {min(times, 999):.0f} times what it scatters from line to line"
+
+
+def scatter_of(losses: Sequence[float]) -> float:
+    """The deviation of the difference of two lines, by the median of the changes from each line to the next.
+
+    As if the changes were normal: there the median of their sizes is 0.6745 deviations. A few great changes, as where a run begins, do
+    not count, and a slow fall hardly does.
+    """
+    return float(np.median(np.abs(np.diff(np.asarray(losses, dtype=np.float64))))) / 0.6745
 
 
 def _bound(data_wait_share: float) -> str:
@@ -87,8 +119,8 @@ def _bound(data_wait_share: float) -> str:
 def _ending(losses: Sequence[float]) -> str:
     """Converged or cut, by the straight line through the losses of the last fifth of the lines.
 
-    The slope is compared with its standard error, which the scatter around the line gives as if lines were independent: from three
-    standard errors on, the loss moves.
+    The slope is compared with its standard error, which the scatter around the line gives as if lines were independent. From how many
+    errors on the loss moves is Student's t for that many lines: of losses that stand still, `FALSE_ALARMS` are said to move.
     """
     last = np.asarray(losses[len(losses) - len(losses) // 5 :], dtype=np.float64)
     if len(last) < FEWEST_LINES:
@@ -96,8 +128,9 @@ def _ending(losses: Sequence[float]) -> str:
     slope, error = slope_and_error(last)
     change = slope * (len(last) - 1)
     units = abs(slope) / error if error > 0 else (math.inf if slope else 0.0)
-    how = f"over the last fifth its loss changed by {change:+.3f} ({min(units, 999):.1f} standard errors)"
-    if units < CLEAR:
+    clear = float(stdtrit(len(last) - 2, 1 - FALSE_ALARMS / 2))
+    how = f"over the last fifth its loss changed by {change:+.3f} ({min(units, 999):.1f} standard errors, {clear:.1f} are clear)"
+    if units < clear:
         return f"converged under this schedule: {how}"
     return f"cut while it was still learning: {how}; a longer run would go lower" if slope < 0 else f"getting worse: {how}"
 

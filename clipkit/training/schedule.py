@@ -14,10 +14,10 @@ def learning_rate(step: int, steps: int, knobs: OptimiserKnobs) -> float:
     """The learning rate of a step, counted from 0: linear warm-up to the highest rate, then the schedule's way.
 
     cosine: half a cosine down to zero (CLIP section 2.5). constant. cooldown: constant, and over the last `cooldown_share` of the run a
-    straight line to zero. Warm-up in steps takes at most a fifth of the run: the paper's 2,000 steps would swallow a short one whole.
+    straight line to zero.
     """
     highest = knobs.learning_rate
-    warmup = min(knobs.warmup_steps, steps // 5) if knobs.warmup_share is None else round(knobs.warmup_share * steps)
+    warmup = warmup_steps(steps, knobs)
     rising = (step + 1) / warmup if step < warmup else 1.0
     if knobs.schedule == "cosine" and step >= warmup:
         return highest * 0.5 * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup)))
@@ -25,6 +25,11 @@ def learning_rate(step: int, steps: int, knobs: OptimiserKnobs) -> float:
         # Where warm-up and cooldown meet, the lower line holds.
         return highest * min(rising, (steps - step) / max(1, round(knobs.cooldown_share * steps)))
     return highest * rising
+
+
+def warmup_steps(steps: int, knobs: OptimiserKnobs) -> int:
+    """Steps of warm-up: a share of the run, or so many, at most a fifth of it: the paper's 2,000 steps would swallow a short one whole."""
+    return min(knobs.warmup_steps, steps // 5) if knobs.warmup_share is None else round(knobs.warmup_share * steps)
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:

@@ -1,7 +1,9 @@
 """The panel, the plan's tables, and where lines are sent."""
 
 import io
+import sys
 from typing import Any
+from unittest.mock import MagicMock
 from xml.etree import ElementTree
 
 import pytest
@@ -77,6 +79,15 @@ def test_the_curves_are_svg_and_the_same_every_time_with_and_without_evaluations
     assert training_curves([LINE]) != training_curves([LINE, EVALUATION])
 
 
+@pytest.mark.parametrize("name", ["pair_cosine", "gradient_norm"])
+def test_without_an_evaluation_the_fourth_panel_is_the_cosine_of_pairs_or_the_gradients_norm(name: str) -> None:
+    flat, rising = ([{**LINE, name: 0.1}, {**LINE, "step": 130, name: end}] for end in (0.1, 0.5))
+    assert training_curves(flat) != training_curves(rising)
+    assert training_curves([*flat, EVALUATION]) == training_curves([*rising, EVALUATION])
+    both = [{**line, "pair_cosine": 0.1, "gradient_norm": line["step"]} for line in flat]
+    assert training_curves(both) == training_curves([{**line, "gradient_norm": 1.0} for line in both])
+
+
 def test_a_plan_that_does_not_fit_says_how_much_is_missing() -> None:
     report = {"memory_bytes": {"weights": 2_000_000_000, "activations": 638_000_000_000}, "memory_there": 16_000_000_000, "fits": False}
     words = plan_verdict({**report, "device": "cpu", "problems": ["too few pairs"], "measured_rows": 3})
@@ -108,9 +119,19 @@ def test_tensorboard_shows_each_step_once_after_a_run_is_resumed(tmp_path: Any) 
     assert [event.step for event in events.Scalars("evaluation/zero_shot/x")] == [8]
 
 
-def test_a_missing_package_is_one_sentence_that_names_the_extra(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    import sys
+@pytest.mark.parametrize("failed", [False, True])
+def test_weights_and_biases_is_told_whether_the_run_failed(tmp_path: Any, monkeypatch: pytest.MonkeyPatch, *, failed: bool) -> None:
+    package = MagicMock()
+    monkeypatch.setitem(sys.modules, "wandb", package)
+    (tmp_path / "run.json").write_text('{"start": "today"}')
+    board = boards.WeightsAndBiases("project", tmp_path, {})
+    package.errors.Error = RuntimeError
+    board.begin(FACTS)
+    board.end(failed=failed)
+    package.init.return_value.finish.assert_called_once_with(exit_code=int(failed))
 
+
+def test_a_missing_package_is_one_sentence_that_names_the_extra(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(UserError, match=r"clipkit\[tensorboard\]"):

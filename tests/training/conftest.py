@@ -11,6 +11,7 @@ from PIL import Image
 
 from clipkit.dataset.shards import Pair, Shards, pair_key, write_shards
 from clipkit.recipe import TrainRecipe
+from clipkit.training import arithmetic
 
 COLORS = {
     "red": (220, 30, 30),
@@ -68,3 +69,9 @@ def recipe() -> TrainRecipe:
 def one_thread() -> None:
     """Small models are faster so, and a forked process may not use the threads of its parent."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def short_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second at each start of a run would be most of it."""
+    monkeypatch.setattr(arithmetic, "SECONDS", 0.01)

@@ -9,7 +9,7 @@ import torch
 from clipkit import UserError
 from clipkit.recipe import TrainRecipe
 from clipkit.run import Run
-from clipkit.training import loop
+from clipkit.training import logbook, loop
 from clipkit.training.evaluating import PROBLEMS, LiveEncoder
 from clipkit.training.state import new_state
 
@@ -42,8 +42,8 @@ class Heard:
     def tell(self, line):
         self.told.append(("tell", line["step"], "evaluation" in line))
 
-    def end(self):
-        self.told.append(("end",))
+    def end(self, *, failed=False):
+        self.told.append(("end", failed))
 
 
 def encode_something(encoder) -> dict:
@@ -101,10 +101,29 @@ def test_lines_tell_unique_pairs_epochs_memory_and_the_share_of_the_peak(make_sh
     report = loop.train(recipe, make_shards(20), Run.scratch(tmp_path))
     lines = lines_of(tmp_path)
     assert [(line["unique_pairs"], line["epochs"]) for line in lines[:2]] == [(16, 0.8), (20, 1.6)]
-    assert all(0 < line["peak_share"] < 1.5 and line["memory_bytes"] > 1e7 for line in lines)
+    assert all(line["peak_share"] is None or 0 < line["peak_share"] <= 1 for line in lines)
+    assert all(line["memory_bytes"] > 1e7 for line in lines)
     assert report["unique_pairs"] == 20
     assert json.loads((tmp_path / "machine.json").read_text())["precision"] == "fp32"
     assert lines[0]["chance_loss"] == math.log(8)
+
+
+def test_a_share_of_a_peak_that_was_measured_too_low_is_null_and_the_peak_is_measured_once_a_start(
+    make_shards, recipe, tmp_path, monkeypatch
+):
+    asked = []
+    monkeypatch.setattr(logbook, "peak", lambda device, precision, *, kept: asked.append(kept) or 1.0)
+    report = loop.train(recipe, make_shards(20), Run.scratch(tmp_path))
+    assert [line["peak_share"] for line in lines_of(tmp_path)] == [None] * 6
+    assert report["peak_share"] is None
+    assert asked == [tmp_path / "machine.json"]
+
+
+def test_the_verdict_of_an_objective_without_chance_names_the_steps_of_the_first_line(make_shards, recipe, tmp_path):
+    knobs = change(recipe, objective="nt-xent", data={"augmentation": "views"})
+    report = loop.train(knobs, make_shards(20), Run.scratch(tmp_path))
+    assert report["chance_loss"] is None
+    assert "(the first 2 steps)" in report["verdict"] or "in the first 2 steps" in report["verdict"]
 
 
 def test_those_who_watch_hear_every_line_and_the_end_of_a_run_that_is_resumed(make_shards, recipe, tmp_path):
@@ -119,11 +138,11 @@ def test_those_who_watch_hear_every_line_and_the_end_of_a_run_that_is_resumed(ma
     stop.tell = stopping
     with pytest.raises(KeyboardInterrupt):
         loop.train(knobs, shards, Run.scratch(tmp_path), evaluate=encode_something, watch=[stop])
-    assert stop.told[-1] == ("end",)
+    assert stop.told[-1] == ("end", True)
     report = loop.train(knobs, shards, Run.scratch(tmp_path), evaluate=encode_something, watch=[heard])
     assert heard.told[0] == ("begin", 4, 8, [2, 4, 4])
     assert [told for told in heard.told if told[0] == "tell"] == [("tell", 6, False), ("tell", 8, False), ("tell", 8, True)]
-    assert heard.told[-1] == ("end",)
+    assert heard.told[-1] == ("end", False)
     assert [(line["step"], "evaluation" in line) for line in lines_of(tmp_path)] == [
         (2, False), (4, False), (4, True), (6, False), (8, False), (8, True),
     ]  # fmt: skip

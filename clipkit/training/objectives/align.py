@@ -20,7 +20,8 @@ def align(knobs: LossKnobs) -> Objective:
     `separation_loss` of a modality in `loss.separate`. Meant for a shared architecture, and defined for any. With weight 0, or with
     nothing to separate, it is SharedCLIP's loss and needs no caption encoder.
 
-    Guessing costs ln(batch) for each cross-entropy. Raises UserError without `loss.caption_encoder` where something is separated.
+    Where nothing is separated guessing costs ln(batch) for each cross-entropy; the separation of a model that knows nothing is less, by
+    how much depends on the captions. Raises UserError without `loss.caption_encoder` where something is separated.
     """
     separates = knobs.separate if knobs.separation_weight else ()
     if separates and knobs.caption_encoder is None:
@@ -28,9 +29,12 @@ def align(knobs: LossKnobs) -> Objective:
             "objective `align` needs knob `loss.caption_encoder`, which knows how near captions are in meaning: give a model with a text "
             "tower, `sentence:FOLDER` with a folder of sentence-transformers', or set `loss.separation_weight` to 0"
         )
-    guesses = 2 + knobs.separation_weight * len(set(separates))
     score = functools.partial(_align, weight=knobs.separation_weight, separate=frozenset(separates))
-    return Objective(score, wants_meanings=bool(separates), chance=lambda batch_size: guesses * math.log(batch_size))
+    return Objective(score, wants_meanings=bool(separates), chance=None if separates else _chance)
+
+
+def _chance(batch: int) -> float:
+    return 2 * math.log(batch)
 
 
 def _align(towers: Towers, inputs: Inputs, *, weight: float, separate: frozenset[str]) -> Scored:

@@ -1,7 +1,6 @@
 """The objective of CLIP's near-duplicate detector (appendix C): a picture and its transformed copy find each other."""
 
 import functools
-import math
 
 import torch
 from torch import Tensor
@@ -15,11 +14,11 @@ from clipkit.training.objectives.objective import Inputs, Objective, Scored, Tow
 def duplicates(knobs: LossKnobs) -> Objective:
     """Symmetric InfoNCE between plain pictures and their copies at the fixed temperature `loss.temperature` (paper: 0.07; n-pair, Sohn).
 
-    A loss of ln B is chance: every picture of the batch is as near as the copy. With `data.augmentation` "duplicates" the pictures are
-    plain and the further view is the copy.
+    With `data.augmentation` "duplicates" the pictures are plain and the further view is the copy. A network that has learnt nothing is far
+    below ln B: a copy has its picture's colours, and so a vector near by.
     """
     score = functools.partial(_score, temperature=knobs.temperature)
-    return Objective(score, trains=frozenset({"image"}), views=1, chance=math.log)
+    return Objective(score, trains=frozenset({"image"}), views=1)
 
 
 def _score(towers: Towers, inputs: Inputs, *, temperature: float) -> Scored:

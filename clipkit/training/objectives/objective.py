@@ -79,7 +79,7 @@ class Objective:
     `idle`: weights in them, by name or by their module's, that its loss does not reach; they are left as they are. `couples_pairs`:
     whether the pairs of a batch are each other's negatives; if not, its loss is a mean over pairs, and parts of a batch can be scored one
     after another. `views`: further views of each picture that it asks for. `chance`: the loss of a model that knows nothing, by the whole
-    batch's size; None where that cannot be said. `score_captions`: for zero-shot; None where the objective knows no texts.
+    batch's size; None where that depends on more than the size. `score_captions`: for zero-shot; None where the objective knows no texts.
     """
 
     score: Score

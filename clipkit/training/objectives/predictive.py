@@ -1,6 +1,5 @@
 """Objectives that predict a caption from its picture: the baselines of CLIP's figure 2, which contrastive learning was found to beat."""
 
-import math
 from functools import partial
 
 import torch
@@ -34,11 +33,9 @@ def bag_of_words(knobs: LossKnobs) -> Objective:
     sigmoid per word the 49,398 or so that a caption does not have would outweigh the ten that it has. Words are byte-pair tokens, start
     and end of text left out; a caption without any has a loss of zero.
 
-    Chance is ln V, what uniform guessing costs. How frequent words are is learnt without looking at a picture, and brings a loss below it.
+    No loss is chance: how frequent words are is learnt without looking at a picture, and brings a loss below ln V, uniform guessing's.
     """
-    return Objective(
-        _score_words, make_head=_word_head, trains=TRAINS, idle=IDLE, couples_pairs=False, chance=_chance, score_captions=_word_scores
-    )
+    return Objective(_score_words, make_head=_word_head, trains=TRAINS, idle=IDLE, couples_pairs=False, score_captions=_word_scores)
 
 
 def captioning(knobs: LossKnobs) -> Objective:
@@ -47,8 +44,8 @@ def captioning(knobs: LossKnobs) -> Objective:
     -mean over captions of the mean over a caption's tokens, end of text included, of log p(token | picture, tokens before it). The mean
     is by captions first, so that a batch scored in parts has the loss and gradient of the whole, whatever the captions' lengths.
 
-    Reads `decoder_layers`, `decoder_width`. Chance is ln V, uniform guessing of tokens: what the language model learns of captions
-    alone, without looking at a picture, brings a loss below it. Raises UserError for a width that heads of 64 do not divide.
+    Reads `decoder_layers`, `decoder_width`. No loss is chance: what the language model learns of captions alone, without looking at a
+    picture, brings it below ln V, uniform guessing's. Raises UserError for a width that heads of 64 do not divide.
     """
     if knobs.decoder_width > HEAD_WIDTH and knobs.decoder_width % HEAD_WIDTH:
         raise UserError(
@@ -61,13 +58,8 @@ def captioning(knobs: LossKnobs) -> Objective:
         trains=TRAINS,
         idle=IDLE,
         couples_pairs=False,
-        chance=_chance,
         score_captions=_caption_scores,
     )
-
-
-def _chance(pairs: int) -> float:
-    return math.log(VOCABULARY)
 
 
 def _word_head(architecture: Architecture, generator: torch.Generator) -> nn.Module:

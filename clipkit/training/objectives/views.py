@@ -5,8 +5,6 @@ trained with the tower and left out of what is saved for use. All views of a bat
 """
 
 import functools
-import math
-from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -41,8 +39,7 @@ def false_negatives(knobs: LossKnobs) -> Objective:
 
     The support views need no gradient, but go through the tower with the others: a step costs (2 + support_views) / 2 of SimCLR's.
     """
-    is_known = knobs.false_negatives_are == "attracted"  # Otherwise it depends on how many are left out.
-    return _on_views(functools.partial(_false_negatives, knobs=knobs), views=1 + knobs.support_views, chance=_chance if is_known else None)
+    return _on_views(functools.partial(_false_negatives, knobs=knobs), views=1 + knobs.support_views)
 
 
 def projection_head(architecture: Architecture, generator: torch.Generator) -> nn.Module:
@@ -67,13 +64,9 @@ def view_cosine(vectors_BVD: Tensor) -> Tensor:
     return (vectors_BVD[:, 0].detach() * vectors_BVD[:, 1].detach()).sum(dim=1).mean()
 
 
-def _chance(batch: int) -> float:
-    """Where all cosines are equal, a view's share is one among the other 2 B - 1. So it is with each of these losses."""
-    return math.log(2 * batch - 1)
-
-
-def _on_views(score: Score, *, views: int = 1, wants_labels: bool = False, chance: Callable[[int], float] | None = _chance) -> Objective:
-    return Objective(score, make_head=projection_head, trains=frozenset({"image"}), views=views, wants_labels=wants_labels, chance=chance)
+def _on_views(score: Score, *, views: int = 1, wants_labels: bool = False) -> Objective:
+    """Its chance cannot be said: views of one picture are near each other in any tower, one that has learnt nothing, too."""
+    return Objective(score, make_head=projection_head, trains=frozenset({"image"}), views=views, wants_labels=wants_labels)
 
 
 def _supcon(towers: Towers, inputs: Inputs, *, temperature: float) -> Scored:
