@@ -28,18 +28,21 @@ def average_models(specs: Sequence[str], weights: Sequence[float] | None = None)
     first: Loaded | None = None
     total: dict[str, Tensor] = {}
     told: list[dict[str, Any]] = []
+    untrained: dict[str, Any] = {}
     for spec, share in zip(specs, shares, strict=True):
         loaded = load_spec(spec)
         if first is None:
             first = loaded
         _refuse_difference(specs[0], first, spec, loaded)
+        # What no text may be asked of stays so when it is averaged with a model that has seen texts.
+        untrained |= {key: loaded.facts[key] for key in ("objective", "towers") if "towers" in loaded.facts and key in loaded.facts}
         state = loaded.model.state_dict()
         for name, tensor in state.items():
             total[name] = _added(total.get(name), tensor, share)
         told.append({"model": spec, "weight": share, "weights_sha256": fingerprint(state, {})})
     assert first is not None
     first.model.load_state_dict({name: tensor.to(first.model.state_dict()[name].dtype) for name, tensor in total.items()})
-    return Loaded(first.model, first.preprocess, {"averaged": told})
+    return Loaded(first.model, first.preprocess, {"averaged": told, **untrained})
 
 
 def has_running_statistics(loaded: Loaded) -> bool:

@@ -126,3 +126,15 @@ def test_what_an_architecture_is_called_does_not_matter(tmp_path: Path) -> None:
     save_model(tmp_path / "other.safetensors", build(replace(architecture("ViT-tiny-32"), activation=other), seed=2))
     with pytest.raises(UserError, match="differ in activation"):
         average_models([one, str(tmp_path / "other.safetensors")])
+
+
+def test_texts_stay_refused_where_one_of_the_models_was_trained_on_pictures_alone(tmp_path: Path) -> None:
+    of_both = saved(tmp_path, "ViT-tiny-32", 1)
+    alone = tmp_path / "alone.safetensors"
+    save_model(alone, build(architecture("ViT-tiny-32"), seed=2), facts={"objective": "nt-xent", "towers": ["image"]})
+    for specs in ([of_both, str(alone)], [str(alone), of_both]):
+        assert {key: value for key, value in average_models(specs).facts.items() if key != "averaged"} == {
+            "objective": "nt-xent",
+            "towers": ["image"],
+        }
+    assert set(average_models([of_both, saved(tmp_path, "ViT-tiny-32", 3)]).facts) == {"averaged"}
