@@ -75,8 +75,8 @@ def verdict(*, loss: float, chance_loss: float | None, data_wait_share: float, l
 
 
 def _learnt(loss: float, chance_loss: float | None, losses: Sequence[float], *, first_steps: int) -> str:
-    """By chance, the loss of a model that knows nothing; where that cannot be said, or the run began below it, by how far the loss fell."""
-    if chance_loss is None or (losses and losses[0] < chance_loss - BELOW_CHANCE):
+    """By chance, the loss of a model that knows nothing; where that cannot be said, by how far the loss fell."""
+    if chance_loss is None:
         return _fallen(loss, losses, first_steps=first_steps)
     if loss < chance_loss - BELOW_CHANCE:
         return f"the model has learnt: its loss of {loss:.3f} is {chance_loss - loss:.3f} below chance ({chance_loss:.3f})"

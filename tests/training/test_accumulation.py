@@ -31,12 +31,13 @@ OBJECTIVES_HERE = ("clip", "siglip")
 
 
 class Head(nn.Module):
-    """A weight that a loss reads, and one that it does not."""
+    """A weight that a loss reads, and in parts one that it does not; of a whole batch DistributedDataParallel would wait for it."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, in_parts: bool) -> None:
         super().__init__()
         self.scale = nn.Parameter(torch.tensor(1.5, dtype=torch.float64))
-        self.unused = nn.Parameter(torch.ones(3, dtype=torch.float64))
+        if in_parts:
+            self.unused = nn.Parameter(torch.ones(3, dtype=torch.float64))
 
 
 def with_head(objective: Objective) -> Objective:
@@ -69,7 +70,11 @@ def gradients(objective: str, name: str, rows: int | None, hold: str) -> dict[st
     distributed.synchronise_batch_norm(model)
     if hold == "shares" and distributed.ranks() > 1:
         shard(model)
-    head = Head() if objective == "clip" else OBJECTIVES[objective](LossKnobs()).make_head(model.architecture, torch.Generator()).double()
+    head = (
+        Head(in_parts=rows is not None)
+        if objective == "clip"
+        else OBJECTIVES[objective](LossKnobs()).make_head(model.architecture, torch.Generator()).double()
+    )
     made = OBJECTIVES[objective](LossKnobs())
     scoring = Scoring(model, with_head(made) if objective == "clip" else made, head=head, precision="fp32")
     recipe = TrainRecipe(samples_seen=BATCH, batch_size=BATCH, micro_batch=rows, ranks_hold=hold)
