@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from clipkit.model.checkpoint import save_model
 from clipkit.recipe import TrainRecipe
@@ -27,17 +27,13 @@ WEIGHTS = "model.safetensors"
 PEAK = "machine.json"
 
 
-class Numbers(Protocol):
+class Numbers(NamedTuple):
     """What a step found: the loss over the whole batch, the gradient's norm before clipping, the learning rate, the objective's own."""
 
-    @property
-    def loss(self) -> float: ...  # noqa: D102
-    @property
-    def gradient_norm(self) -> float: ...  # noqa: D102
-    @property
-    def learning_rate(self) -> float: ...  # noqa: D102
-    @property
-    def others(self) -> dict[str, float]: ...  # noqa: D102
+    loss: float
+    gradient_norm: float
+    learning_rate: float
+    others: dict[str, float]
 
 
 class Watcher(Protocol):

@@ -7,7 +7,7 @@ Launched by torchrun it trains on all ranks; rank 0 writes. Interrupted at any m
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +24,7 @@ from clipkit.training.batches import Batch, Batches
 from clipkit.training.checkpoints import checkpoints, load_checkpoint, save_checkpoint
 from clipkit.training.distributed import gather_objects, joined, mean_over_ranks, rank, ranks, wait_for_all
 from clipkit.training.evaluating import Evaluate
-from clipkit.training.logbook import METRICS, Logbook, Watcher
+from clipkit.training.logbook import METRICS, Logbook, Numbers, Watcher
 from clipkit.training.loss_scale import MAX_OVERFLOWS, next_scale
 from clipkit.training.objectives import Inputs, distinct
 from clipkit.training.schedule import learning_rate
@@ -161,16 +161,7 @@ def _run_steps(recipe: TrainRecipe, state: State, batches: Batches, *, logbook: 
             advance(recipe.batch_size, note)
 
 
-class _Numbers(NamedTuple):
-    """What a step found: the loss over the whole batch, the gradient's norm before clipping, the learning rate, the objective's own."""
-
-    loss: float
-    gradient_norm: float
-    learning_rate: float
-    others: dict[str, float]
-
-
-def _step(recipe: TrainRecipe, state: State, scoring: nn.Module, *, batch: Batch, run: Run, steps: int, most_broken: float) -> _Numbers:
+def _step(recipe: TrainRecipe, state: State, scoring: nn.Module, *, batch: Batch, run: Run, steps: int, most_broken: float) -> Numbers:
     """Score a batch and step, unless loss or gradient are not finite: then the weights stay as they are.
 
     Raises UserError for that, and where more than `most_broken` pictures of the run could not be decoded.
@@ -203,7 +194,7 @@ def _step(recipe: TrainRecipe, state: State, scoring: nn.Module, *, batch: Batch
     if recipe.precision == "fp16":
         progress.loss_scale, progress.unskipped = next_scale(progress.loss_scale, progress.unskipped, overflowed=overflows)
     progress.step += 1
-    return _Numbers(loss, norm, rate, numbers)
+    return Numbers(loss, norm, rate, numbers)
 
 
 @torch.no_grad()

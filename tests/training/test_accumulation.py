@@ -16,8 +16,10 @@ from clipkit.training.objectives import OBJECTIVES, Inputs, Objective, Scored
 from clipkit.training.scoring import Scoring
 from clipkit.training.sharding import gradient_norm, shard, whole
 from tests.training.ranks import run_ranks
+from tests.training.test_distributed import alive
 
-BATCH = 12
+CAPTIONS = "abccdaefghii"
+BATCH = len(CAPTIONS)
 CASES = [
     ("ViT-tiny-32", None, "all"),
     ("ViT-tiny-32", 2, "all"),
@@ -46,17 +48,7 @@ def with_head(objective: Objective) -> Objective:
 
 
 def whole_batch(name: str) -> tuple[ImageTextModel, Inputs]:
-    """A model in float64 whose residual branches are all alive, and a batch in which captions repeat."""
-    generator = torch.Generator().manual_seed(1)
-    model = build(architecture(name), seed=0).double()
-    with torch.no_grad():
-        for parameter_name, parameter in model.named_parameters():
-            if parameter_name.endswith("bn3.weight"):
-                parameter.fill_(0.5)
-    pixels = torch.randn(BATCH, 3, 32, 32, generator=generator, dtype=torch.float64)
-    tokens = torch.randint(1, 1000, (9, 7), generator=generator)
-    tokens[:, -1] = 49_407
-    return model, Inputs(pixels, tokens, torch.tensor([0, 1, 2, 2, 3, 0, 4, 5, 6, 7, 8, 8]), tuple("abccdaefghii"))
+    return alive(name, CAPTIONS)
 
 
 def my_rows(inputs: Inputs) -> Inputs:

@@ -10,31 +10,33 @@ from clipkit.model.clip import ImageTextModel, architecture, build
 from clipkit.recipe import LossKnobs, TrainRecipe
 from clipkit.run import Run
 from clipkit.training import distributed, loop
-from clipkit.training.objectives import OBJECTIVES, Inputs
+from clipkit.training.objectives import OBJECTIVES, Inputs, distinct
 from clipkit.training.scoring import Scoring
 from tests.training.ranks import my_rows, run_ranks
 
-BATCH = 6
+CAPTIONS = "abccda"
+BATCH = len(CAPTIONS)
 RECIPE = TrainRecipe(samples_seen=BATCH, batch_size=BATCH)
 
 
-def whole_batch(name: str) -> tuple[ImageTextModel, Inputs]:
-    """A model in float64 whose residual branches are all alive, and a batch in which captions repeat."""
+def alive(name: str, captions: str) -> tuple[ImageTextModel, Inputs]:
+    """A model in float64 whose residual branches are all alive, and a batch with a caption, which may repeat, for each letter."""
     generator = torch.Generator().manual_seed(1)
     model = build(architecture(name), seed=0).double()
     with torch.no_grad():
         for parameter_name, parameter in model.named_parameters():
             if parameter_name.endswith("bn3.weight"):
                 parameter.fill_(0.5)
-    pixels = torch.randn(BATCH, 3, 32, 32, generator=generator, dtype=torch.float64)
-    tokens = torch.randint(1, 1000, (4, 7), generator=generator)
+    texts, caption_B = distinct(captions)
+    pixels = torch.randn(len(captions), 3, 32, 32, generator=generator, dtype=torch.float64)
+    tokens = torch.randint(1, 1000, (len(texts), 7), generator=generator)
     tokens[:, -1] = 49_407
-    return model, Inputs(pixels, tokens, torch.tensor([0, 1, 2, 2, 3, 0]))
+    return model, Inputs(pixels, tokens, caption_B, tuple(captions))
 
 
 def gradients(name: str) -> dict[str, Tensor]:
     """Loss, gradients and buffers after scoring this rank's rows."""
-    model, inputs = whole_batch(name)
+    model, inputs = alive(name, CAPTIONS)
     distributed.synchronise_batch_norm(model)
     scoring = loop._on_ranks(Scoring(model, OBJECTIVES["clip"](LossKnobs()), head=torch.nn.Module(), precision="fp32"), RECIPE)
     scored = scoring(inputs._replace(pixels_BCHW=my_rows(inputs.pixels_BCHW), caption_B=my_rows(inputs.caption_B)))
