@@ -1,5 +1,6 @@
 """`clipkit eval ...` and `clipkit suites ...`."""
 
+import importlib
 from pathlib import Path
 from typing import Annotated
 
@@ -41,6 +42,8 @@ LINEAR_PROBE = """Linear probe by the CLIP paper's protocol (appendix A.3).
 
 Example: `clipkit eval linear-probe --model runs/model --suite demo --data clipkit-demo/web/eval --out runs/probe`
 """
+ENGINES = {"zero-shot": ("zero_shot", "run_zero_shot"), "linear-probe": ("linear_probe", "run_linear_probe")}
+"""Command = module of the evaluation room, and its function: imported when it runs, since torch takes a second."""
 
 
 @eval_app.command("linear-probe", help=LINEAR_PROBE, no_args_is_help=True)
@@ -57,7 +60,7 @@ def evaluate(
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Both evaluations: they differ in the engine alone, which the command's name chooses."""
+    """Every evaluation of a suite: they differ in the engine alone, which the command's name chooses."""
     kind = context.info_name
     knobs = load_recipe(EvalRecipe, find("recipes/eval", recipe) if recipe else None, set_ or ())
     from clipkit.evaluation.suite import load_suite
@@ -66,11 +69,10 @@ def evaluate(
     inputs = identity(model, tasks, data)
     with Run.open(out, command=f"eval {kind}", recipe=knobs, inputs=inputs, quiet=quiet) as run:
         if (report := run.report) is None:
-            from clipkit.evaluation import linear_probe as probe_engine
-            from clipkit.evaluation import zero_shot as zero_shot_engine
             from clipkit.model.encoder import load_encoder
 
-            engine = zero_shot_engine.run_zero_shot if kind == "zero-shot" else probe_engine.run_linear_probe
+            module, function = ENGINES[str(kind)]
+            engine = getattr(importlib.import_module(f"clipkit.evaluation.{module}"), function)
             encoder = load_encoder(model, precision=knobs.precision)
             report = engine(knobs, encoder, tasks, data, run=run, cache=cache_dir(cache))
             if not report["failed"]:

@@ -20,8 +20,9 @@ from sklearn.linear_model import LogisticRegression
 
 from clipkit import UserError
 from clipkit.evaluation.embeddings import embed
+from clipkit.evaluation.measures import Outcome, classified
 from clipkit.evaluation.metrics import mean_per_class_recall, top_k_hits
-from clipkit.evaluation.scores import Method, Outcome, score_suite
+from clipkit.evaluation.scores import Method, score_suite
 from clipkit.evaluation.splits import Split
 from clipkit.evaluation.suite import Metric, SplitName, Suite, Task
 from clipkit.model.encoder import Encoder
@@ -169,7 +170,8 @@ def _probe(encoder: Encoder, task: Task, splits: Mapping[SplitName, Split], *, r
         "train_count": len(train.labels_N),
         "validation_count": len(validation.labels_N),
     }
-    return Outcome(final.logits(labelled["test"].features_NF, len(task.classes)), labelled["test"].labels_N, facts)
+    logits_NC = final.logits(labelled["test"].features_NF, len(task.classes))
+    return classified(logits_NC, labelled["test"].labels_N, confidence=recipe.confidence, seed=recipe.seed, facts=facts)
 
 
 def _search_parts(labelled: Mapping[str, Labelled], task: Task, *, recipe: EvalRecipe) -> tuple[Labelled, Labelled]:

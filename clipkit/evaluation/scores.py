@@ -6,14 +6,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
 from clipkit import UserError
-from clipkit.evaluation.intervals import Interval, bootstrap, clopper_pearson
-from clipkit.evaluation.metrics import mean_per_class_recall, top_k, top_k_hits
+from clipkit.evaluation.measures import MAIN_METRIC, Outcome, Value
 from clipkit.evaluation.splits import Split
 from clipkit.evaluation.suite import SplitName, Suite, Task
 from clipkit.model.encoder import Encoder
@@ -21,18 +18,16 @@ from clipkit.recipe import EvalRecipe
 from clipkit.run import Run, replacing, write_json
 
 # What a protocol is called in CLIP_benchmark's result files, and what its metrics begin with.
-Kind = Literal["zero-shot", "linear-probe"]
-BENCHMARK_TASK: Mapping[Kind, str] = {"zero-shot": "zeroshot_classification", "linear-probe": "linear_probe"}
-PREFIX: Mapping[Kind, str] = {"zero-shot": "", "linear-probe": "lp_"}
-MAIN_METRIC = {"accuracy": "acc1", "mean-per-class": "mean_per_class_recall"}
-
-
-class Outcome(NamedTuple):
-    """What a classifier did on the test split of one task, and facts about how, which go into the result file."""
-
-    logits_NC: NDArray[np.floating]
-    labels_N: NDArray[np.int64]
-    facts: Mapping[str, Any]
+Kind = Literal["zero-shot", "linear-probe", "few-shot", "retrieval"]
+BENCHMARK_TASK: Mapping[Kind, str] = {
+    "zero-shot": "zeroshot_classification",
+    "linear-probe": "linear_probe",
+    "few-shot": "few_shot",
+    "retrieval": "zeroshot_retrieval",
+}
+PREFIX: Mapping[Kind, str] = {"zero-shot": "", "linear-probe": "lp_", "few-shot": "", "retrieval": ""}
+ALWAYS: Mapping[Kind, tuple[str, ...]] = dict.fromkeys(("zero-shot", "linear-probe"), ("acc1", "acc5", "mean_per_class_recall"))
+"""What CLIP_benchmark's result files always name, null where it has no meaning."""
 
 
 class Method(NamedTuple):
@@ -41,14 +36,6 @@ class Method(NamedTuple):
     kind: Kind
     splits: Callable[[Task], Mapping[SplitName, Split]]
     classify: Callable[[Task, Mapping[SplitName, Split]], Outcome]
-
-
-class Value(NamedTuple):
-    """One metric with its interval."""
-
-    metric: str
-    value: float
-    interval: Interval
 
 
 def score_suite(method: Method, suite: Suite, *, recipe: EvalRecipe, encoder: Encoder, run: Run) -> dict[str, Any]:
@@ -74,21 +61,6 @@ def score_suite(method: Method, suite: Suite, *, recipe: EvalRecipe, encoder: En
         "scores": scores,
         "failed": failed,
     }
-
-
-def measure(logits_NC: NDArray[np.floating], labels_N: NDArray[np.int64], *, confidence: float, seed: int) -> list[Value]:
-    """Top-1, top-5 (from six classes on) and mean per-class recall with intervals: exact ones for the shares, a bootstrap for the mean."""
-    hits_N = top_k_hits(logits_NC, labels_N, 1)
-    values = [_share("acc1", hits_N, confidence)]
-    if logits_NC.shape[1] > 5:
-        values.append(_share("acc5", top_k_hits(logits_NC, labels_N, 5), confidence))
-    interval = bootstrap(lambda drawn: mean_per_class_recall(hits_N[drawn], labels_N[drawn]), labels_N, confidence=confidence, seed=seed)
-    return [*values, Value("mean_per_class_recall", mean_per_class_recall(hits_N, labels_N), interval)]
-
-
-def _share(metric: str, hits_N: NDArray[np.bool_], confidence: float) -> Value:
-    right, count = int(hits_N.sum()), len(hits_N)
-    return Value(metric, right / count, clopper_pearson(right, count, confidence))
 
 
 def _result(method: Method, task: Task, *, recipe: EvalRecipe, encoder: Encoder, run: Run) -> dict[str, Any]:
@@ -119,13 +91,13 @@ def _score_task(
     """One task's result: CLIP_benchmark's fields first, then ours."""
     started, kind = time.monotonic(), method.kind
     outcome = method.classify(task, splits)
-    values = measure(outcome.logits_NC, outcome.labels_N, confidence=recipe.confidence, seed=recipe.seed)
-    found = {value.metric: value.value for value in values}
-    _write_predictions(run.path / "predictions" / f"{task.name}.parquet", outcome)
+    found = {value.metric: value.value for value in outcome.values}
+    if outcome.predictions is not None:
+        _write_table(run.path / "predictions" / f"{task.name}.parquet", outcome.predictions)
     about = {
         "task": task.name,
-        "protocol": recipe.protocol,
-        "count": len(outcome.labels_N),
+        "protocol": task.protocol,
+        "count": outcome.pictures,
         "seconds": round(time.monotonic() - started, 3),
     }
     return {
@@ -134,11 +106,12 @@ def _score_task(
         "precision": encoder.precision,
         "pretrained": encoder.fingerprint[:16],
         "task": BENCHMARK_TASK[kind],
-        "metrics": {PREFIX[kind] + metric: found.get(metric) for metric in ("acc1", "acc5", "mean_per_class_recall")},
+        "metrics": {PREFIX[kind] + metric: found.get(metric) for metric in ALWAYS.get(kind, ()) if metric not in found}
+        | {PREFIX[kind] + metric: value for metric, value in found.items()},
         "language": "en",
         **{name: about[name] for name in ("protocol", "count", "seconds")},
         "confidence": recipe.confidence,
-        "scores": [_score(value, about, prefix=PREFIX[kind], is_main=value.metric == MAIN_METRIC[task.metric]) for value in values],
+        "scores": [_score(value, about, prefix=PREFIX[kind], is_main=value.metric == MAIN_METRIC[task.metric]) for value in outcome.values],
         **outcome.facts,
     }
 
@@ -157,15 +130,6 @@ def _score(value: Value, about: Mapping[str, Any], *, prefix: str, is_main: bool
     }
 
 
-def _write_predictions(path: Path, outcome: Outcome) -> None:
-    """One row per picture: its index in the split, its label, the class predicted, the first five classes, whether it was right."""
-    best_N5 = top_k(outcome.logits_NC, 5).astype(np.int32)
-    columns = {
-        "index": np.arange(len(best_N5), dtype=np.int32),
-        "label": outcome.labels_N.astype(np.int32),
-        "prediction": best_N5[:, 0],
-        "top5": pa.FixedSizeListArray.from_arrays(best_N5.ravel(), best_N5.shape[1]).cast(pa.list_(pa.int32())),
-        "is_right": best_N5[:, 0] == outcome.labels_N,
-    }
+def _write_table(path: Path, table: pa.Table) -> None:
     with replacing(path) as temporary:
-        pq.write_table(pa.table(columns), temporary)
+        pq.write_table(table, temporary)

@@ -14,14 +14,34 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from clipkit import UserError
-from clipkit.evaluation.splits import Split, read_image_folder, read_webdataset
+from clipkit.evaluation.splits import READERS, Asked, Split, only_labels
 from clipkit.resources import find
 
 MAX_TOML_BYTES = 5_000_000
 MAX_TEXTS = 5_000_000
 """Class names x templates of a task, all of which are encoded."""
 SplitName = Literal["train", "validation", "test"]
-Metric = Literal["accuracy", "mean-per-class"]
+Metric = Literal[
+    "accuracy",
+    "top-5",
+    "mean-per-class",
+    "mean-top1-top5",
+    "11-point-map",
+    "mean-average-precision",
+    "roc-auc",
+    "macro-f1",
+    "worst-group",
+    "worst-group-top-5",
+    "mean-recall-at-1",
+]
+TaskKind = Literal["classification", "multilabel", "retrieval"]
+METRICS_OF: Mapping[TaskKind, tuple[Metric, ...]] = {
+    "classification": ("accuracy", "top-5", "mean-per-class", "mean-top1-top5", "roc-auc", "macro-f1", "worst-group", "worst-group-top-5"),
+    "multilabel": ("11-point-map", "mean-average-precision"),
+    "retrieval": ("mean-recall-at-1",),
+}
+Protocol = Literal["clip-paper", "clip-benchmark", "datacomp-38", "own"]
+"""Whose class names, templates, test set and metric a task has; `own`: nobody's who published figures with them."""
 
 
 def _names(value: Any) -> Any:
@@ -44,6 +64,7 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
 Text = Annotated[str, Field(min_length=1, max_length=1_000)]
 ClassNames = Annotated[tuple[Text, ...], BeforeValidator(_names), Field(min_length=1, max_length=1_000)]
 Folder = Annotated[Text, AfterValidator(_stays_inside)]
+Word = Annotated[str, Field(min_length=1, max_length=100)]
 Template = Annotated[Text, AfterValidator(_has_placeholder)]
 
 
@@ -57,32 +78,61 @@ class _Entry(BaseModel):
 class Task(_Entry):
     """One test set: its pictures, its classes in words, its metric. Frozen."""
 
+    protocol: Protocol = Field("own", description="whose names, templates, test set and metric these are")
+    kind: TaskKind = Field(
+        "classification", description="classification: one class per picture; multilabel: any number; retrieval: captions"
+    )
     folder: Folder = Field(description="folder under the data root")
-    layout: Literal["imagefolder", "clip-benchmark-wds"] = Field(
-        description="imagefolder: one folder per split with one folder per class; clip-benchmark-wds: the tars of CLIP_benchmark"
-    )
-    classes: tuple[ClassNames, ...] = Field(min_length=2, max_length=100_000, description="names of each class, in label order")
+    layout: str = Field(description="how the data lies there: `clipkit suites layouts` lists them")
+    classes: tuple[ClassNames, ...] = Field((), max_length=100_000, description="names of each class, in label order; retrieval: none")
     class_folders: tuple[Folder, ...] | None = Field(
-        None, description="imagefolder: folders in label order; unset: the first name of each class"
+        None, description="what the data calls the classes, in label order; unset: the first name of each class"
     )
-    templates: tuple[Template, ...] = Field(min_length=1, max_length=10_000, description="texts with {} where a class name goes")
+    labels: tuple[Annotated[int, Field(ge=0)], ...] | None = Field(
+        None, description="the data's label of each class, where the task has a part of the data's classes; other pictures are left out"
+    )
+    columns: Mapping[Word, Word] = Field({}, description="tables: the columns of `image`, `label`, `texts` and of groups")
+    groups: tuple[Word, ...] = Field((), max_length=100, description="attributes of each picture, such as gender or region")
+    templates: tuple[Template, ...] = Field(
+        min_length=1, max_length=10_000, description="texts with {} where a class name goes; retrieval: one, for the captions"
+    )
     metric: Metric = Field(description="the main metric (CLIP Table 9)")
-    splits: Mapping[SplitName, Folder] = Field(description="split = folder under the task's folder")
+    splits: Mapping[SplitName, Folder] = Field(description="split = folder or file under the task's folder, or the layout's word for it")
     sizes: Mapping[SplitName, Annotated[int, Field(ge=1)]] = Field({}, description="pictures per split, checked")
     published: Text = Field(description="where the data comes from")
 
     @model_validator(mode="after")
     def _agrees_with_itself(self) -> "Task":
+        self._check_kind()
         if (texts := sum(map(len, self.classes)) * len(self.templates)) > MAX_TEXTS:
             raise ValueError(f"class names x templates are {texts:,} texts, at most {MAX_TEXTS:,} are encoded: give fewer templates")
         folders = self.folders
         if len(folders) != len(self.classes):
             raise ValueError(f"class_folders has {len(folders)} folders for {len(self.classes)} classes")
+        if self.labels is not None and len(set(self.labels)) != len(self.classes):
+            raise ValueError(f"labels should be {len(self.classes)} different labels, one for each class")
         if self.layout == "imagefolder" and len(set(folders)) != len(folders):
             raise ValueError("two classes have the same folder: name the folders of all classes in class_folders")
         if unknown := sorted(set(self.sizes) - set(self.splits)):
             raise ValueError(f"sizes names the split `{unknown[0]}`, which splits does not")
         return self
+
+    def _check_kind(self) -> None:
+        if self.layout not in READERS:
+            near = difflib.get_close_matches(self.layout, list(READERS), n=1)
+            raise ValueError(
+                f"layout `{self.layout}` is not known: " + (f"did you mean `{near[0]}`?" if near else f"it is one of {', '.join(READERS)}")
+            )
+        if self.metric not in METRICS_OF[self.kind]:
+            raise ValueError(
+                f"metric `{self.metric}` does not suit the kind `{self.kind}`: it is one of {', '.join(METRICS_OF[self.kind])}"
+            )
+        if self.kind == "retrieval" and (self.classes or len(self.templates) != 1):
+            raise ValueError("a retrieval task has no classes, and one template that its captions go into, such as `a photo of {}`")
+        if self.kind != "retrieval" and len(self.classes) < 2:
+            raise ValueError("classes should have two entries or more")
+        if self.metric.startswith("worst-group") and not self.groups:
+            raise ValueError(f"metric `{self.metric}` needs `groups`: the first of them is the one that is scored")
 
     @property
     def folders(self) -> tuple[str, ...]:
@@ -105,21 +155,32 @@ class Task(_Entry):
         """
         if name not in self.splits:
             raise UserError(f"task `{self.name}` has no split `{name}`: it has {', '.join(sorted(self.splits))}")
-        root, folder = data_root / self.folder, data_root / self.folder / self.splits[name]
-        if not folder.is_dir():
+        root = data_root / self.folder
+        if not root.is_dir():
             raise UserError(
-                f"no data for task `{self.name}` at `{folder}`: put it there ({self.published}), or change `{option} {data_root}`"
+                f"no data for task `{self.name}` at `{root}`: put it there ({self.published}), or change `{option} {data_root}`"
             )
-        if self.layout == "imagefolder":
-            split = read_image_folder(root, folder, name=f"{self.name}/{name}", class_folders=self.folders)
-        else:
-            split = read_webdataset(root, folder, name=f"{self.name}/{name}", classes=self.classes)
+        split = READERS[self.layout](self._asked(root, name))
+        if self.labels is not None:
+            split = only_labels(split, self.labels)
         if (wanted := self.sizes.get(name, len(split))) != len(split):
             raise UserError(
-                f"split `{name}` of task `{self.name}` has {len(split):,} pictures at `{folder}`, not {wanted:,}: "
+                f"split `{name}` of task `{self.name}` has {len(split):,} pictures at `{root / self.splits[name]}`, not {wanted:,}: "
                 f"fetch it again ({self.published})"
             )
         return split
+
+    def _asked(self, root: Path, name: SplitName) -> Asked:
+        return Asked(
+            name=f"{self.name}/{name}",
+            root=root,
+            part=self.splits[name],
+            kind=self.kind,
+            classes=self.classes,
+            folders=self.folders,
+            columns=self.columns,
+            groups=self.groups,
+        )
 
 
 class Suite(_Entry):
@@ -178,6 +239,8 @@ def _describe_task(task: Task) -> dict[str, Any]:
     return {
         "task": task.name,
         "title": task.title,
+        "protocol": task.protocol,
+        "kind": task.kind,
         "classes": len(task.classes),
         "templates": len(task.templates),
         "metric": task.metric,
@@ -185,7 +248,7 @@ def _describe_task(task: Task) -> dict[str, Any]:
         "folder": task.folder,
         "splits": dict(sorted(task.splits.items())),
         "sizes": dict(sorted(task.sizes.items())),
-        "example": task.texts(0)[0],
+        "example": task.texts(0)[0] if task.classes else task.templates[0],
         "published": task.published,
     }
 

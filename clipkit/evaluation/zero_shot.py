@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from clipkit import UserError
 from clipkit.evaluation.embeddings import embed
-from clipkit.evaluation.scores import Method, Outcome, score_suite
+from clipkit.evaluation.measures import Outcome, classified
+from clipkit.evaluation.scores import Method, score_suite
 from clipkit.evaluation.splits import Split
 from clipkit.evaluation.suite import SplitName, Suite, Task
 from clipkit.model.encoder import Encoder
@@ -87,7 +88,7 @@ def run_zero_shot(recipe: EvalRecipe, encoder: Encoder, suite: Suite, data_root:
 
 def _classify(encoder: Encoder, task: Task, splits: Mapping[SplitName, Split], *, recipe: EvalRecipe, run: Run, cache: Path) -> Outcome:
     predictions = predict(encoder, task, splits["test"], run=run, cache=cache, batch_size=recipe.batch_size, workers=recipe.workers)
-    return Outcome(*predictions, facts={})
+    return classified(*predictions, confidence=recipe.confidence, seed=recipe.seed)
 
 
 def _require_text(encoder: Encoder) -> None:

@@ -1,7 +1,7 @@
 """The knobs of `clipkit eval` and `clipkit overlap-report`."""
 
 from collections.abc import Mapping
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -11,6 +11,9 @@ from clipkit.recipe.section import FREE, Section
 class ProbeKnobs(Section):
     """Linear probe (CLIP appendix A.3)."""
 
+    solver: Literal["batched", "sklearn"] = Field(
+        "batched", description="batched: many strengths at once as one L-BFGS in torch; sklearn: scikit-learn, one after the other"
+    )
     max_iterations: int = Field(1_000, ge=1, le=10**9, description="most L-BFGS iterations of one fit")
     min_strength: float = Field(1e-6, gt=0, le=1e18, description="least regularisation strength (lambda)")
     max_strength: float = Field(1e6, gt=0, le=1e18, description="greatest regularisation strength (lambda)")
@@ -26,16 +29,43 @@ class ProbeKnobs(Section):
         return self
 
 
+class ZeroShotKnobs(Section):
+    """Zero-shot classification (CLIP 3.1.2 to 3.1.4)."""
+
+    ensemble: Literal["embeddings", "probabilities"] = Field(
+        "embeddings", description="templates are averaged as embeddings (the paper) or as probabilities after the softmax"
+    )
+    compare_templates: bool = Field(False, description="score names alone and one template too, and the gains between them (figure 4)")
+
+
+class FewShotKnobs(Section):
+    """Few-shot classification (CLIP figures 6 and 7)."""
+
+    shots: tuple[Annotated[int, Field(ge=1, le=100_000)], ...] = Field((1, 2, 4, 8, 16), min_length=1, description="pictures per class")
+    draws: int = Field(10, ge=1, le=1_000, description="random draws of each number of shots (CoOp: 10; the paper does not say)")
+    classifiers: tuple[Literal["logistic", "ridge"], ...] = Field(
+        ("logistic", "ridge"), min_length=1, description="logistic regression, closed-form ridge regression, or both"
+    )
+
+
+class RetrievalKnobs(Section):
+    """Retrieval between images and texts (CLIP table 13)."""
+
+    ks: tuple[Annotated[int, Field(ge=1, le=10_000)], ...] = Field((1, 5, 10), min_length=1, description="recall at which ranks")
+
+
 class EvalRecipe(Section):
     """`clipkit eval ...`: an encoder -> scores."""
 
     seed: int = Field(0, ge=0, lt=2**63, description="seed of validation splits and bootstrap")
-    protocol: Literal["clip-paper"] = Field("clip-paper", description="whose rules the scores follow")
     batch_size: int = Field(256, ge=1, le=2**31 - 1, description="images encoded at once")
     workers: int = Field(2, ge=0, le=512, json_schema_extra=FREE, description="threads that decode images; 0: none")
     precision: Literal["auto", "bf16", "fp32"] = Field("auto", description="arithmetic of the encoder; auto: bf16 where the device has it")
     confidence: float = Field(0.95, gt=0, lt=1, description="confidence of the intervals")
+    zero_shot: ZeroShotKnobs = Field(ZeroShotKnobs(), description="zero-shot classification")
     probe: ProbeKnobs = Field(ProbeKnobs(), description="linear probe")
+    few_shot: FewShotKnobs = Field(FewShotKnobs(), description="few-shot classification")
+    retrieval: RetrievalKnobs = Field(RetrievalKnobs(), description="retrieval")
 
 
 class OverlapRecipe(Section):

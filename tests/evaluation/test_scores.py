@@ -10,8 +10,9 @@ from scipy.stats import binom
 from sklearn.metrics import balanced_accuracy_score, top_k_accuracy_score
 
 from clipkit import UserError
-from clipkit.evaluation.scores import Method, Outcome, measure, score_suite
-from clipkit.evaluation.splits import Split
+from clipkit.evaluation.measures import Outcome, classified, measure
+from clipkit.evaluation.scores import Method, score_suite
+from clipkit.evaluation.splits import FilesAt, Split
 from clipkit.evaluation.suite import Suite, Task, describe, load_suite
 from clipkit.recipe import EvalRecipe
 from clipkit.report.tables import score_tables, suite_tables
@@ -26,17 +27,19 @@ def two_tasks(color_suite: Suite) -> Suite:
     return color_suite.model_copy(update={"tasks": (task.model_copy(update={"name": "first"}), task.model_copy(update={"name": "second"}))})
 
 
-def outcome(seed: int = 0) -> Outcome:
-    random = np.random.default_rng(seed)
-    labels_N = np.arange(60) % 6
-    return Outcome(random.normal(size=(60, 6)) + 0.7 * np.eye(6)[labels_N], labels_N, {"note": "kept"})
+LABELS_N = np.arange(60) % 6
+LOGITS_NC = np.random.default_rng(0).normal(size=(60, 6)) + 0.7 * np.eye(6)[LABELS_N]
+
+
+def outcome() -> Outcome:
+    return classified(LOGITS_NC, LABELS_N, confidence=RECIPE.confidence, seed=RECIPE.seed, facts={"note": "kept"})
 
 
 def score(two_tasks: Suite, encoder: Any, run: Run, classify: Any = None, *, splits: Any = None) -> dict[str, Any]:
     def classified(task: Task, splits: Any) -> Outcome:
         return classify(task) if classify else outcome()
 
-    method = Method("zero-shot", splits or (lambda task: {"test": Split("no pictures", [])}), classified)
+    method = Method("zero-shot", splits or (lambda task: {"test": Split("no pictures", FilesAt([]))}), classified)
     return score_suite(method, two_tasks, recipe=RECIPE, encoder=encoder, run=run)
 
 
@@ -46,8 +49,8 @@ def test_result_files_have_the_fields_of_clip_benchmark(two_tasks: Suite, color_
     assert (result["dataset"], result["model"], result["pretrained"]) == ("first", "color", "color-encoder")
     assert (result["task"], result["language"]) == ("zeroshot_classification", "en")
     assert set(result["metrics"]) == {"acc1", "acc5", "mean_per_class_recall"}
-    assert result["metrics"]["acc1"] == pytest.approx((outcome().logits_NC.argmax(axis=1) == outcome().labels_N).mean())
-    assert (result["protocol"], result["count"], result["note"]) == ("clip-paper", 60, "kept")
+    assert result["metrics"]["acc1"] == pytest.approx((LOGITS_NC.argmax(axis=1) == LABELS_N).mean())
+    assert (result["protocol"], result["count"], result["note"]) == ("own", 60, "kept")
 
 
 def test_a_task_that_fails_is_named_and_the_others_go_on(two_tasks: Suite, color_encoder: Any, scratch_run: Run) -> None:
@@ -127,24 +130,22 @@ def test_a_damaged_result_is_made_again(two_tasks: Suite, color_encoder: Any, sc
 
 
 def test_the_three_metrics_are_scikit_learns() -> None:
-    logits_NC, labels_N, _ = outcome()
-    found = {value.metric: value.value for value in measure(logits_NC, labels_N, confidence=0.95, seed=0)}
+    found = {value.metric: value.value for value in measure(LOGITS_NC, LABELS_N, confidence=0.95, seed=0)}
     assert found == pytest.approx(
         {
-            "acc1": top_k_accuracy_score(labels_N, logits_NC, k=1),
-            "acc5": top_k_accuracy_score(labels_N, logits_NC, k=5),
-            "mean_per_class_recall": balanced_accuracy_score(labels_N, logits_NC.argmax(axis=1)),
+            "acc1": top_k_accuracy_score(LABELS_N, LOGITS_NC, k=1),
+            "acc5": top_k_accuracy_score(LABELS_N, LOGITS_NC, k=5),
+            "mean_per_class_recall": balanced_accuracy_score(LABELS_N, LOGITS_NC.argmax(axis=1)),
         }
     )
 
 
 def test_intervals_follow_the_confidence_and_the_seed() -> None:
-    logits_NC, labels_N, _ = outcome()
-    narrow, wide = (measure(logits_NC, labels_N, confidence=confidence, seed=0) for confidence in (0.5, 0.99))
+    narrow, wide = (measure(LOGITS_NC, LABELS_N, confidence=confidence, seed=0) for confidence in (0.5, 0.99))
     for tight, loose in zip(narrow, wide, strict=True):
         assert loose.interval.low < tight.interval.low < tight.value < tight.interval.high < loose.interval.high
-    assert measure(logits_NC, labels_N, confidence=0.5, seed=0) == narrow
-    assert len({measure(logits_NC, labels_N, confidence=0.9, seed=seed)[2] for seed in range(10)}) > 1
+    assert measure(LOGITS_NC, LABELS_N, confidence=0.5, seed=0) == narrow
+    assert len({measure(LOGITS_NC, LABELS_N, confidence=0.9, seed=seed)[2] for seed in range(10)}) > 1
 
 
 def test_the_report_is_plain_json_and_its_table_shows_every_score(two_tasks: Suite, color_encoder: Any, scratch_run: Run) -> None:
@@ -183,9 +184,9 @@ def test_results_are_left_under_their_final_names_only(two_tasks: Suite, color_e
 
 def scored_as(right_of_class: dict[int, tuple[int, int]]) -> tuple[np.ndarray, np.ndarray]:
     """Logits and labels of two classes, with (right, count) pictures of each."""
-    labels_N = np.repeat(list(right_of_class), [count for _, count in right_of_class.values()])
+    LABELS_N = np.repeat(list(right_of_class), [count for _, count in right_of_class.values()])
     is_right_N = np.concatenate([np.arange(count) < right for right, count in right_of_class.values()])
-    return np.eye(2)[np.where(is_right_N, labels_N, 1 - labels_N)], labels_N
+    return np.eye(2)[np.where(is_right_N, LABELS_N, 1 - LABELS_N)], LABELS_N
 
 
 def test_the_interval_of_the_mean_per_class_draws_every_class_in_its_own_size() -> None:

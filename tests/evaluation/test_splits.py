@@ -11,10 +11,15 @@ import numpy as np
 import pytest
 
 from clipkit import UserError
-from clipkit.evaluation.splits import Split, read_image_folder, read_webdataset
+from clipkit.evaluation.splits import READERS, Asked, Split
 
 Member = tuple[str, bytes]
 CLASSES = (("red",), ("green", "lime"), ("blue",))
+
+
+def read(layout: str, folder: Path, *, classes: Sequence[Sequence[str]] = (), folders: Sequence[str] = ()) -> Split:
+    asked = Asked("test", folder.parent, folder.name, "classification", classes, folders, columns={}, groups=())
+    return READERS[layout](asked)
 
 
 def make_folders(root: Path, pictures: dict[str, bytes]) -> Path:
@@ -39,11 +44,11 @@ def make_tars(root: Path, *tars: Sequence[Member], nshards: str | None = None) -
 
 
 def read_folders(folder: Path, *class_folders: str) -> Split:
-    return read_image_folder(folder.parent, folder, name="test", class_folders=class_folders)
+    return read("imagefolder", folder, folders=class_folders)
 
 
 def read_tars(folder: Path) -> Split:
-    return read_webdataset(folder.parent, folder, name="test", classes=CLASSES)
+    return read("clip-benchmark-wds", folder, classes=CLASSES)
 
 
 def test_folders_are_read_by_label_then_by_name(tmp_path: Path) -> None:
@@ -227,6 +232,6 @@ def test_the_first_difference_in_class_names_is_told(tmp_path: Path, names: str,
 def test_a_file_that_is_no_picture_by_its_name_is_passed_over(own_color_files: Path) -> None:
     folder = own_color_files / "data" / "colors" / "test"
     classes = sorted(path.name for path in folder.iterdir())
-    before = len(read_image_folder(folder.parent, folder, name="test", class_folders=classes))
+    before = len(read("imagefolder", folder, folders=classes))
     (folder / classes[0] / "README.md").write_text("not a picture")
-    assert len(read_image_folder(folder.parent, folder, name="test", class_folders=classes)) == before
+    assert len(read("imagefolder", folder, folders=classes)) == before

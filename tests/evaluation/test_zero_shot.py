@@ -60,7 +60,7 @@ def test_scores_are_those_worked_by_hand(color_encoder: Any, color_suite: Suite,
     assert (acc5["low"], acc5["high"]) == clopper_pearson(35, 35, 0.95)
     assert recall["low"] < 0.9 < recall["high"]
     assert [score["is_main"] for score in report["scores"]] == [True, False, False]
-    assert {(score["task"], score["protocol"], score["count"]) for score in report["scores"]} == {("colors", "clip-paper", 35)}
+    assert {(score["task"], score["protocol"], score["count"]) for score in report["scores"]} == {("colors", "own", 35)}
     assert (report["command"], report["model"], report["suite"]) == ("eval zero-shot", "color", "colors")
 
 
