@@ -112,7 +112,7 @@ def write_emoji(data: Path, root: Path) -> None:
             captions = {name, f"an emoji of {name}", f"{name}: {', '.join(tags[:6])}", f"a drawing of {', '.join(tags[:6]) or name}"}
             for style, caption in itertools.product(STYLES["train"], sorted(captions)):
                 url = f"emoji://{style}/{file}"
-                yield Pair(pair_key(url, caption), on_white(_emoji_file(data, style, file)), caption, {"image_url": url, "source": style})
+                yield Pair(pair_key(url, caption), on_white(emoji_file(data, style, file)), caption, {"image_url": url, "source": style})
 
     write_shards(_mixed(pairs()), root, pairs_per_shard=5_000, recipe={"styles": list(STYLES["train"])}, funnel=[])
 
@@ -123,15 +123,16 @@ def emoji_tests(data: Path) -> Tests:
     names, class_of = distinct([name for _, name, _ in concepts])
     files = [(style, file, int(label)) for style in STYLES["test"] for (file, _, _), label in zip(concepts, class_of, strict=True)]
     labels = np.array([label for _, _, label in files])
-    shown = [on_white(_emoji_file(data, style, file)) for style, file, _ in files]
+    shown = [on_white(emoji_file(data, style, file)) for style, file, _ in files]
     return Tests(shown, labels, [[f"an emoji of {name}"] for name in names], [f"an emoji of {names[label]}" for label in labels])
 
 
-def _emoji_file(data: Path, style: str, file: str) -> Path:
+def emoji_file(data: Path, style: str, file: str) -> Path:
+    """One drawing of 64 x 64 pixels."""
     return data / f"emoji-{style}" / "package" / "img" / style / "64" / file
 
 
-def _stamps(data: Path, *, tests: bool) -> list[tuple[Path, str]]:
+def stamps(data: Path, *, tests: bool) -> list[tuple[Path, str]]:
     """PNG stamps with their English caption; one in four, by a hash of the caption, is for tests, so that no caption is in both."""
     root = data / "tuxpaint" / "usr" / "share" / "tuxpaint" / "stamps"
     english = [caption for caption in read_captions(root) if caption.language == "en" and caption.text]
@@ -140,7 +141,7 @@ def _stamps(data: Path, *, tests: bool) -> list[tuple[Path, str]]:
 
 def write_tuxpaint(data: Path, root: Path) -> None:
     """Three in four stamps, each with its English caption."""
-    chosen = _stamps(data, tests=False)
+    chosen = stamps(data, tests=False)
     pairs = (
         Pair(pair_key(str(p), text), on_white(p), text, {"image_url": f"stamp://{p.name}", "source": "tuxpaint"}) for p, text in chosen
     )
@@ -149,7 +150,7 @@ def write_tuxpaint(data: Path, root: Path) -> None:
 
 def tuxpaint_tests(data: Path) -> Tests:
     """The other stamps; their classes are the captions themselves, none of which was trained on."""
-    chosen = _stamps(data, tests=True)
+    chosen = stamps(data, tests=True)
     texts, class_of = distinct([text for _, text in chosen])
     return Tests([on_white(path) for path, _ in chosen], class_of.numpy(), [[text] for text in texts], [text for _, text in chosen])
 

@@ -2,10 +2,11 @@
 
 import gzip
 import io
+import itertools
 import json
 import struct
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -58,15 +59,20 @@ def write_training_shards(data: Path, root: Path, *, seed: int = 0) -> Shards:
 
 def write_task(root: Path, task: str, split: str, pictures: np.ndarray, labels: np.ndarray) -> None:
     """A split in CLIP_benchmark's webdataset layout: split/nshards.txt, split/N.tar with png and cls."""
-    folder = root / load_task(task).folder / split
+    write_tars(root / load_task(task).folder / split, "cls", zip(map(png, pictures), map(str, labels), strict=True))
+
+
+def write_tars(folder: Path, suffix: str, known: Iterable[tuple[bytes, str]]) -> None:
+    """Pictures with their label (`cls`) or captions (`txt`) as 0.tar, 1.tar, ... and nshards.txt."""
     folder.mkdir(parents=True, exist_ok=True)
-    starts = range(0, len(pictures), PICTURES_PER_TAR)
-    for number, start in enumerate(starts):
-        with tarfile.open(folder / f"{number}.tar", "w") as tar:
-            for i in range(start, min(start + PICTURES_PER_TAR, len(pictures))):
-                _add(tar, f"s{i:07d}.cls", str(labels[i]).encode())
-                _add(tar, f"s{i:07d}.png", png(pictures[i]))
-    (folder / "nshards.txt").write_text(str(len(starts)))
+    numbered, tars = enumerate(known), 0
+    while batch := list(itertools.islice(numbered, PICTURES_PER_TAR)):
+        with tarfile.open(folder / f"{tars}.tar", "w") as tar:
+            for i, (picture, text) in batch:
+                _add(tar, f"s{i:07d}.{suffix}", text.encode())
+                _add(tar, f"s{i:07d}.png", picture)
+        tars += 1
+    (folder / "nshards.txt").write_text(str(tars))
 
 
 def png(picture: np.ndarray) -> bytes:

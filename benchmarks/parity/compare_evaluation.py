@@ -1,0 +1,114 @@
+"""Zero-shot beside CLIP_benchmark 1.6.2: the same weights, pictures, class names and templates; exit code 1 on a difference.
+
+In the peers' environment (`make .venv-peer/.installed`), after `python benchmarks/real/test_sets.py ROOT`:
+
+    PEER/bin/python benchmarks/parity/compare_evaluation.py --model RUN --data ROOT [--tasks cifar10,mnist,...]
+
+The model, one that `clipkit train` made, is written as a folder that open_clip loads; CLIP_benchmark evaluates that through open_clip in
+float32 (`--no_amp`) and clipkit evaluates its own file (`precision=fp32`). Predictions are compared picture by picture, metrics within
+1e-4. A picture may fall otherwise only where the peer has the two classes closer than 1e-4 of logit: such ties are counted, and a
+metric may differ by them beyond that.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+HERE = Path(__file__).resolve().parent
+METRICS = ("acc1", "acc5", "mean_per_class_recall")
+TIE = 1e-4
+
+
+def by_clip_benchmark(model: Path, data: Path, tasks: list[str], work: Path, *, amp: bool = False) -> list[dict[str, Any]]:
+    """Its results of the tasks in order, each with the logits and labels that it found. `model`: a folder that open_clip loads."""
+    words = ["eval", "--model", f"local-dir:{model}", "--pretrained", "", "--dataset", *(f"wds/{task}" for task in tasks)]
+    words += [
+        "--dataset_root",
+        f"{data}/{{dataset}}",
+        "--task",
+        "zeroshot_classification",
+        "--output",
+        f"{work}/{{dataset}}.json",
+        "--quiet",
+    ]
+    subprocess.run(
+        [sys.executable, str(HERE / "clip_benchmark_alone.py"), str(work), *words, *([] if amp else ["--no_amp"])],
+        check=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    results = [json.loads((work / f"{task}.json").read_text()) for task in tasks]
+    return [result | dict(np.load(work / f"{i:02d}.npz")) for i, result in enumerate(results)]
+
+
+def by_clipkit(model: Path, data: Path, suite: Path, work: Path, *, precision: str = "fp32") -> Path:
+    """The run of `clipkit eval zero-shot`, with a cache of its own."""
+    words = ["eval", "zero-shot", "--model", str(model), "--suite", str(suite), "--data", str(data), "--out", str(work / "run")]
+    words += ["--cache", str(work / "cache"), "--set", f"precision={precision}", "--quiet", "--json"]
+    subprocess.run([sys.executable, "-m", "clipkit", *words], check=True, stdout=subprocess.DEVNULL)
+    return work / "run"
+
+
+def suite_of(tasks: list[str], folder: Path) -> Path:
+    """A suite file of these tasks."""
+    path = folder / "suite.toml"
+    path.write_text(f'name = "compared"\ntitle = "Compared"\ntasks = {json.dumps(tasks)}\n')
+    return path
+
+
+def difference(task: str, peer: dict[str, Any], run: Path) -> dict[str, Any]:
+    """What the two sides say of one task."""
+    result = json.loads((run / "results" / f"{task}.json").read_text())
+    rows = pq.read_table(run / "predictions" / f"{task}.parquet")
+    logits_NC, labels_N = peer["logits"], peer["labels"]
+    if not np.array_equal(labels_N, rows["label"].to_numpy()):
+        raise SystemExit(f"{task}: the labels differ, so the pictures are not the same")
+    ours_N, theirs_N = rows["prediction"].to_numpy(), logits_NC.argmax(axis=1)
+    others_N = np.flatnonzero(ours_N != theirs_N)
+    gaps = logits_NC[others_N, theirs_N[others_N]] - logits_NC[others_N, ours_N[others_N]]
+    metrics = {name: abs(result["metrics"][name] - peer["metrics"][name]) for name in METRICS if result["metrics"][name] is not None}
+    return {
+        "task": task,
+        "pictures": len(ours_N),
+        "classes": logits_NC.shape[1],
+        "acc1": result["metrics"]["acc1"],
+        "peer_acc1": peer["metrics"]["acc1"],
+        "others": len(others_N),
+        "ties": int((gaps < TIE).sum()),
+        "largest_metric_difference": max(metrics.values()),
+    }
+
+
+def main() -> None:
+    """Run both, compare, print JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--tasks", default="cifar10,mnist,fashion-mnist")
+    options = parser.parse_args()
+    tasks = options.tasks.split(",")
+    with tempfile.TemporaryDirectory() as folder:
+        work = Path(folder)
+        open_clip_folder = work / "open-clip"
+        subprocess.run(
+            [sys.executable, "-m", "clipkit", "models", "convert", options.model, open_clip_folder, "--to", "open-clip"],
+            check=True,
+            stdout=subprocess.DEVNULL,
+        )
+        (work / "peer").mkdir()
+        found = by_clip_benchmark(open_clip_folder, options.data, tasks, work / "peer")
+        run = by_clipkit(options.model, options.data, suite_of(tasks, work), work)
+        rows = [difference(task, peer, run) for task, peer in zip(tasks, found, strict=True)]
+    print(json.dumps(rows, indent=1))
+    sys.exit(any(row["others"] > row["ties"] or row["largest_metric_difference"] > TIE + row["ties"] / row["pictures"] for row in rows))
+
+
+if __name__ == "__main__":
+    main()
