@@ -88,7 +88,7 @@ def run_zero_shot(recipe: EvalRecipe, encoder: Encoder, suite: Suite, data_root:
 
 def _classify(encoder: Encoder, task: Task, splits: Mapping[SplitName, Split], *, recipe: EvalRecipe, run: Run, cache: Path) -> Outcome:
     predictions = predict(encoder, task, splits["test"], run=run, cache=cache, batch_size=recipe.batch_size, workers=recipe.workers)
-    return classified(*predictions, confidence=recipe.confidence, seed=recipe.seed)
+    return classified(*predictions, confidence=recipe.confidence, seed=recipe.seed, task=task, split=splits["test"])
 
 
 def _require_text(encoder: Encoder) -> None:
