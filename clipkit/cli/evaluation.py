@@ -33,6 +33,14 @@ suites_app = typer.Typer(no_args_is_help=True, help="List, show and hash the sui
 
 SuiteArgument = Annotated[str, typer.Argument(metavar="SUITE", help="A suite file, or a name that `clipkit suites list` shows.")]
 
+TemplatesOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--templates",
+        metavar="SET",
+        help="zero-shot: other templates, a text file of one a line with {} or {c}, or `task`, `names`, `one`; repeat to compare sets.",
+    ),
+]
 
 ZERO_SHOT = """Zero-shot classification: class names and templates against pictures.
 
@@ -57,15 +65,22 @@ def evaluate(
     recipe: RecipeOption = None,
     set_: SetOption = None,
     cache: CacheOption = None,
+    templates: TemplatesOption = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
     """Every evaluation of a suite: they differ in the engine alone, which the command's name chooses."""
     kind = context.info_name
     knobs = load_recipe(EvalRecipe, find("recipes/eval", recipe) if recipe else None, set_ or ())
+    if templates and kind != "zero-shot":
+        raise UserError(f"`--templates` is for `clipkit eval zero-shot`: `eval {kind}` reads no texts of classes")
     from clipkit.evaluation.suite import load_suite
 
     tasks = load_suite(suite)
+    if templates:
+        from clipkit.evaluation.class_texts import with_templates
+
+        tasks = with_templates(tasks, templates)
     inputs = identity(model, tasks, data)
     with Run.open(out, command=f"eval {kind}", recipe=knobs, inputs=inputs, quiet=quiet) as run:
         if (report := run.report) is None:

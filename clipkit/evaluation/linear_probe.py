@@ -175,7 +175,7 @@ def _probe(encoder: Encoder, task: Task, splits: Mapping[SplitName, Split], *, r
         "validation_count": len(validation.labels_N),
     }
     logits_NC = final.logits(labelled["test"].features_NF, len(task.classes))
-    about = {"confidence": recipe.confidence, "seed": recipe.seed, "facts": facts, "task": task, "split": splits["test"]}
+    about: dict[str, Any] = {"confidence": recipe.confidence, "seed": recipe.seed, "facts": facts, "task": task, "split": splits["test"]}
     return classified(logits_NC, labelled["test"].labels_N, **about)
 
 
