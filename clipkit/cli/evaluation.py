@@ -2,7 +2,7 @@
 
 import importlib
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -24,7 +24,7 @@ from clipkit.cli.options import (
     show,
 )
 from clipkit.recipe import EvalRecipe, load_recipe
-from clipkit.report.tables import hash_tables, score_tables, suite_tables
+from clipkit.report.tables import Table, hash_tables, score_tables, suite_tables
 from clipkit.resources import find, names
 from clipkit.run import Run
 
@@ -66,6 +66,7 @@ def evaluate(
     set_: SetOption = None,
     cache: CacheOption = None,
     templates: TemplatesOption = None,
+    per_class: Annotated[bool, typer.Option("--per-class", help="zero-shot: show the ten classes of each task found least.")] = False,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
@@ -93,8 +94,18 @@ def evaluate(
             if not report["failed"]:
                 run.finish(report)
     if report["scores"] or as_json:
-        show(report, score_tables(report), as_json=as_json, where=out)
+        more = _about_classes(report, out, per_class=per_class) if kind == "zero-shot" else []
+        show(report, [*more, *score_tables(report)], as_json=as_json, where=out)
     exit_for_failures(report["failed"], has_results=bool(report["scores"]))
+
+
+def _about_classes(report: dict[str, Any], out: Path, *, per_class: bool) -> list[Table]:
+    """Tables of classes and templates; their figures are drawn on the way."""
+    from clipkit.report.classifying import class_tables, gain_tables, write_figures
+
+    done = list(dict.fromkeys(score["task"] for score in report["scores"]))
+    write_figures(out, done)
+    return [*(class_tables(out, done) if per_class else []), *gain_tables(out, done)]
 
 
 @suites_app.command("list")

@@ -62,7 +62,7 @@ class ClassTexts:
         if missing:
             new = self.encoder.encode_texts([text for i in missing for text in texts[i]])
             new = torch.nn.functional.normalize(new.double(), dim=1).float()
-            for i, vectors in zip(missing, new.split(len(texts[0])), strict=True):
+            for i, vectors in zip(missing, torch.split(new, len(texts[0])), strict=True):
                 kept[i] = vectors
                 self._save(texts[i], vectors)
         return [vectors for vectors in kept if vectors is not None]
