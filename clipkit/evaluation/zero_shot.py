@@ -110,6 +110,8 @@ def run_zero_shot(recipe: EvalRecipe, encoder: Encoder, suite: Suite, data_root:
 
 
 def _classify(encoder: Encoder, task: Task, splits: Mapping[SplitName, Split], *, recipe: EvalRecipe, run: Run, cache: Path) -> Outcome:
+    if task.kind == "retrieval":
+        raise UserError(f"task `{task.name}` has captions and no classes: use `clipkit eval retrieval` for it")
     split = splits["test"]
     knobs: dict[str, Any] = {"confidence": recipe.confidence, "seed": recipe.seed}
     images_ND = embed(encoder, split, cache=cache, run=run, batch_size=recipe.batch_size, workers=recipe.workers).projected_ND

@@ -212,3 +212,9 @@ def test_a_file_of_templates_that_is_none_is_told(color_suite: Suite, tmp_path: 
         (tmp_path / "t.txt").write_bytes(data)
     with pytest.raises(UserError, match=told):
         with_templates(color_suite, [str(tmp_path / "t.txt")])
+
+
+def test_a_task_of_captions_is_sent_to_retrieval(color_encoder: Any, color_suite: Suite, color_data: Path, scratch_run: Run) -> None:
+    suite = color_suite.model_copy(update={"tasks": (color_suite.tasks[0].model_copy(update={"kind": "retrieval"}),)})
+    report = run_zero_shot(RECIPE, color_encoder, suite, color_data, run=scratch_run, cache=scratch_run.path / "cache")
+    assert "use `clipkit eval retrieval`" in report["failed"]["colors"]
