@@ -2,7 +2,7 @@
 
 import importlib
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -24,7 +24,7 @@ from clipkit.cli.options import (
     show,
 )
 from clipkit.recipe import EvalRecipe, load_recipe
-from clipkit.report.tables import hash_tables, score_tables, suite_tables
+from clipkit.report.tables import Table, hash_tables, score_tables, suite_tables
 from clipkit.resources import find, names
 from clipkit.run import Run
 
@@ -33,6 +33,14 @@ suites_app = typer.Typer(no_args_is_help=True, help="List, show and hash the sui
 
 SuiteArgument = Annotated[str, typer.Argument(metavar="SUITE", help="A suite file, or a name that `clipkit suites list` shows.")]
 
+TemplatesOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--templates",
+        metavar="SET",
+        help="zero-shot: other templates, a text file of one a line with {} or {c}, or `task`, `names`, `one`; repeat to compare sets.",
+    ),
+]
 
 ZERO_SHOT = """Zero-shot classification: class names and templates against pictures.
 
@@ -57,15 +65,23 @@ def evaluate(
     recipe: RecipeOption = None,
     set_: SetOption = None,
     cache: CacheOption = None,
+    templates: TemplatesOption = None,
+    per_class: Annotated[bool, typer.Option("--per-class", help="zero-shot: show the ten classes of each task found least.")] = False,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
     """Every evaluation of a suite: they differ in the engine alone, which the command's name chooses."""
     kind = context.info_name
     knobs = load_recipe(EvalRecipe, find("recipes/eval", recipe) if recipe else None, set_ or ())
+    if templates and kind != "zero-shot":
+        raise UserError(f"`--templates` is for `clipkit eval zero-shot`: `eval {kind}` reads no texts of classes")
     from clipkit.evaluation.suite import load_suite
 
     tasks = load_suite(suite)
+    if templates:
+        from clipkit.evaluation.class_texts import with_templates
+
+        tasks = with_templates(tasks, templates)
     inputs = identity(model, tasks, data)
     with Run.open(out, command=f"eval {kind}", recipe=knobs, inputs=inputs, quiet=quiet) as run:
         if (report := run.report) is None:
@@ -78,8 +94,18 @@ def evaluate(
             if not report["failed"]:
                 run.finish(report)
     if report["scores"] or as_json:
-        show(report, score_tables(report), as_json=as_json, where=out)
+        more = _about_classes(report, out, per_class=per_class) if kind == "zero-shot" else []
+        show(report, [*more, *score_tables(report)], as_json=as_json, where=out)
     exit_for_failures(report["failed"], has_results=bool(report["scores"]))
+
+
+def _about_classes(report: dict[str, Any], out: Path, *, per_class: bool) -> list[Table]:
+    """Tables of classes and templates; their figures are drawn on the way."""
+    from clipkit.report.classifying import class_tables, gain_tables, write_figures
+
+    done = list(dict.fromkeys(score["task"] for score in report["scores"]))
+    write_figures(out, done)
+    return [*(class_tables(out, done) if per_class else []), *gain_tables(out, done)]
 
 
 @suites_app.command("list")

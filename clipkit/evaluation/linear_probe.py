@@ -152,6 +152,10 @@ def run_linear_probe(recipe: EvalRecipe, encoder: Encoder, suite: Suite, data_ro
 
 def _splits(data_root: Path, task: Task) -> dict[SplitName, Split]:
     """All of them before any work, so that a missing one is told at once."""
+    if task.kind != "classification":
+        raise UserError(
+            f"task `{task.name}` is of the kind `{task.kind}`: a linear probe needs one class per picture, use zero-shot for it"
+        )
     names: tuple[SplitName, ...] = ("train", "validation", "test") if "validation" in task.splits else ("train", "test")
     return {name: task.split(data_root, name) for name in names}
 
@@ -171,7 +175,8 @@ def _probe(encoder: Encoder, task: Task, splits: Mapping[SplitName, Split], *, r
         "validation_count": len(validation.labels_N),
     }
     logits_NC = final.logits(labelled["test"].features_NF, len(task.classes))
-    return classified(logits_NC, labelled["test"].labels_N, confidence=recipe.confidence, seed=recipe.seed, facts=facts)
+    about: dict[str, Any] = {"confidence": recipe.confidence, "seed": recipe.seed, "facts": facts, "task": task, "split": splits["test"]}
+    return classified(logits_NC, labelled["test"].labels_N, **about)
 
 
 def _search_parts(labelled: Mapping[str, Labelled], task: Task, *, recipe: EvalRecipe) -> tuple[Labelled, Labelled]:

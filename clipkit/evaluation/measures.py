@@ -1,14 +1,22 @@
 """What a classifier said, measured: every metric of a task's kind with its interval, and one row per picture."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from clipkit.evaluation.intervals import Interval, bootstrap, clopper_pearson
-from clipkit.evaluation.metrics import mean_per_class_recall, top_k, top_k_hits
+from clipkit import UserError
+from clipkit.evaluation.intervals import Interval, clopper_pearson
+from clipkit.evaluation.metrics import macro_f1, mean_per_class_recall, mean_precisions, roc_auc, softmax, top_k, top_k_hits
+from clipkit.evaluation.resampling import f1_interval, mean_interval, recall_interval, roc_auc_interval, weighted_interval
+from clipkit.evaluation.splits import Split
+from clipkit.evaluation.suite import Metric, Task
+
+LEFT_OUT = {"Other"}
+"""Groups that are none: FMoW's region of what lies in no region."""
 
 MAIN_METRIC = {
     "accuracy": "acc1",
@@ -44,10 +52,32 @@ class Outcome(NamedTuple):
 
 
 def classified(
-    logits_NC: NDArray[np.floating], labels_N: NDArray[np.int64], *, confidence: float, seed: int, facts: Mapping[str, Any] = {}
+    logits_NC: NDArray[np.floating],
+    labels_N: NDArray[np.int64],
+    *,
+    confidence: float,
+    seed: int,
+    facts: Mapping[str, Any] = {},
+    task: Task | None = None,
+    split: Split | None = None,
 ) -> Outcome:
-    """The outcome of a classifier that gave these logits for pictures of these classes."""
-    return Outcome(measure(logits_NC, labels_N, confidence=confidence, seed=seed), len(labels_N), predictions(logits_NC, labels_N), facts)
+    """The outcome of a classifier that gave these logits for pictures of these classes.
+
+    `task` says which metric is the main one, `split` what else is known of the pictures: their groups, and all classes of each where
+    they may have several (`labels_N` is not read then). Without them the three metrics of every classification are measured.
+    """
+    if split is not None and split.is_class_NC is not None:
+        values = measure_multilabel(logits_NC, split.is_class_NC, confidence=confidence, seed=seed)
+        return Outcome(values, len(logits_NC), multilabel_predictions(logits_NC, split.is_class_NC), facts)
+    values = measure(logits_NC, labels_N, confidence=confidence, seed=seed)
+    values += _main_value(logits_NC, labels_N, metric=task.metric if task else "accuracy", confidence=confidence, seed=seed)
+    if split is not None and split.groups:
+        hits = {k: top_k_hits(logits_NC, labels_N, k) for k in (1, 5) if k == 1 or logits_NC.shape[1] > 5}
+        by_group = {name: group_shares(hits[1], groups, confidence) for name, groups in split.groups.items()}
+        scored = split.groups[task.groups[0]] if task and task.groups else next(iter(split.groups.values()))
+        values += [worst_group(f"acc{k}_worst_group", hits_N, scored, confidence) for k, hits_N in hits.items()]
+        facts = {**facts, "groups": by_group, "left_out_of_worst_group": sorted(LEFT_OUT & set(scored))}
+    return Outcome(values, len(labels_N), predictions(logits_NC, labels_N), facts)
 
 
 def measure(logits_NC: NDArray[np.floating], labels_N: NDArray[np.int64], *, confidence: float, seed: int) -> list[Value]:
@@ -56,8 +86,69 @@ def measure(logits_NC: NDArray[np.floating], labels_N: NDArray[np.int64], *, con
     values = [_share("acc1", hits_N, confidence)]
     if logits_NC.shape[1] > 5:
         values.append(_share("acc5", top_k_hits(logits_NC, labels_N, 5), confidence))
-    interval = bootstrap(lambda drawn: mean_per_class_recall(hits_N[drawn], labels_N[drawn]), labels_N, confidence=confidence, seed=seed)
+    interval = recall_interval(hits_N, labels_N, confidence=confidence, seed=seed)
     return [*values, Value("mean_per_class_recall", mean_per_class_recall(hits_N, labels_N), interval)]
+
+
+def _main_value(
+    logits_NC: NDArray[np.floating], labels_N: NDArray[np.int64], *, metric: Metric, confidence: float, seed: int
+) -> list[Value]:
+    """The metric that only tasks have whose main one it is; none where it is one of the three of every task."""
+    if metric == "mean-top1-top5":
+        halves_N = (top_k_hits(logits_NC, labels_N, 1) + top_k_hits(logits_NC, labels_N, 5).astype(float)) / 2
+        return [Value("mean_acc1_acc5", float(halves_N.mean()), mean_interval(halves_N, confidence=confidence, seed=seed))]
+    if metric == "macro-f1":
+        said_N, classes = top_k(logits_NC, 1)[:, 0], logits_NC.shape[1]
+        interval = f1_interval(said_N, labels_N, classes=classes, confidence=confidence, seed=seed)
+        return [Value("f1_macro", macro_f1(said_N, labels_N), interval)]
+    if metric == "roc-auc":
+        if logits_NC.shape[1] != 2 or len(np.unique(labels_N)) != 2:
+            raise UserError("metric `roc-auc` needs two classes with pictures of both: take `accuracy` or `mean-per-class` for this task")
+        scores_N = logits_NC[:, 1].astype(np.float64) - logits_NC[:, 0]
+        interval = roc_auc_interval(scores_N, labels_N == 1, confidence=confidence, seed=seed)
+        return [Value("roc_auc", roc_auc(scores_N, labels_N == 1), interval)]
+    return []
+
+
+def measure_multilabel(logits_NC: NDArray[np.floating], is_class_NC: NDArray[np.bool_], *, confidence: float, seed: int) -> list[Value]:
+    """11-point mAP after a softmax over classes, as the paper's VOC2007 has it, and CLIP_benchmark's mAP of the logits as they are.
+
+    Whole pictures are drawn freely, with all of their classes.
+    """
+    values = []
+    for metric, scores_NC, is_eleven in (("map_11_point", softmax(logits_NC), True), ("mean_average_precision", logits_NC, False)):
+        statistic = partial(mean_precisions, scores_NC, is_class_NC, eleven_points=is_eleven)
+        value = float(statistic(np.ones((1, len(scores_NC)), np.int64))[0])
+        values.append(Value(metric, value, weighted_interval(statistic, len(scores_NC), confidence=confidence, seed=seed)))
+    return values
+
+
+def group_shares(hits_N: NDArray[np.bool_], groups: Sequence[str], confidence: float) -> dict[str, dict[str, Any]]:
+    """Of each group, the smallest first: its pictures and the share that was right with its exact interval."""
+    names, place_N, counts = np.unique(np.asarray(groups), return_inverse=True, return_counts=True)
+    rights = np.bincount(place_N, weights=hits_N).astype(int)
+    shares = {}
+    for i in np.argsort(counts, kind="stable"):
+        right, count = int(rights[i]), int(counts[i])
+        interval = clopper_pearson(right, count, confidence)
+        shares[str(names[i])] = {"pictures": count, "acc1": right / count, "low": interval.low, "high": interval.high}
+    return shares
+
+
+def worst_group(metric: str, hits_N: NDArray[np.bool_], groups: Sequence[str], confidence: float) -> Value:
+    """The least share over groups; pictures of the group `Other` do not count.
+
+    Which group comes out worst is partly chance, so its own interval covers too little and a bootstrap of the minimum is biased
+    further down. The interval is that of all groups at once (Clopper-Pearson at 1 - (1 - confidence) / groups each): from the least of
+    their low ends to the least of their high ends, which holds the true minimum at least as often as `confidence` says.
+    """
+    kept_N = ~np.isin(np.asarray(groups), sorted(LEFT_OUT))
+    if not kept_N.any():
+        raise UserError("every picture is in the group `Other`, which the worst group leaves out: name another group of the data first")
+    kept = np.asarray(groups)[kept_N]
+    each = 1 - (1 - confidence) / len(np.unique(kept))
+    shares = group_shares(hits_N[kept_N], kept.tolist(), each).values()
+    return Value(metric, min(share["acc1"] for share in shares), Interval(*(min(s[end] for s in shares) for end in ("low", "high"))))
 
 
 def _share(metric: str, hits_N: NDArray[np.bool_], confidence: float) -> Value:
@@ -76,3 +167,17 @@ def predictions(logits_NC: NDArray[np.floating], labels_N: NDArray[np.int64]) ->
         "is_right": best_N5[:, 0] == labels_N,
     }
     return pa.table(columns)
+
+
+def multilabel_predictions(logits_NC: NDArray[np.floating], is_class_NC: NDArray[np.bool_]) -> pa.Table:
+    """One row per picture: its index in the split, its classes, their logits, and the class with the greatest."""
+    rows, columns = np.nonzero(is_class_NC)
+    ends = pa.array(np.concatenate([[0], np.cumsum(is_class_NC.sum(axis=1))]).astype(np.int32))
+    return pa.table(
+        {
+            "index": np.arange(len(logits_NC), dtype=np.int32),
+            "labels": pa.ListArray.from_arrays(ends, pa.array(columns.astype(np.int32))),
+            "scores": pa.ListArray.from_arrays(ends, pa.array(logits_NC[rows, columns].astype(np.float32))),
+            "prediction": top_k(logits_NC, 1)[:, 0].astype(np.int32),
+        }
+    )

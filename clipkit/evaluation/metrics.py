@@ -58,3 +58,58 @@ def roc_auc(scores_N: Floats, is_positive_N: NDArray[np.bool_]) -> float:
         raise ValueError("ROC AUC needs positives and negatives")
     rank_sum = rankdata(scores_N)[is_positive_N].sum()
     return float((rank_sum - positives * (positives + 1) / 2) / (positives * negatives))
+
+
+def macro_f1(predictions_N: Labels, labels_N: Labels) -> float:
+    """The mean over the classes that have pictures of the harmonic mean of precision and recall (iWildCam of WILDS)."""
+    classes = int(max(predictions_N.max(), labels_N.max())) + 1
+    true_C, said_C = np.bincount(labels_N, minlength=classes), np.bincount(predictions_N, minlength=classes)
+    right_C = np.bincount(labels_N[predictions_N == labels_N], minlength=classes)
+    present_C = true_C > 0
+    return float((2 * right_C[present_C] / (true_C + said_C)[present_C]).mean())
+
+
+def mean_average_precision(scores_NC: Floats, is_class_NC: NDArray[np.bool_]) -> float:
+    """Mean over classes of the area under precision and recall, in steps; classes without pictures do not count."""
+    return float(mean_precisions(scores_NC, is_class_NC, np.ones((1, len(scores_NC)), np.int64), eleven_points=False)[0])
+
+
+def mean_precisions(scores_NC: Floats, is_class_NC: NDArray[np.bool_], counts_RN: Labels, *, eleven_points: bool) -> Floats:
+    """The mean average precision of R resamples that have picture n `counts_RN[r, n]` times; NaN where no class has a picture."""
+    one = _eleven_points if eleven_points else _steps
+    values_CR = np.stack([one(scores_NC[:, c], is_class_NC[:, c], counts_RN) for c in range(scores_NC.shape[1])])
+    known_CR = np.isfinite(values_CR)
+    with np.errstate(invalid="ignore"):
+        return np.asarray(np.where(known_CR, values_CR, 0).sum(axis=0) / known_CR.sum(axis=0))
+
+
+def _steps(scores_N: Floats, is_class_N: NDArray[np.bool_], counts_RN: Labels) -> Floats:
+    """Equal scores are one step, as scikit-learn has it."""
+    order_N = np.argsort(-scores_N, kind="stable")
+    first = np.flatnonzero(np.diff(scores_N[order_N], prepend=np.inf))
+    counts_RN, is_class_N = counts_RN[:, order_N], is_class_N[order_N]
+    right_RU = np.add.reduceat(counts_RN * is_class_N, first, axis=1)
+    found_RU = np.cumsum(right_RU, axis=1)
+    precision_RU = found_RU / np.maximum(np.cumsum(np.add.reduceat(counts_RN, first, axis=1), axis=1), 1)
+    with np.errstate(invalid="ignore"):
+        return np.asarray((precision_RU * right_RU).sum(axis=1) / found_RU[:, -1])
+
+
+def _eleven_points(scores_N: Floats, is_class_N: NDArray[np.bool_], counts_RN: Labels) -> Floats:
+    """A picture that came twice ranks twice in a row; the best precision from there on is that behind the second."""
+    order_N = np.argsort(-scores_N, kind="stable")
+    counts_RN, is_class_N = counts_RN[:, order_N], is_class_N[order_N]
+    found_RN = np.cumsum(counts_RN * is_class_N, axis=1)
+    precision_RN = found_RN / np.maximum(np.cumsum(counts_RN, axis=1), 1)
+    best_RN = np.maximum.accumulate(precision_RN[:, ::-1], axis=1)[:, ::-1]
+    values = [
+        np.nan if not found[-1] else best[np.searchsorted(10 * found, np.arange(11) * found[-1])].mean()
+        for found, best in zip(found_RN, best_RN, strict=True)
+    ]
+    return np.array(values)
+
+
+def softmax(logits_NC: Floats) -> Floats:
+    """Logits as shares of one, over classes."""
+    raised_NC = np.exp(logits_NC - logits_NC.max(axis=1, keepdims=True))
+    return np.asarray(raised_NC / raised_NC.sum(axis=1, keepdims=True))

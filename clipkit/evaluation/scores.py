@@ -93,7 +93,7 @@ def _score_task(
     outcome = method.classify(task, splits)
     found = {value.metric: value.value for value in outcome.values}
     if outcome.predictions is not None:
-        _write_table(run.path / "predictions" / f"{task.name}.parquet", outcome.predictions)
+        write_table(run.path / "predictions" / f"{task.name}.parquet", outcome.predictions)
     about = {
         "task": task.name,
         "protocol": task.protocol,
@@ -130,6 +130,7 @@ def _score(value: Value, about: Mapping[str, Any], *, prefix: str, is_main: bool
     }
 
 
-def _write_table(path: Path, table: pa.Table) -> None:
+def write_table(path: Path, table: pa.Table) -> None:
+    """A parquet, whole or not at all."""
     with replacing(path) as temporary:
         pq.write_table(table, temporary)

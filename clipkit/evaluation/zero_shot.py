@@ -10,16 +10,20 @@ import torch
 from numpy.typing import NDArray
 
 from clipkit import UserError
+from clipkit.evaluation.class_texts import ClassTexts
 from clipkit.evaluation.embeddings import embed
 from clipkit.evaluation.measures import Outcome, classified
-from clipkit.evaluation.scores import Method, score_suite
+from clipkit.evaluation.per_class import class_table, confusion
+from clipkit.evaluation.scores import Method, score_suite, write_table
 from clipkit.evaluation.splits import Split
 from clipkit.evaluation.suite import SplitName, Suite, Task
+from clipkit.evaluation.template_gains import template_gains
 from clipkit.model.encoder import Encoder
 from clipkit.recipe import EvalRecipe
 from clipkit.run import Run
 
 TEXTS_AT_ONCE = 1_024
+IMAGES_AT_ONCE = 4_096
 
 
 class Predictions(NamedTuple):
@@ -29,15 +33,34 @@ class Predictions(NamedTuple):
     labels_N: NDArray[np.int64]
 
 
-def class_embeddings(encoder: Encoder, task: Task, *, run: Run) -> torch.Tensor:
+def class_embeddings(encoder: Encoder, task: Task, *, run: Run, cache: Path | None = None) -> torch.Tensor:
     """The classifier of a task (C, D): the mean of the unit vectors of all of a class's texts, at unit length again.
 
-    The mean is taken in embedding space, over templates and over the names of a class (CLIP 3.1.4). Raises UserError where the
-    texts of a class cancel out or the encoder gives NaN.
+    The mean is taken in embedding space, over templates and over the names of a class (CLIP 3.1.4). Texts are kept in `cache`. Raises
+    UserError where the texts of a class cancel out or the encoder gives NaN.
     """
-    texts = class_texts(task)
-    with run.progress(f"class texts of {task.name}", total=len(texts), unit="texts") as advance:
-        return mean_directions(encoder, task, sum_texts(encoder, texts, len(task.classes), advance=advance))
+    texts = ClassTexts(encoder, task, run, cache)
+    sums_CD = torch.zeros(len(task.classes), encoder.width, dtype=torch.float64)
+    for vectors_KD in texts.by_template():
+        sums_CD += texts.sums(vectors_KD)
+    return mean_directions(encoder, task, sums_CD)
+
+
+def ensemble_probabilities(
+    encoder: Encoder, task: Task, images_ND: torch.Tensor, *, run: Run, cache: Path | None = None
+) -> NDArray[np.float32]:
+    """The logarithm of the mean over templates of each one's softmax over classes (N, C); the alternative to the paper's mean.
+
+    Within a template a class of several names is the mean direction of their vectors. Holds one template's classifier at a time.
+    """
+    texts = ClassTexts(encoder, task, run, cache)
+    mean_NC = torch.zeros(len(images_ND), len(task.classes), dtype=torch.float64)
+    for vectors_KD in texts.by_template():
+        weights_CD = mean_directions(encoder, task, texts.sums(vectors_KD))
+        for start in range(0, len(images_ND), IMAGES_AT_ONCE):
+            logits_BC = encoder.logit_scale * images_ND[start : start + IMAGES_AT_ONCE] @ weights_CD.T
+            mean_NC[start : start + IMAGES_AT_ONCE] += logits_BC.double().softmax(dim=1) / len(task.templates)
+    return np.asarray(mean_NC.clamp_min(1e-300).log_().float().numpy())
 
 
 def class_texts(task: Task) -> list[tuple[int, str]]:
@@ -70,7 +93,7 @@ def mean_directions(encoder: Encoder, task: Task, sums_CD: torch.Tensor) -> torc
 def predict(encoder: Encoder, task: Task, split: Split, *, run: Run, cache: Path, batch_size: int, workers: int) -> Predictions:
     """Zero-shot logits of every picture of a split. Raises UserError for an image-only encoder."""
     _require_text(encoder)
-    weights_CD = class_embeddings(encoder, task, run=run)
+    weights_CD = class_embeddings(encoder, task, run=run, cache=cache)
     embeddings = embed(encoder, split, cache=cache, run=run, batch_size=batch_size, workers=workers)
     return Predictions((encoder.logit_scale * embeddings.projected_ND @ weights_CD.T).numpy(), split.labels_N)
 
@@ -87,8 +110,26 @@ def run_zero_shot(recipe: EvalRecipe, encoder: Encoder, suite: Suite, data_root:
 
 
 def _classify(encoder: Encoder, task: Task, splits: Mapping[SplitName, Split], *, recipe: EvalRecipe, run: Run, cache: Path) -> Outcome:
-    predictions = predict(encoder, task, splits["test"], run=run, cache=cache, batch_size=recipe.batch_size, workers=recipe.workers)
-    return classified(*predictions, confidence=recipe.confidence, seed=recipe.seed)
+    if task.kind == "retrieval":
+        raise UserError(f"task `{task.name}` has captions and no classes: use `clipkit eval retrieval` for it")
+    split = splits["test"]
+    knobs: dict[str, Any] = {"confidence": recipe.confidence, "seed": recipe.seed}
+    images_ND = embed(encoder, split, cache=cache, run=run, batch_size=recipe.batch_size, workers=recipe.workers).projected_ND
+
+    def logits_of(worded: Task) -> NDArray[np.float32]:
+        if recipe.zero_shot.ensemble == "probabilities":
+            return ensemble_probabilities(encoder, worded, images_ND, run=run, cache=cache)
+        weights_CD = class_embeddings(encoder, worded, run=run, cache=cache)
+        return np.asarray((encoder.logit_scale * images_ND @ weights_CD.T).numpy())
+
+    facts: dict[str, Any] = {"ensemble": recipe.zero_shot.ensemble}
+    if recipe.zero_shot.compare_templates and task.kind == "classification":
+        facts["templates"] = template_gains(logits_of, task, split.labels_N, **knobs)
+    outcome = classified(logits_of(task), split.labels_N, **knobs, facts=facts, task=task, split=split)
+    if task.kind == "classification" and outcome.predictions is not None:
+        write_table(run.path / "classes" / f"{task.name}.parquet", class_table(task, outcome.predictions, confidence=recipe.confidence))
+        write_table(run.path / "confusion" / f"{task.name}.parquet", confusion(outcome.predictions))
+    return outcome
 
 
 def _require_text(encoder: Encoder) -> None:

@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from clipkit import UserError
+from clipkit.evaluation.class_texts import with_templates
 from clipkit.evaluation.intervals import clopper_pearson
 from clipkit.evaluation.suite import Suite, Task
-from clipkit.evaluation.zero_shot import class_embeddings, predict, run_zero_shot
+from clipkit.evaluation.zero_shot import class_embeddings, ensemble_probabilities, predict, run_zero_shot
 from clipkit.recipe import EvalRecipe
 from clipkit.run import Run
 
@@ -126,3 +127,94 @@ def test_the_same_pictures_packed_as_clip_benchmark_packs_them_score_the_same_an
     tars = run_zero_shot(RECIPE, color_encoder, packed, tmp_path / "data", run=Run.scratch(tmp_path / "run"), cache=cache)
     assert scores_of(tars) == scores_of(folders)
     assert color_encoder.pictures_seen == seen
+
+
+def run_with(encoder: Any, suite: Suite, data: Path, run: Run, **zero_shot: Any) -> dict[str, Any]:
+    recipe = EvalRecipe(batch_size=8, workers=0, zero_shot=zero_shot)
+    run_zero_shot(recipe, encoder, suite, data, run=run, cache=run.path / "cache")
+    return dict(json.loads((run.path / "results" / f"{suite.tasks[0].name}.json").read_text()))
+
+
+def test_probabilities_are_those_of_a_double_loop_in_float64(color_encoder: Any, color_task: Task, scratch_run: Run) -> None:
+    task = color_task.model_copy(
+        update={
+            "classes": (("red", "magenta"), ("green",), ("white",)),
+            "templates": ("a {}.", "blue {}.", "red {}."),
+            "class_folders": None,
+        }
+    )
+    images_ND = torch.nn.functional.normalize(torch.randn(5, 4, generator=torch.Generator().manual_seed(0)), dim=1)
+    color_encoder.logit_scale = 3.0
+    found_NC = np.exp(ensemble_probabilities(color_encoder, task, images_ND, run=scratch_run))
+    for n in range(5):
+        wanted_C = np.zeros(3)
+        for template in task.templates:
+            cosines = []
+            for names in task.classes:
+                mean_D = color_encoder.encode_texts([template.replace("{}", name) for name in names]).double().numpy().mean(axis=0)
+                cosines.append(mean_D @ images_ND[n].double().numpy() / np.linalg.norm(mean_D))
+            raised_C = np.exp(3.0 * np.array(cosines))
+            wanted_C += raised_C / raised_C.sum() / 3
+        assert found_NC[n] == pytest.approx(wanted_C, rel=1e-5)
+
+
+def test_a_second_run_encodes_no_text(color_encoder: Any, color_suite: Suite, color_data: Path, tmp_path: Path) -> None:
+    for i, seen in enumerate((12, 12, 18)):
+        suite = color_suite
+        if i == 2:  # one of its templates is new
+            task = color_suite.tasks[0]
+            suite = color_suite.model_copy(update={"tasks": (task.model_copy(update={"templates": (*task.templates, "{}")}),)})
+        run = Run.scratch(tmp_path / str(i))
+        assert run_zero_shot(RECIPE, color_encoder, suite, color_data, run=run, cache=tmp_path / "cache")["failed"] == {}
+        assert color_encoder.texts_seen == seen
+        run.close()
+
+
+def test_the_gains_from_templates_are_paired(color_encoder: Any, color_suite: Suite, color_data: Path, scratch_run: Run) -> None:
+    encode = color_encoder.encode_texts
+    # By its name alone green is taken for magenta, so its three pictures are lost.
+    color_encoder.encode_texts = lambda texts: encode(["magenta" if text == "green" else text for text in texts])
+    gains = run_with(color_encoder, color_suite, color_data, scratch_run, compare_templates=True)["templates"]
+    assert gains["acc1"] == pytest.approx({"names": 29 / 35, "one": 32 / 35, "ensemble": 32 / 35})
+    assert gains["gain_from_template"]["gain"] == pytest.approx(3 / 35)
+    assert gains["gain_from_template"]["p"] == pytest.approx(2 * 0.5**3)
+    assert 0 <= gains["gain_from_template"]["low"] < 3 / 35 < gains["gain_from_template"]["high"]
+    assert gains["gain_from_ensembling"] == {"gain": 0, "low": 0, "high": 0, "p": 1}
+
+
+def test_each_class_is_told_with_what_it_is_taken_for(color_encoder: Any, color_suite: Suite, color_data: Path, scratch_run: Run) -> None:
+    run_with(color_encoder, color_suite, color_data, scratch_run)
+    rows = pq.read_table(scratch_run.path / "classes/colors.parquet").to_pylist()
+    assert [(row["name"], row["pictures"], row["right"], row["taken_for"], row["times"]) for row in rows[:3]] == [
+        ("red", 5, 4, "blue", 1),
+        ("green", 5, 3, "yellow", 2),
+        ("blue", 5, 5, None, 0),
+    ]
+    assert (rows[1]["low"], rows[1]["high"]) == clopper_pearson(3, 5, 0.95)
+    cells = pq.read_table(scratch_run.path / "confusion/colors.parquet").to_pylist()
+    assert sum(cell["count"] for cell in cells) == 35
+    assert {"label": 1, "prediction": 3, "count": 2} in cells
+
+
+def test_sets_of_templates_are_compared_under_their_names(color_suite: Suite, tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("a {c}.\n\nthe {}.\n")
+    suite = with_templates(color_suite, ["task", "names", str(tmp_path / "mine.txt")])
+    assert [(task.name, task.templates) for task in suite.tasks] == [
+        ("colors.task", color_suite.tasks[0].templates),
+        ("colors.names", ("{}",)),
+        ("colors.mine", ("a {}.", "the {}.")),
+    ]
+
+
+@pytest.mark.parametrize(("data", "told"), [(None, "be read"), (b"\xff", "be read"), (b"a photo", "once"), (b"\n", "no template")])
+def test_a_file_of_templates_that_is_none_is_told(color_suite: Suite, tmp_path: Path, data: bytes | None, told: str) -> None:
+    if data is not None:
+        (tmp_path / "t.txt").write_bytes(data)
+    with pytest.raises(UserError, match=told):
+        with_templates(color_suite, [str(tmp_path / "t.txt")])
+
+
+def test_a_task_of_captions_is_sent_to_retrieval(color_encoder: Any, color_suite: Suite, color_data: Path, scratch_run: Run) -> None:
+    suite = color_suite.model_copy(update={"tasks": (color_suite.tasks[0].model_copy(update={"kind": "retrieval"}),)})
+    report = run_zero_shot(RECIPE, color_encoder, suite, color_data, run=scratch_run, cache=scratch_run.path / "cache")
+    assert "use `clipkit eval retrieval`" in report["failed"]["colors"]

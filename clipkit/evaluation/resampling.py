@@ -1,0 +1,86 @@
+"""Bootstrap intervals from counts: no resample is drawn picture by picture, all of them are a few large draws of numpy's.
+
+Drawing N pictures with replacement and counting how often each kind came is one multinomial draw over the kinds; drawing within a class
+is one binomial draw per class. R resamples, C classes, N pictures, U distinct scores.
+"""
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import sparse
+
+from clipkit.evaluation.intervals import Interval
+
+RESAMPLES = 1_000
+CELLS_AT_ONCE = 8_000_000
+"""Counts held at a time: 64 MB."""
+Floats = NDArray[np.floating]
+Counts = NDArray[np.int64]
+
+
+def percentiles(values_R: Floats, confidence: float) -> Interval:
+    """The percentile interval of the values of resamples; NaN, where a resample had no value, does not count."""
+    low, high = np.nanquantile(values_R, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return Interval(float(low), float(high))
+
+
+def recall_interval(hits_N: NDArray[np.bool_], labels_N: Counts, *, confidence: float, seed: int) -> Interval:
+    """Of the mean per-class recall. Each class keeps its size, as the metric weighs classes and not pictures."""
+    counts_C = np.bincount(labels_N)
+    right_C = np.bincount(labels_N, weights=hits_N)[counts_C > 0]
+    counts_C = counts_C[counts_C > 0]
+    drawn_RC = np.random.default_rng(seed).binomial(counts_C, right_C / counts_C, (RESAMPLES, len(counts_C)))
+    return percentiles((drawn_RC / counts_C).mean(axis=1), confidence)
+
+
+def mean_interval(values_N: Floats, *, confidence: float, seed: int) -> Interval:
+    """Of the mean of few distinct values, pictures drawn freely."""
+    kinds, counts = np.unique(values_N, return_counts=True)
+    drawn_RU = np.random.default_rng(seed).multinomial(len(values_N), counts / len(values_N), RESAMPLES)
+    return percentiles(drawn_RU @ kinds / len(values_N), confidence)
+
+
+def f1_interval(predictions_N: Counts, labels_N: Counts, *, classes: int, confidence: float, seed: int) -> Interval:
+    """Of the macro F1. Pictures are drawn freely: precision depends on how many pictures the classes have."""
+    cells_U, counts_U = np.unique(labels_N * classes + predictions_N, return_counts=True)
+    label_U, said_U = np.divmod(cells_U, classes)
+
+    def by_class(column_U: Counts) -> sparse.csr_matrix:
+        return sparse.csr_matrix((np.ones(len(cells_U)), (np.arange(len(cells_U)), column_U)), shape=(len(cells_U), classes))
+
+    of_label, of_said = by_class(label_U), by_class(said_U)
+    values = []
+    for drawn_RU in _drawn(counts_U, seed):
+        true_RC, said_RC = drawn_RU @ of_label, drawn_RU @ of_said
+        right_RC = (drawn_RU * (label_U == said_U)) @ of_label
+        f1_RC = 2 * right_RC / np.maximum(true_RC + said_RC, 1)
+        values.append(f1_RC.sum(axis=1) / (true_RC > 0).sum(axis=1))
+    return percentiles(np.concatenate(values), confidence)
+
+
+def roc_auc_interval(scores_N: Floats, is_positive_N: NDArray[np.bool_], *, confidence: float, seed: int) -> Interval:
+    """Of the ROC AUC. Positives and negatives keep their number, so that no resample lacks one of them."""
+    _, place_N = np.unique(scores_N, return_inverse=True)
+    positive_U, negative_U = (np.bincount(place_N[kind_N], minlength=place_N.max() + 1) for kind_N in (is_positive_N, ~is_positive_N))
+    values = []
+    for positive_RU, negative_RU in zip(_drawn(positive_U, seed), _drawn(negative_U, seed + 1), strict=True):
+        below_RU = np.cumsum(negative_RU, axis=1) - negative_RU / 2
+        values.append((positive_RU * below_RU).sum(axis=1) / (positive_U.sum() * negative_U.sum()))
+    return percentiles(np.concatenate(values), confidence)
+
+
+def weighted_interval(
+    statistic: Callable[[Counts], Floats], pictures: int, *, confidence: float, seed: int, resamples: int = RESAMPLES
+) -> Interval:
+    """Of anything that is a function of how often each picture came: `statistic` takes counts (R, N) and gives R values."""
+    values = [statistic(drawn_RN) for drawn_RN in _drawn(np.ones(pictures, np.int64), seed, resamples)]
+    return percentiles(np.concatenate(values), confidence)
+
+
+def _drawn(counts_U: Counts, seed: int, resamples: int = RESAMPLES) -> Iterator[Counts]:
+    """How often each kind came in every resample, some resamples at a time."""
+    random, total = np.random.default_rng(seed), int(counts_U.sum())
+    step = max(1, CELLS_AT_ONCE // len(counts_U))
+    for start in range(0, resamples, step):
+        yield random.multinomial(total, counts_U / total, min(step, resamples - start))

@@ -1,0 +1,129 @@
+"""Metrics of every kind of task against scikit-learn, slow bootstraps and cases worked by hand."""
+
+import time
+
+import numpy as np
+import pytest
+from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
+
+from clipkit import UserError
+from clipkit.evaluation.intervals import bootstrap, clopper_pearson
+from clipkit.evaluation.measures import Outcome, classified, measure, measure_multilabel, worst_group
+from clipkit.evaluation.metrics import eleven_point_map, macro_f1, mean_average_precision, mean_per_class_recall, mean_precisions, softmax
+from clipkit.evaluation.resampling import f1_interval, recall_interval, roc_auc_interval
+from clipkit.evaluation.splits import FilesAt, Split
+from clipkit.evaluation.suite import Task
+
+RANDOM = np.random.default_rng(0)
+LABELS_N = RANDOM.integers(0, 7, 300)
+LOGITS_NC = RANDOM.normal(size=(300, 7)) + np.eye(7)[LABELS_N]
+SAID_N = LOGITS_NC.argmax(axis=1)
+FREE_N = np.zeros(300, np.int64)
+
+
+def of(task: Task, metric: str, logits_NC: np.ndarray, labels_N: np.ndarray, **split: object) -> Outcome:
+    task = task.model_copy(update={"metric": metric, "groups": tuple(split.get("groups", ()))})  # type: ignore[arg-type]
+    pictures = Split("t/test", FilesAt([]), labels_N, **split)  # type: ignore[arg-type]
+    return classified(logits_NC, labels_N, confidence=0.95, seed=0, task=task, split=pictures)
+
+
+def value_of(outcome: Outcome, metric: str) -> float:
+    (value,) = (value for value in outcome.values if value.metric == metric)
+    assert value.interval.low <= value.value <= value.interval.high
+    return value.value
+
+
+def test_macro_f1_is_scikit_learns_over_the_classes_that_have_pictures(color_task: Task) -> None:
+    wanted = f1_score(LABELS_N, SAID_N, average="macro", labels=np.unique(LABELS_N))
+    assert value_of(of(color_task, "macro-f1", LOGITS_NC, LABELS_N), "f1_macro") == pytest.approx(wanted)
+    few_N = LABELS_N % 3
+    assert macro_f1(SAID_N, few_N) == pytest.approx(f1_score(few_N, SAID_N, average="macro", labels=[0, 1, 2]))
+
+
+def test_roc_auc_of_a_task_is_scikit_learns(color_task: Task) -> None:
+    labels_N = LABELS_N % 2
+    found = value_of(of(color_task, "roc-auc", LOGITS_NC[:, :2], labels_N), "roc_auc")
+    assert found == pytest.approx(roc_auc_score(labels_N, LOGITS_NC[:, 1] - LOGITS_NC[:, 0]))
+
+
+@pytest.mark.parametrize(("logits_NC", "labels_N"), [(LOGITS_NC, LABELS_N), (LOGITS_NC[:, :2], FREE_N)])
+def test_roc_auc_without_two_classes_is_told(color_task: Task, logits_NC: np.ndarray, labels_N: np.ndarray) -> None:
+    with pytest.raises(UserError, match="needs two classes"):
+        of(color_task, "roc-auc", logits_NC, labels_N)
+
+
+def test_kinetics_is_scored_by_the_mean_of_top_one_and_top_five(color_task: Task) -> None:
+    outcome = of(color_task, "mean-top1-top5", LOGITS_NC, LABELS_N)
+    assert value_of(outcome, "mean_acc1_acc5") == pytest.approx((value_of(outcome, "acc1") + value_of(outcome, "acc5")) / 2)
+
+
+def test_the_worst_group_by_hand_leaves_out_other_and_its_interval_is_of_all_groups_at_once(color_task: Task) -> None:
+    hits_N = np.array([True] * 3 + [False] + [True] * 2 + [False] * 2 + [False] * 3)
+    groups = ["asia"] * 4 + ["africa"] * 4 + ["Other"] * 3
+    value = worst_group("acc1_worst_group", hits_N, groups, 0.95)
+    assert value.value == 0.5
+    assert value.interval == clopper_pearson(2, 4, 0.975)
+    logits_NC = np.where(hits_N[:, None], [1.0, 0.0], [0.0, 1.0])
+    outcome = of(color_task, "worst-group", logits_NC, np.zeros(11, np.int64), groups={"region": groups})
+    assert value_of(outcome, "acc1_worst_group") == 0.5
+    shares = outcome.facts["groups"]["region"]
+    assert [(name, share["pictures"], share["acc1"]) for name, share in shares.items()] == [
+        ("Other", 3, 0),
+        ("africa", 4, 0.5),
+        ("asia", 4, 0.75),
+    ]
+    assert outcome.facts["left_out_of_worst_group"] == ["Other"]
+
+
+def test_multilabel_precisions_are_scikit_learns_and_the_eleven_points_come_after_a_softmax(color_task: Task) -> None:
+    is_class_NC = (np.random.default_rng(1).random((300, 7)) < 0.2) & (np.arange(7) < 6)
+    logits_NC = np.round(LOGITS_NC + 2 * is_class_NC, 1)  # rounded: scores tie
+    outcome = of(color_task, "11-point-map", logits_NC, LABELS_N, is_class_NC=is_class_NC)
+    wanted = np.mean([average_precision_score(is_class_NC[:, c], logits_NC[:, c]) for c in range(6)])
+    assert value_of(outcome, "mean_average_precision") == pytest.approx(wanted)
+    assert value_of(outcome, "map_11_point") == pytest.approx(eleven_point_map(softmax(logits_NC), is_class_NC))
+    assert eleven_point_map(softmax(logits_NC), is_class_NC) != pytest.approx(eleven_point_map(logits_NC, is_class_NC), abs=1e-4)
+    rows = outcome.predictions.to_pylist() if outcome.predictions else []
+    assert [row["labels"] for row in rows] == [np.flatnonzero(row).tolist() for row in is_class_NC]
+    assert rows[0]["scores"] == pytest.approx(logits_NC[0, is_class_NC[0]])
+
+
+def test_precisions_of_counted_pictures_are_those_of_the_pictures_repeated() -> None:
+    is_class_NC = np.random.default_rng(1).random((300, 7)) < 0.2
+    counts_RN = np.random.default_rng(2).multinomial(300, np.full(300, 1 / 300), 5)
+    for is_eleven, naive in ((True, eleven_point_map), (False, mean_average_precision)):
+        repeated = [naive(np.repeat(LOGITS_NC, row, axis=0), np.repeat(is_class_NC, row, axis=0)) for row in counts_RN]
+        assert mean_precisions(LOGITS_NC, is_class_NC, counts_RN, eleven_points=is_eleven) == pytest.approx(repeated)
+
+
+def test_intervals_from_counts_are_those_of_the_slow_bootstrap() -> None:
+    hits_N, positive_N, scores_N = SAID_N == LABELS_N, LABELS_N > 3, LOGITS_NC[:, 0] - LOGITS_NC[:, 5]
+    knobs = {"confidence": 0.9, "seed": 3}
+    pairs = [
+        (recall_interval(hits_N, LABELS_N, **knobs), bootstrap(lambda n: mean_per_class_recall(hits_N[n], LABELS_N[n]), LABELS_N, **knobs)),
+        (f1_interval(SAID_N, LABELS_N, classes=7, **knobs), bootstrap(lambda n: macro_f1(SAID_N[n], LABELS_N[n]), FREE_N, **knobs)),
+        (
+            roc_auc_interval(scores_N, positive_N, **knobs),
+            bootstrap(lambda n: float(roc_auc_score(positive_N[n], scores_N[n])), positive_N.astype(np.int64), **knobs),
+        ),
+    ]
+    for fast, slow in pairs:
+        assert fast == pytest.approx(slow, abs=0.12 * (slow.high - slow.low))
+
+
+def test_intervals_of_fifty_thousand_pictures_take_seconds() -> None:
+    labels_N = np.arange(50_000) % 1_000
+    said_N = np.where(np.random.default_rng(0).random(50_000) < 0.6, labels_N, np.random.default_rng(1).integers(0, 1_000, 50_000))
+    started = time.process_time()
+    recall_interval(said_N == labels_N, labels_N, confidence=0.95, seed=0)
+    f1_interval(said_N, labels_N, classes=1_000, confidence=0.95, seed=0)
+    print(f"{time.process_time() - started:.2f} s")
+    assert time.process_time() - started < 60
+
+
+def test_multilabel_and_single_label_measures_are_seeded() -> None:
+    assert measure(LOGITS_NC, LABELS_N, confidence=0.9, seed=1) == measure(LOGITS_NC, LABELS_N, confidence=0.9, seed=1)
+    is_class_NC = np.eye(7, dtype=bool)[LABELS_N]
+    first, second = (measure_multilabel(LOGITS_NC, is_class_NC, confidence=0.9, seed=seed) for seed in (1, 2))
+    assert first != second
+    assert [value.value for value in first] == [value.value for value in second]
