@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 
 from clipkit.evaluation.splits import arrays, tables
 from clipkit.evaluation.splits.folders import read_image_folder
-from clipkit.evaluation.splits.originals import lists
+from clipkit.evaluation.splits.originals import annotated, class_folders, lists
 from clipkit.evaluation.splits.split import Asked, Files, FilesAt, Place, Split, only_labels
 from clipkit.evaluation.splits.tars import read_webdataset
 from clipkit.evaluation.splits.web import is_address
@@ -29,6 +29,16 @@ READERS: Mapping[str, Callable[[Asked], Split]] = {
     "fer2013": lists.read_fer2013,
     "gtsrb": lists.read_gtsrb,
     "hateful-memes": lists.read_hateful_memes,
+    "stanford-cars": annotated.read_stanford_cars,
+    "oxford-flowers": annotated.read_oxford_flowers,
+    "pcam": annotated.read_pcam,
+    "kitti-distance": annotated.read_kitti_distance,
+    "clevr-count": annotated.read_clevr_count,
+    "caltech101": class_folders.read_caltech101,
+    "eurosat": class_folders.read_eurosat,
+    "resisc45": class_folders.read_resisc45,
+    "imagenet": class_folders.read_imagenet,
+    "middle-frames": class_folders.read_middle_frames,
     "country211": read_image_folder,
     "rendered-sst2": read_image_folder,
 }

@@ -130,7 +130,7 @@ def lines_of(path: Path, asked: Asked, *, max_bytes: int = MAX_LIST_BYTES) -> li
 
 
 def first_folder(root: Path, *names: str) -> Path:
-    """The first of some folders under `root` that is there, else `root`: distributions that were unpacked with their top folder or without."""
+    """The first of some folders under `root` that is there, else `root`: an archive was unpacked with its top folder or without."""
     return next((root / name for name in names if (root / name).is_dir()), root)
 
 

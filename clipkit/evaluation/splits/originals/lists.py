@@ -41,7 +41,7 @@ def read_food101(asked: Asked) -> Split:
 
 
 def read_birdsnap(asked: Asked) -> Split:
-    """Birdsnap: `images.txt` (a table with `path`), `test_images.txt` and `download/images/`; pictures that are gone are left out; splits `train`, `test`."""
+    """Birdsnap: `images.txt` (with `path`), `test_images.txt`, `download/images/` (what is gone is left out); splits `train`, `test`."""
     folder, label_of = first_folder(asked.root, "birdsnap"), label_names(asked)
     pictures = next((folder / name for name in ("download/images", "images") if (folder / name).is_dir()), folder)
     test = set(lines_of(folder / "test_images.txt", asked)) - {"path"}
@@ -91,7 +91,7 @@ def read_dtd(asked: Asked) -> Split:
 
 
 def read_oxford_pets(asked: Asked) -> Split:
-    """Oxford-IIIT Pets: `annotations/trainval.txt`, `annotations/test.txt` (Breed_12 class species breed) and `images/`; splits `trainval`, `test`."""
+    """Oxford-IIIT Pets: `annotations/trainval.txt`, `annotations/test.txt` and `images/Breed_12.jpg`; splits `trainval`, `test`."""
     path, label_of = asked.root / "annotations" / f"{asked.part}.txt", label_names(asked)
     rows = [line.split() for line in lines_of(path, asked) if not line.startswith("#")]
     return listed_split(asked, ((f"images/{row[0]}.jpg", label_of(row[0].rpartition("_")[0], path)) for row in rows))
@@ -122,7 +122,7 @@ def read_fer2013(asked: Asked) -> Split:
     refuse_escape(path, asked.root)
     rows = csv.DictReader(io.StringIO(small_text(path, MAX_LIST_BYTES)), skipinitialspace=True)
     chosen = [row for row in rows if row.get("Usage") == asked.part]
-    pixels = [np.fromstring(row["pixels"] or "", np.int64, sep=" ") for row in chosen]
+    pixels = [np.array([int(n) if n.isdecimal() and len(n) < 4 else -1 for n in (row["pixels"] or "").split()]) for row in chosen]
     for i, numbers in enumerate(pixels):
         if numbers.shape != (48 * 48,) or not ((numbers >= 0) & (numbers <= 255)).all():
             raise UserError(f"`{path}` has {len(numbers)} numbers in picture {i} of `{asked.part}`: 48 x 48 from 0 to 255 were expected")
