@@ -29,6 +29,12 @@ def under(asked: Asked, folder: Path, path: str) -> str:
     return (folder.relative_to(asked.root) / path).as_posix()
 
 
+def train_or_test(asked: Asked) -> None:
+    """Raises UserError for another split."""
+    if asked.part not in ("train", "test"):
+        raise UserError(f"`{asked.name}` asks for the split `{asked.part}`: this layout has `train` and `test`")
+
+
 def read_food101(asked: Asked) -> Split:
     """Food-101: `meta/train.txt`, `meta/test.txt` (class/picture) and `images/`; splits `train`, `test`."""
     folder = first_folder(asked.root, "food-101")
@@ -42,6 +48,7 @@ def read_food101(asked: Asked) -> Split:
 
 def read_birdsnap(asked: Asked) -> Split:
     """Birdsnap: `images.txt` (with `path`), `test_images.txt`, `download/images/` (what is gone is left out); splits `train`, `test`."""
+    train_or_test(asked)
     folder, label_of = first_folder(asked.root, "birdsnap"), label_names(asked)
     pictures = next((folder / name for name in ("download/images", "images") if (folder / name).is_dir()), folder)
     test = set(lines_of(folder / "test_images.txt", asked)) - {"path"}
@@ -133,6 +140,7 @@ def read_fer2013(asked: Asked) -> Split:
 
 def read_gtsrb(asked: Asked) -> Split:
     """GTSRB: `Final_Training/Images/00000/*.ppm`, or `Final_Test/Images/` with `GT-final_test.csv`; splits `train`, `test`."""
+    train_or_test(asked)
     folder = first_folder(asked.root, "GTSRB")
     if asked.part == "test":
         path = next(
