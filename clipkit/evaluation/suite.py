@@ -116,7 +116,7 @@ class Task(_Entry):
             raise ValueError(f"class_folders has {len(folders)} folders for {len(self.classes)} classes")
         if self.labels is not None and len(set(self.labels)) != len(self.classes):
             raise ValueError(f"labels should be {len(self.classes)} different labels, one for each class")
-        if self.layout == "imagefolder" and len(set(folders)) != len(folders):
+        if READERS[self.layout] is READERS["imagefolder"] and len(set(folders)) != len(folders):
             raise ValueError("two classes have the same folder: name the folders of all classes in class_folders")
         if is_address(self.folder) and self.layout != "clip-benchmark-wds":
             raise ValueError(f"layout `{self.layout}` is read from this machine only: from the web, `clip-benchmark-wds` is")

@@ -37,7 +37,7 @@ def read_idx(asked: Asked) -> Split:
 
 
 def read_cifar_binary(asked: Asked) -> Split:
-    """CIFAR-10 and CIFAR-100, binary version: `data_batch_1.bin` ... and `test_batch.bin`, or `train.bin` and `test.bin`; splits `train`, `test`."""
+    """CIFAR, binary version: `data_batch_1.bin` ... and `test_batch.bin` (10), `train.bin` and `test.bin` (100); splits `train`, `test`."""
     folder = first_folder(asked.root, "cifar-10-batches-bin", "cifar-100-binary")
     is_hundred = (folder / f"{asked.part}.bin").exists()
     if not is_hundred and asked.part not in ("train", "test"):

@@ -89,10 +89,8 @@ def label_names(asked: Asked) -> Callable[[str, object], int]:
     The answer takes the name and the file that it stands in. It raises UserError for a class that the task does not have.
     """
     exact = {folder: label for label, folder in enumerate(asked.folders)}
-    loose: dict[str, int] = {}
-    for label, names in reversed(list(enumerate(asked.classes))):
-        loose |= {plain(name): label for name in names}
-    loose |= {plain(folder): label for label, folder in enumerate(asked.folders)}
+    loose = _unambiguous((plain(name), label) for label, names in enumerate(asked.classes) for name in names)
+    loose |= _unambiguous((plain(folder), label) for label, folder in enumerate(asked.folders))
 
     def label_of(name: str, source: object) -> int:
         label = exact.get(name, loose.get(plain(name)))
@@ -104,6 +102,14 @@ def label_names(asked: Asked) -> Callable[[str, object], int]:
         return label
 
     return label_of
+
+
+def _unambiguous(pairs: Iterable[tuple[str, int]]) -> dict[str, int]:
+    """Names that one class has alone: `crane` may be a bird and a machine."""
+    labels: dict[str, set[int]] = {}
+    for name, label in pairs:
+        labels.setdefault(name, set()).add(label)
+    return {name: min(found) for name, found in labels.items() if len(found) == 1}
 
 
 def check_class_order(names: Sequence[str], asked: Asked, source: object) -> None:

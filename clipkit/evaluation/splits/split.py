@@ -228,7 +228,7 @@ def small_text(path: Path, max_bytes: int) -> str:
             data = file.read(max_bytes + 1)
         if len(data) > max_bytes:
             raise UserError(f"`{path}` is over {max_bytes:,} bytes: that is not the file of a test set")
-        return data.decode("utf-8")
+        return data.decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise UserError(f"`{path}` cannot be read ({reason}): the test set should have this file, as text in UTF-8") from None

@@ -300,3 +300,15 @@ def test_patch_camelyon_is_read_or_says_what_is_missing(lay: Lay, read: Read, mo
             file[which] = values
     split = read("pcam", root, "test", "a", "b")
     assert (split.labels_N.tolist(), split.read(1, 2)) == ([1, 0], [b"P6 96 96 255\n" + pixels[1].tobytes()])
+
+
+def test_an_object_of_matlab_is_refused(lay: Lay, read: Read) -> None:
+    value = scipy.io.matlab.MatlabObject(np.array([(np.array([1]),)], dtype=[("label", "O")]), classname="trap")
+    with pytest.raises(UserError, match="as an object of MATLAB's"):
+        read("oxford-flowers", lay({"imagelabels.mat": mat(labels=value), "setid.mat": mat(tstid=np.array([1]))}), "tstid", "a", "b")
+
+
+@pytest.mark.parametrize("layout", ["country211", "rendered-sst2"])
+def test_country_folders_and_sentiments_are_folders_per_class(lay: Lay, read: Read, layout: str) -> None:
+    split = read(layout, lay({"test/AD/1.jpg": "ad", "test/AE/2.jpg": "ae"}), "test", "Emirates", "Andorra", folders=("AE", "AD"))
+    assert (split.labels_N.tolist(), split.read(0, 2)) == ([0, 1], [b"ae", b"ad"])

@@ -164,3 +164,14 @@ def test_stl10_is_stored_by_columns_with_labels_from_one(lay: Lay, read: Read) -
     lay({"stl10_binary/test_y.bin": bytes([0, 1])})
     with pytest.raises(UserError, match="has the label -1"):
         read("stl10", root, "test", "airplane", "bird")
+
+
+def test_a_name_that_two_classes_have_is_no_class_and_the_datas_own_name_goes_first(lay: Lay, read: Read) -> None:
+    root = lay({"l.csv": "image,label\np.png,crane 2\n", "m.csv": "image,label\np.png,Crane\n", "p.png": "x"})
+    assert read("csv", root, "l.csv", "crane", "crane", folders=("crane 1", "crane 2")).labels_N.tolist() == [1]
+    with pytest.raises(UserError, match="names the class 'Crane'"):
+        read("csv", root, "m.csv", "crane", "crane", folders=("crane 1", "crane 2"))
+
+
+def test_a_table_may_begin_with_a_byte_order_mark(lay: Lay, read: Read) -> None:
+    assert read("csv", lay({"l.csv": "\ufeffimage,label\np.png,1\n", "p.png": "x"}), "l.csv", "a", "b").labels_N.tolist() == [1]

@@ -101,7 +101,7 @@ def test_captions_are_lines_and_their_own_new_lines_are_escaped(tmp_path: Path, 
 
 
 def test_groups_come_from_json_by_name_or_from_numbers_by_place(tmp_path: Path, read: Read) -> None:
-    named = pairs("cls", b"1", b"0") + [("s1.json", json.dumps({"gender": "Female", "age": 3}).encode())]
+    named = [*pairs("cls", b"1", b"0"), ("s1.json", json.dumps({"gender": "Female", "age": 3}).encode())]
     named.insert(2, ("s0.json", json.dumps({"gender": "Male", "age": 2}).encode()))
     split = read("clip-benchmark-wds", pack(tmp_path, *named), "test", "a", "b", groups=("age", "gender"))
     assert split.groups == {"age": ["2", "3"], "gender": ["Male", "Female"]}

@@ -1,7 +1,6 @@
 """Original distributions whose labels stand in .mat, HDF5, JSON or text of their own."""
 
 import csv
-import io
 import itertools
 import json
 from pathlib import Path
@@ -29,10 +28,10 @@ def mat(path: Path, name: str, asked: Asked) -> Any:
     try:
         if path.stat().st_size > MAX_MAT_BYTES:
             raise UserError(f"`{path}` is over {MAX_MAT_BYTES:,} bytes: that is not the file of a test set")
-        with io.BytesIO(path.read_bytes()) as file:
-            if (kinds := {entry[0]: entry[2] for entry in scipy.io.whosmat(file)}).get(name) in ("object", "opaque", "function"):
-                raise UserError(f"`{path}` holds `{name}` as an object of MATLAB's: numbers, texts or plain structs were expected")
-            value = scipy.io.loadmat(file, squeeze_me=True, variable_names=[name]).get(name)
+        kinds: dict[str, str] = {entry[0]: str(entry[2]) for entry in scipy.io.whosmat(str(path))}
+        if kinds.get(name) in ("object", "opaque", "function"):
+            raise UserError(f"`{path}` holds `{name}` as an object of MATLAB's: numbers, texts or plain structs were expected")
+        value = scipy.io.loadmat(str(path), squeeze_me=True, variable_names=[name]).get(name)
     except OSError as error:
         raise UserError(f"`{path}` cannot be read ({error.strerror or error}): fetch the test set again") from None
     except UserError:
@@ -79,9 +78,7 @@ def read_pcam(asked: Asked) -> Split:
     try:
         import h5py
     except ImportError:
-        raise UserError(
-            "layout `pcam` needs h5py, which is not installed: `pip install clipkit[pcam]`, or take the task packed as webdataset"
-        ) from None
+        raise UserError("layout `pcam` needs h5py, which is not installed: `pip install clipkit[pcam]`") from None
     paths = [asked.root / f"camelyonpatch_level_2_split_{asked.part}_{which}.h5" for which in "xy"]
     for path in paths:
         refuse_escape(path, asked.root)
@@ -121,7 +118,7 @@ def _nearest(path: Path, asked: Asked) -> int:
 
 
 def read_clevr_count(asked: Asked) -> Split:
-    """CLEVR counts: `scenes/CLEVR_val_scenes.json` and `images/val/`; splits `train`, `val`; the class is called by its number of objects."""
+    """CLEVR counts: `scenes/CLEVR_val_scenes.json` and `images/val/`; splits `train`, `val`; a class is a number of objects."""
     folder, label_of = first_folder(asked.root, "CLEVR_v1.0"), label_names(asked)
     path = folder / "scenes" / f"CLEVR_{asked.part}_scenes.json"
     refuse_escape(path, asked.root)

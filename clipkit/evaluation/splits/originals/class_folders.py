@@ -18,7 +18,7 @@ Cut = Mapping[str, tuple[int, int | None]]
 
 
 def read_caltech101(asked: Asked) -> Split:
-    """Caltech-101: `101_ObjectCategories/CLASS/`; `train` is 30 pictures of each class, `test` the rest; `train-7`, `test-7` by another seed."""
+    """Caltech-101: `101_ObjectCategories/CLASS/`; `train` is 30 pictures of each class, `test` the rest; `train-7`: seed 7."""
     return _cut(
         asked, first_folder(asked.root, "caltech101/101_ObjectCategories", "101_ObjectCategories"), {"train": (0, 30), "test": (30, None)}
     )
@@ -62,9 +62,9 @@ def _labelled_folders(asked: Asked, folder: Path) -> list[tuple[str, int]]:
 
 
 def read_imagenet(asked: Asked) -> Split:
-    """ImageNet: `train/WNID/`, `val/WNID/`, or a flat `val/` beside a list: `val.txt` (picture, label) or `LOC_val_solution.csv` (picture, WNID).
+    """ImageNet: `train/WNID/`, `val/WNID/`, or a flat `val/` with its labels in `val.txt` or `LOC_val_solution.csv` beside it.
 
-    Labels are places in `class_folders` where these are WNIDs, else in the sorted WNIDs.
+    `val.txt` has a picture and a label a line, the solution a picture and a WNID. Labels are places in `class_folders` where these are WNIDs, else in the sorted WNIDs.
     """
     folder = asked.path
     refuse_escape(folder, asked.root)
@@ -107,7 +107,7 @@ def _wnid_labels(asked: Asked, wnids: list[str]) -> Callable[[str], int]:
 
 
 def read_middle_frames(asked: Asked) -> Split:
-    """Videos as frames (UCF101, Kinetics): a split is a list of `class/video` lines, `frames/CLASS/VIDEO/` holds each video's; the middle one counts."""
+    """Middle frames of videos (UCF101, Kinetics): a split is a list of `class/video`; frames lie in `frames/CLASS/VIDEO/`."""
     label_of = label_names(asked)
     frames = first_folder(asked.root, "frames")
 
