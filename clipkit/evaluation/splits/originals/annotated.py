@@ -95,7 +95,7 @@ def read_pcam(asked: Asked) -> Split:
 
 
 def read_kitti_distance(asked: Asked) -> Split:
-    """KITTI: `training/image_2/`, `training/label_2/` and a list of numbers per split, `ImageSets/test.txt`; the class is the nearest vehicle.
+    """KITTI: `training/image_2/`, `training/label_2/`, numbers of a split in `ImageSets/test.txt`; the class is the nearest vehicle.
 
     Classes as VTAB has them: up to 8 metres, up to 20 metres, farther, no vehicle; vehicles are cars, vans and trucks.
     """

@@ -64,7 +64,8 @@ def _labelled_folders(asked: Asked, folder: Path) -> list[tuple[str, int]]:
 def read_imagenet(asked: Asked) -> Split:
     """ImageNet: `train/WNID/`, `val/WNID/`, or a flat `val/` with its labels in `val.txt` or `LOC_val_solution.csv` beside it.
 
-    `val.txt` has a picture and a label a line, the solution a picture and a WNID. Labels are places in `class_folders` where these are WNIDs, else in the sorted WNIDs.
+    `val.txt` has a picture and a label a line, the solution a picture and a WNID. Labels are places in `class_folders` where these are
+    WNIDs, else in the sorted WNIDs.
     """
     folder = asked.path
     refuse_escape(folder, asked.root)
