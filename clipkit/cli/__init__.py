@@ -16,7 +16,7 @@ import typer
 from typer.core import TyperGroup
 
 from clipkit import UserError, __version__, printable
-from clipkit.cli import dataset, demo, evaluation, model, overlap, queries, recipes, score, shards, training
+from clipkit.cli import dataset, demo, doctor, evaluation, model, overlap, queries, recipes, score, shards, training
 
 __all__ = ["app", "main"]
 
@@ -91,6 +91,8 @@ app.add_typer(evaluation.eval_app, name="eval")
 app.command("overlap-report", no_args_is_help=True)(overlap.overlap_report)
 app.command("demo")(demo.demo)
 app.add_typer(recipes.app, name="recipes")
+evaluation.suites_app.command("doctor", no_args_is_help=True)(doctor.doctor)
+evaluation.suites_app.command("layouts")(doctor.layouts)
 app.add_typer(evaluation.suites_app, name="suites")
 app.add_typer(model.app, name="models")
 app.add_typer(shards.app, name="shards")

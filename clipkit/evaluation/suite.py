@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from clipkit import UserError
-from clipkit.evaluation.splits import READERS, Asked, Split, only_labels
+from clipkit.evaluation.splits import READERS, Asked, Split, is_address, only_labels
 from clipkit.resources import find
 
 MAX_TOML_BYTES = 5_000_000
@@ -54,6 +54,10 @@ def _has_placeholder(template: str) -> str:
     return template
 
 
+def _stays_inside_or_is_address(path: str) -> str:
+    return path if is_address(path) else _stays_inside(path)
+
+
 def _stays_inside(path: str) -> str:
     if not path or PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts or "\\" in path:
         raise ValueError(f"folder {path!r} should be a relative path without `..`")
@@ -64,6 +68,7 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
 Text = Annotated[str, Field(min_length=1, max_length=1_000)]
 ClassNames = Annotated[tuple[Text, ...], BeforeValidator(_names), Field(min_length=1, max_length=1_000)]
 Folder = Annotated[Text, AfterValidator(_stays_inside)]
+Place = Annotated[Text, AfterValidator(_stays_inside_or_is_address)]
 Word = Annotated[str, Field(min_length=1, max_length=100)]
 Template = Annotated[Text, AfterValidator(_has_placeholder)]
 
@@ -82,7 +87,7 @@ class Task(_Entry):
     kind: TaskKind = Field(
         "classification", description="classification: one class per picture; multilabel: any number; retrieval: captions"
     )
-    folder: Folder = Field(description="folder under the data root")
+    folder: Place = Field(description="folder under the data root; or `hf://OWNER/NAME`, `https://...` of a task that is read from the web")
     layout: str = Field(description="how the data lies there: `clipkit suites layouts` lists them")
     classes: tuple[ClassNames, ...] = Field((), max_length=100_000, description="names of each class, in label order; retrieval: none")
     class_folders: tuple[Folder, ...] | None = Field(
@@ -111,8 +116,10 @@ class Task(_Entry):
             raise ValueError(f"class_folders has {len(folders)} folders for {len(self.classes)} classes")
         if self.labels is not None and len(set(self.labels)) != len(self.classes):
             raise ValueError(f"labels should be {len(self.classes)} different labels, one for each class")
-        if self.layout == "imagefolder" and len(set(folders)) != len(folders):
+        if READERS[self.layout] is READERS["imagefolder"] and len(set(folders)) != len(folders):
             raise ValueError("two classes have the same folder: name the folders of all classes in class_folders")
+        if is_address(self.folder) and self.layout != "clip-benchmark-wds":
+            raise ValueError(f"layout `{self.layout}` is read from this machine only: from the web, `clip-benchmark-wds` is")
         if unknown := sorted(set(self.sizes) - set(self.splits)):
             raise ValueError(f"sizes names the split `{unknown[0]}`, which splits does not")
         return self
@@ -156,17 +163,22 @@ class Task(_Entry):
         if name not in self.splits:
             raise UserError(f"task `{self.name}` has no split `{name}`: it has {', '.join(sorted(self.splits))}")
         root = data_root / self.folder
-        if not root.is_dir():
+        if not is_address(self.folder) and not root.is_dir():
             raise UserError(
                 f"no data for task `{self.name}` at `{root}`: put it there ({self.published}), or change `{option} {data_root}`"
             )
         split = READERS[self.layout](self._asked(root, name))
-        if self.labels is not None:
+        if self.labels is not None and self.kind == "classification":
             split = only_labels(split, self.labels)
         if (wanted := self.sizes.get(name, len(split))) != len(split):
             raise UserError(
                 f"split `{name}` of task `{self.name}` has {len(split):,} pictures at `{root / self.splits[name]}`, not {wanted:,}: "
                 f"fetch it again ({self.published})"
+            )
+        if self.kind == "classification" and len(split) > 1 and (split.labels_N == split.labels_N[0]).all():
+            raise UserError(
+                f"split `{name}` of task `{self.name}` has one class only, `{self.classes[int(split.labels_N[0])][0]}`, "
+                f"of {len(self.classes)}: it is a part of the test set, fetch it again ({self.published})"
             )
         return split
 
@@ -180,6 +192,8 @@ class Task(_Entry):
             folders=self.folders,
             columns=self.columns,
             groups=self.groups,
+            labels=self.labels,
+            address=self.folder if is_address(self.folder) else None,
         )
 
 

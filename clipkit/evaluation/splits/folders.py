@@ -10,7 +10,7 @@ from clipkit.evaluation.splits.split import Asked, FilesAt, Place, Split, checke
 
 
 def read_image_folder(asked: Asked) -> Split:
-    """A split with one folder per class, in the order of `asked.folders`.
+    """A folder per split with one folder per class, called as `class_folders` says or by the first name of each class.
 
     Hidden files and files without a picture's suffix are ignored; links may not lead out of the task's folder.
     Raises UserError for a missing or unexpected class folder.

@@ -5,7 +5,7 @@ import hashlib
 import itertools
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -17,6 +17,7 @@ from clipkit import UserError
 
 MAX_PICTURE_BYTES = 200_000_000
 MAX_PICTURES = 20_000_000
+MAX_LABELS = 10_000_000
 HASHED_AT_ONCE = 256
 
 
@@ -79,11 +80,28 @@ class ChosenFiles:
 
 
 @dataclass(frozen=True)
+class DrawnFiles:
+    """Pictures that lie as bare numbers or as cells of a table: `draw(i)` makes an encoded file of picture i when it is read."""
+
+    count: int
+    draw: Callable[[int], bytes]
+
+    def __len__(self) -> int:
+        """Number of pictures."""
+        return self.count
+
+    def read(self, start: int, stop: int) -> list[bytes]:
+        """Encoded pictures start..stop, in order."""
+        return [self.draw(i) for i in range(start, min(stop, self.count))]
+
+
+@dataclass(frozen=True)
 class Split:
     """Pictures of one split (`name` is task/split) in a fixed order, with what is known of them. What `embed` calls Pictures.
 
     One of these is there, as the task's kind has it: `labels_N` (one class each), `is_class_NC` (any number of classes),
     `texts` (captions of each picture). `groups` has further facts by attribute (`gender`, `region`), one value per picture.
+    `is_difficult_NC` marks classes of a picture that its annotators could not judge: neither right nor wrong (VOC's devkit).
     """
 
     name: str
@@ -92,6 +110,7 @@ class Split:
     is_class_NC: NDArray[np.bool_] | None = None
     texts: Sequence[Sequence[str]] | None = None
     groups: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    is_difficult_NC: NDArray[np.bool_] | None = None
 
     def __len__(self) -> int:
         """Number of pictures."""
@@ -120,6 +139,7 @@ class Split:
             None if self.is_class_NC is None else self.is_class_NC[chosen_N],
             None if self.texts is None else [self.texts[i] for i in chosen_N],
             {name: [values[i] for i in chosen_N] for name, values in self.groups.items()},
+            None if self.is_difficult_NC is None else self.is_difficult_NC[chosen_N],
         )
 
     def _known(self, i: int) -> str:
@@ -127,6 +147,8 @@ class Split:
         known: dict[str, Any] = {}
         if self.is_class_NC is not None:
             known["classes"] = np.flatnonzero(self.is_class_NC[i]).tolist()
+        if self.is_difficult_NC is not None:
+            known["difficult"] = np.flatnonzero(self.is_difficult_NC[i]).tolist()
         if self.texts is not None:
             known["texts"] = list(self.texts[i])
         if self.groups:
@@ -159,6 +181,13 @@ class Asked(NamedTuple):
     folders: Sequence[str]  # what each class is called in the data, in label order
     columns: Mapping[str, str]  # tables: what the columns of the picture, the label, the texts and the groups are called
     groups: Sequence[str]  # attributes that are wanted for each picture
+    labels: Sequence[int] | None = None  # the data's label of each class, where the data has more classes than the task
+    address: str | None = None  # where the task's folder is on the web, if it is not on this machine
+
+    @property
+    def label_limit(self) -> int:
+        """Labels of the data are below it."""
+        return len(self.classes) if self.labels is None else MAX_LABELS
 
     @property
     def path(self) -> Path:
@@ -198,7 +227,8 @@ def small_text(path: Path, max_bytes: int) -> str:
         with open(path, "rb") as file:
             data = file.read(max_bytes + 1)
         if len(data) > max_bytes:
-            raise UserError(f"`{path}` is over {max_bytes:,} bytes: this is no CLIP_benchmark test set")
-        return data.decode("utf-8")
+            raise UserError(f"`{path}` is over {max_bytes:,} bytes: that is not the file of a test set")
+        return data.decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"`{path}` cannot be read ({error}): a CLIP_benchmark test set has it") from None
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UserError(f"`{path}` cannot be read ({reason}): the test set should have this file, as text in UTF-8") from None

@@ -1,0 +1,1 @@
+"""Test sets as their authors publish them: one reader for each distribution."""
