@@ -16,7 +16,7 @@ import typer
 from typer.core import TyperGroup
 
 from clipkit import UserError, __version__, printable
-from clipkit.cli import dataset, demo, evaluation, model, overlap, queries, recipes, score, shards, training
+from clipkit.cli import dataset, demo, evaluation, model, overlap, pictures, queries, recipes, score, shards, training
 
 __all__ = ["app", "main"]
 
@@ -95,6 +95,8 @@ app.add_typer(evaluation.suites_app, name="suites")
 app.add_typer(model.app, name="models")
 app.add_typer(shards.app, name="shards")
 app.command("score", no_args_is_help=True)(score.score)
+app.command("classify", no_args_is_help=True)(pictures.classify)
+app.command("search", no_args_is_help=True)(pictures.search)
 
 
 @contextlib.contextmanager
