@@ -16,7 +16,7 @@ import typer
 from typer.core import TyperGroup
 
 from clipkit import UserError, __version__, printable
-from clipkit.cli import dataset, demo, evaluation, model, overlap, pictures, queries, recipes, score, shards, training
+from clipkit.cli import dataset, demo, evaluation, model, overlap, pictures, probing, queries, recipes, score, shards, training
 
 __all__ = ["app", "main"]
 
@@ -87,7 +87,7 @@ def _root(
 app.command("build-queries", no_args_is_help=True)(queries.build_queries)
 app.command("build-dataset", no_args_is_help=True)(dataset.build_dataset)
 app.command("train", no_args_is_help=True)(training.train)
-app.add_typer(evaluation.eval_app, name="eval")
+app.add_typer(probing.eval_app, name="eval")
 app.command("overlap-report", no_args_is_help=True)(overlap.overlap_report)
 app.command("demo")(demo.demo)
 app.add_typer(recipes.app, name="recipes")
