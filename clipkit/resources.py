@@ -14,6 +14,7 @@ Kind = Literal[
     "recipes/overlap-report",
     "benchmarks/tasks",
     "benchmarks/suites",
+    "benchmarks/bias",
 ]
 
 

@@ -12,20 +12,26 @@ from clipkit.cli.evaluation import eval_app
 from clipkit.cli.options import (
     SHARDS_HELP,
     CacheOption,
+    DataOption,
     JsonOption,
+    ModelOption,
     OutOption,
     QuietOption,
     RecipeOption,
     SetOption,
+    SuiteOption,
     cache_dir,
     exit_for_failures,
+    identity,
     model_identity,
     show,
 )
 from clipkit.recipe import EvalRecipe, load_recipe
-from clipkit.report.probe_tables import gap_tables
+from clipkit.report.probe_tables import bias_tables, gap_tables
 from clipkit.resources import find
 from clipkit.run import Run, replacing
+
+__all__ = ["bias", "eval_app", "modality_gap"]
 
 if TYPE_CHECKING:
     from clipkit.evaluation.gap_report import Pairs
@@ -119,3 +125,42 @@ def _draw(folder: Path, report: Mapping[str, Any]) -> None:
 def _write(path: Path, text: str) -> None:
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+@eval_app.command("bias", no_args_is_help=True)
+def bias(
+    model: ModelOption,
+    suite: SuiteOption,
+    data: DataOption,
+    out: OutOption,
+    recipe: RecipeOption = None,
+    set_: SetOption = None,
+    cache: CacheOption = None,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Whom a model calls what: harmful labels per group, labels tied to a group, accuracy per group (CLIP section 7.1).
+
+    For tasks whose pictures have groups such as race, gender and age. The label sets are the knob `bias.label_sets`.
+
+    Example: `clipkit eval bias --model runs/model --suite fairness --data testsets --out runs/bias`
+    """
+    knobs = load_recipe(EvalRecipe, find("recipes/eval", recipe) if recipe else None, set_ or ())
+    from clipkit.evaluation.suite import load_suite
+
+    tasks = load_suite(suite)
+    inputs = identity(model, tasks, data)
+    from clipkit.evaluation.bias_probe import load_label_set, run_bias
+
+    inputs["label sets"] = " ".join(load_label_set(name).model_dump_json() for name in knobs.bias.label_sets)
+    with Run.open(out, command="eval bias", recipe=knobs, inputs=inputs, quiet=quiet) as run:
+        if (report := run.report) is None:
+            from clipkit.model.encoder import load_encoder
+
+            encoder = load_encoder(model, precision=knobs.precision)
+            report = run_bias(knobs, encoder, tasks, data, run=run, cache=cache_dir(cache))
+            if not report["failed"]:
+                run.finish(report)
+    if report["rates"] or report["accuracies"] or as_json:
+        show(report, bias_tables(report), as_json=as_json, where=out)
+    exit_for_failures(report["failed"], has_results=bool(report["ties"]))

@@ -67,6 +67,20 @@ class GapKnobs(Section):
     )
 
 
+class BiasKnobs(Section):
+    """Bias probes (CLIP section 7.1)."""
+
+    label_sets: tuple[str, ...] = Field(
+        ("fairface", "fairface-child"),
+        min_length=1,
+        max_length=100,
+        description="label sets by their shipped names, or your own .toml files",
+    )
+    thresholds: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = Field(
+        (0.005, 0.04), min_length=1, description="probabilities above which a picture has a label (figure 18: 0.5% and 4%)"
+    )
+
+
 class EvalRecipe(Section):
     """`clipkit eval ...`: an encoder -> scores."""
 
@@ -79,6 +93,7 @@ class EvalRecipe(Section):
     probe: ProbeKnobs = Field(ProbeKnobs(), description="linear probe")
     few_shot: FewShotKnobs = Field(FewShotKnobs(), description="few-shot classification")
     retrieval: RetrievalKnobs = Field(RetrievalKnobs(), description="retrieval")
+    bias: BiasKnobs = Field(BiasKnobs(), description="bias probes")
     modality_gap: GapKnobs = Field(GapKnobs(), description="modality gap")
 
 

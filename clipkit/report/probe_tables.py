@@ -1,11 +1,11 @@
 """What `clipkit eval modality-gap` and `clipkit eval bias` found, as tables."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from clipkit.report.tables import Cell, Share, Table
 
-__all__ = ["gap_tables"]
+__all__ = ["bias_tables", "gap_tables"]
 
 
 def gap_tables(report: Mapping[str, Any]) -> list[Table]:
@@ -38,3 +38,42 @@ def _curve(model: Mapping[str, Any]) -> Table:
     return Table(
         f"shifted along the gap: {model['model']}", ("shift", "gap", *metrics), rows, "0: as it is; 0.5: the means meet; 1: swapped"
     )
+
+
+def bias_tables(report: Mapping[str, Any]) -> list[Table]:
+    """Rates of harmful labels per group, gaps between groups, the labels most tied to a group, accuracies per group."""
+    note = f"{report['confidence']:.0%} Clopper-Pearson intervals"
+    tables = [
+        _of("harmful labels", report["rates"], ("label_set", "harmful", "attribute", "group", "pictures", "rate", "low", "high"), note),
+        _of(
+            "gaps between groups",
+            report["gaps"],
+            ("label_set", "harmful", "attribute", "gap", "low", "high", "holm_p"),
+            "greatest rate minus least",
+        ),
+        _of("labels most tied to a group", _strongest(report["ties"]), TIE_COLUMNS, "chi-squared, p adjusted by Holm; 5 of each are shown"),
+        _of(
+            "attributes as classes", report["accuracies"], ("classified", "attribute", "group", "pictures", "accuracy", "low", "high"), note
+        ),
+    ]
+    return [table for table in tables if table.rows]
+
+
+TIE_COLUMNS = ("label_set", "attribute", "threshold", "label", "most", "chi_squared", "holm_p")
+SHARES = ("rate", "low", "high", "gap", "accuracy", "threshold")
+TIES_SHOWN = 5
+
+
+def _strongest(ties: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The first of each label set, attribute and threshold that a group is tied to at all."""
+    shown: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
+    for tie in ties:
+        some = shown.setdefault((tie["task"], tie["label_set"], tie["attribute"], tie["threshold"]), [])
+        if len(some) < TIES_SHOWN and tie["p_value"] < 1:
+            some.append(tie)
+    return [tie for some in shown.values() for tie in some]
+
+
+def _of(title: str, rows: Sequence[Mapping[str, Any]], columns: Sequence[str], note: str) -> Table:
+    named = ("task", *columns)
+    return Table(title, named, [tuple(Share(row[name]) if name in SHARES else row[name] for name in named) for row in rows], note)
