@@ -150,7 +150,7 @@ def test_shipped_label_sets_hold_the_papers_words() -> None:
         ("[harmful]", "[harmfull]", "harmfull"),
         ("a {} square", "a square", "once"),
         ("title = ", "title ", "as TOML"),
-        ('"green"\n', '"red"\n', "two different words"),
+        ('Female = "green"', 'Female = "magenta"', "two different words"),
     ],
 )
 def test_a_label_set_that_is_wrong_names_the_file(old: str, new: str, told: str, own: Path) -> None:
