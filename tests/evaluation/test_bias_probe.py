@@ -160,6 +160,11 @@ def test_a_label_set_that_is_wrong_names_the_file(old: str, new: str, told: str,
     assert "own.toml" in str(problem.value)
 
 
+def test_a_label_set_that_is_misspelt_is_guessed_at() -> None:
+    with pytest.raises(UserError, match="no label set `fairfaces`: did you mean `fairface`"):
+        load_label_set("fairfaces")
+
+
 def test_holm_by_hand_and_never_below_benjamini_hochberg() -> None:
     assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
     assert holm([]) == []
