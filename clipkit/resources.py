@@ -14,6 +14,7 @@ Kind = Literal[
     "recipes/overlap-report",
     "benchmarks/tasks",
     "benchmarks/suites",
+    "benchmarks/bias",
 ]
 
 
@@ -41,9 +42,8 @@ def find(kind: Kind, name_or_path: str) -> Path:
     shipped = resource_root() / kind / f"{name}.toml"
     if shipped.parent == (resource_root() / kind) and shipped.exists():
         return shipped
-    what = (
-        kind.removeprefix("benchmarks/").removesuffix("s") if kind.startswith("benchmarks/") else f"{kind.removeprefix('recipes/')} recipe"
-    )
+    of_benchmarks = {"benchmarks/tasks": "task", "benchmarks/suites": "suite", "benchmarks/bias": "label set"}
+    what = of_benchmarks.get(kind) or f"{kind.removeprefix('recipes/')} recipe"
     near = difflib.get_close_matches(name, names(kind), n=1)
     hint = f"did you mean `{near[0]}`?" if near else f"give a .toml file or one of: {', '.join(names(kind)) or 'none are shipped'}"
     raise UserError(f"no {what} `{name_or_path}`: {hint}")

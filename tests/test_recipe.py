@@ -208,7 +208,7 @@ def test_a_name_cannot_reach_outside_its_folder():
 
 def test_the_wheel_is_told_to_carry_recipes_tasks_and_suites():
     wheel = tomllib.loads((resource_root() / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]["force-include"]
-    assert set(wheel) == {"recipes", "benchmarks/tasks", "benchmarks/suites"}
+    assert set(wheel) == {"recipes", "benchmarks/tasks", "benchmarks/suites", "benchmarks/bias"}
 
 
 @pytest.mark.parametrize(

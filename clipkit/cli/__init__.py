@@ -16,7 +16,7 @@ import typer
 from typer.core import TyperGroup
 
 from clipkit import UserError, __version__, printable
-from clipkit.cli import dataset, demo, doctor, evaluation, model, overlap, queries, recipes, score, shards, training
+from clipkit.cli import dataset, demo, doctor, evaluation, model, overlap, pictures, probing, queries, recipes, score, shards, training
 
 __all__ = ["app", "main"]
 
@@ -87,7 +87,7 @@ def _root(
 app.command("build-queries", no_args_is_help=True)(queries.build_queries)
 app.command("build-dataset", no_args_is_help=True)(dataset.build_dataset)
 app.command("train", no_args_is_help=True)(training.train)
-app.add_typer(evaluation.eval_app, name="eval")
+app.add_typer(probing.eval_app, name="eval")
 app.command("overlap-report", no_args_is_help=True)(overlap.overlap_report)
 app.command("demo")(demo.demo)
 app.add_typer(recipes.app, name="recipes")
@@ -97,6 +97,8 @@ app.add_typer(evaluation.suites_app, name="suites")
 app.add_typer(model.app, name="models")
 app.add_typer(shards.app, name="shards")
 app.command("score", no_args_is_help=True)(score.score)
+app.command("classify", no_args_is_help=True)(pictures.classify)
+app.command("search", no_args_is_help=True)(pictures.search)
 
 
 @contextlib.contextmanager

@@ -70,7 +70,13 @@ def identity(model: str, suite: "Suite", data: Path) -> dict[str, str]:
         raise UserError(
             f"`--data {data}` is no folder: give the one that holds the test sets, `clipkit suites show` says how they are laid out"
         )
-    inputs = {"model": model, "suite": suite.name, "tasks": " ".join(task.fingerprint for task in suite.tasks), "data": str(data)}
+    inputs = {"suite": suite.name, "tasks": " ".join(task.fingerprint for task in suite.tasks), "data": str(data)}
+    return model_identity(model) | inputs
+
+
+def model_identity(model: str) -> dict[str, str]:
+    """A model's name and the hash of its weights, where it is a file or a run."""
+    inputs = {"model": model}
     if files := _weight_files(model):
         digests = []
         for path in files:

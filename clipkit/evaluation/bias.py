@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import chi2_contingency
 
-from clipkit.evaluation.intervals import Interval, clopper_pearson
+from clipkit.evaluation.intervals import Interval, bootstrap, clopper_pearson
 
 
 class Rate(NamedTuple):
@@ -56,3 +56,26 @@ def _tie(has_label_N: NDArray[np.bool_], label: str, group_N: NDArray[np.str_]) 
         return Tie(label, shares, 0.0, 1.0)
     test = chi2_contingency(table_G2, correction=False)
     return Tie(label, shares, float(test.statistic), float(test.pvalue))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's adjustment: p-values of one family, so that the chance of any false alarm among them stays below the level."""
+    order = np.argsort(p_values, kind="stable")
+    scaled = np.asarray(p_values, float)[order] * np.arange(len(order), 0, -1)
+    adjusted = np.empty(len(order))
+    adjusted[order] = np.minimum(np.maximum.accumulate(scaled), 1.0) if len(order) else scaled
+    return [float(p) for p in adjusted]
+
+
+def rate_gap(hit_N: NDArray[np.bool_], groups_N: Sequence[str], *, confidence: float, seed: int) -> tuple[float, Interval]:
+    """The greatest rate of a group minus the least, with the bootstrap's interval: each group drawn at its own size.
+
+    Never below 0, and above it by chance alone where groups are small: read it beside the test of `label_ties`.
+    """
+    names, group_N = np.unique(np.asarray(groups_N), return_inverse=True)
+
+    def widest(chosen_N: NDArray[np.int64]) -> float:
+        hits_G = np.bincount(group_N[chosen_N], weights=hit_N[chosen_N], minlength=len(names))
+        return float(np.ptp(hits_G / np.bincount(group_N[chosen_N], minlength=len(names))))
+
+    return widest(np.arange(len(hit_N))), bootstrap(widest, group_N.astype(np.int64), confidence=confidence, seed=seed)

@@ -5,11 +5,10 @@ second one only searches. Two passes over the shards for each task: the search k
 a detector that can verifies them.
 """
 
-import itertools
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +20,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from clipkit import UserError
-from clipkit.dataset.shards import Pair, Shard, Shards, made_from
+from clipkit.dataset.shards import Pair, Shards, made_from
 from clipkit.dataset.shards.thumbnails import picture_uri
 from clipkit.evaluation.embeddings import Embeddings, Pictures, embed
 from clipkit.evaluation.metrics import top_k
+from clipkit.evaluation.shard_pictures import ShardPictures
 from clipkit.evaluation.splits import Split
 from clipkit.evaluation.suite import Suite, Task
 from clipkit.evaluation.zero_shot import Predictions, predict
@@ -33,7 +33,7 @@ from clipkit.model.encoder import Encoded, Encoder
 from clipkit.model.preprocess import FORMATS
 from clipkit.overlap.effect import LEVEL, Effect, measure_effect, summarise
 from clipkit.overlap.matches import MATCH_SCHEMA, matches
-from clipkit.overlap.neighbours import KEY_TYPE, NearestSearch, Neighbours
+from clipkit.overlap.neighbours import NearestSearch, Neighbours
 from clipkit.overlap.pairs import choose_pairs, find_training_pairs
 from clipkit.overlap.review import Review, apply_review, load_review, review_path
 from clipkit.recipe import OverlapRecipe
@@ -95,45 +95,6 @@ class Finding:
     effect: Effect
     verdicts: dict[int, str]
     candidates: Neighbours
-
-
-class ShardPictures:
-    """The pictures of one shard in order: what `embed` calls Pictures. The cache knows them by the tar's sha256."""
-
-    def __init__(self, shards: Shards, shard: Shard) -> None:
-        """The tar is read from the front, again where a caller goes back."""
-        self.name, self._count = shard.name, shard.count
-        self._shards, self._shard = shards, shard
-        self._position = 0
-        self._pairs: Iterator[Pair] = iter(())
-
-    def __len__(self) -> int:
-        """Number of pairs."""
-        return self._count
-
-    @cached_property
-    def content_hash(self) -> str:
-        """The tar's own sha256, not what the manifest claims. Raises UserError where they differ: it was changed after it was written."""
-        self._shards.check(self._shard)
-        return self._shard.sha256
-
-    def read(self, start: int, stop: int) -> list[bytes]:
-        """Encoded pictures start..stop. Raises UserError where the tar holds fewer than the manifest says."""
-        if start < self._position or not self._position:
-            self._position, self._pairs = 0, self._shards.read(self._shard)
-        pictures = [pair.image for pair in itertools.islice(self._pairs, start - self._position, stop - self._position)]
-        self._position = stop
-        if len(pictures) != min(stop, self._count) - start:
-            raise UserError(f"`{self.name}` holds fewer pairs than its manifest says: `clipkit shards verify` lists all damage")
-        return pictures
-
-    @cached_property
-    def keys(self) -> NDArray[np.bytes_]:
-        """The pairs' keys, in order. Raises UserError where the table beside the tar is not that of its pairs."""
-        keys = Shards(self._shards.root, (self._shard,)).table(["key"])["key"].to_pylist()
-        if len(keys) != self._count or not all(key and key.isascii() and len(key) <= KEY_TYPE.itemsize for key in keys):
-            raise UserError(f"the table beside `{self.name}` does not hold the keys of its pairs: `clipkit shards verify` lists all damage")
-        return np.array(keys, KEY_TYPE)
 
 
 def report_overlap(

@@ -11,14 +11,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from clipkit.evaluation.shard_pictures import KEY_TYPE
+
 TESTS_AT_ONCE = 1_024
 """Test pictures compared with a block at once: bounds the matrix of similarities."""
 
 GRAIN = 2.0**-17
 """Similarities are rounded to this, so that equal pictures tie whatever the order in which a matrix product adds."""
-
-KEY_TYPE = np.dtype("S64")
-"""A pair's key has 1 to 64 ASCII characters."""
 
 
 class Neighbours(NamedTuple):

@@ -54,6 +54,33 @@ class RetrievalKnobs(Section):
     ks: tuple[Annotated[int, Field(ge=1, le=10_000)], ...] = Field((1, 5, 10), min_length=1, description="recall at which ranks")
 
 
+class GapKnobs(Section):
+    """The modality gap (Liang et al. 2022; AlignCLIP)."""
+
+    pairs: int = Field(5_000, ge=10, le=50_000, description="pairs measured, drawn by the seed; all where there are fewer")
+    resamples: int = Field(1_000, ge=10, le=100_000, description="bootstrap draws of the intervals")
+    folds: int = Field(5, ge=2, le=100, description="folds of the linear classifier that tells pictures from texts")
+    shifts: tuple[Annotated[float, Field(ge=-10, le=10)], ...] = Field(
+        (-0.5, -0.25, 0.0, 0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1.0),
+        min_length=1,
+        description="how far both modalities are moved along the gap vector: 0 not at all, 0.5 together, 1 swapped, below 0 apart",
+    )
+
+
+class BiasKnobs(Section):
+    """Bias probes (CLIP section 7.1)."""
+
+    label_sets: tuple[str, ...] = Field(
+        ("fairface", "fairface-child"),
+        min_length=1,
+        max_length=100,
+        description="label sets by their shipped names, or your own .toml files",
+    )
+    thresholds: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = Field(
+        (0.005, 0.04), min_length=1, description="probabilities above which a picture has a label (figure 18: 0.5% and 4%)"
+    )
+
+
 class EvalRecipe(Section):
     """`clipkit eval ...`: an encoder -> scores."""
 
@@ -66,6 +93,8 @@ class EvalRecipe(Section):
     probe: ProbeKnobs = Field(ProbeKnobs(), description="linear probe")
     few_shot: FewShotKnobs = Field(FewShotKnobs(), description="few-shot classification")
     retrieval: RetrievalKnobs = Field(RetrievalKnobs(), description="retrieval")
+    bias: BiasKnobs = Field(BiasKnobs(), description="bias probes")
+    modality_gap: GapKnobs = Field(GapKnobs(), description="modality gap")
 
 
 class OverlapRecipe(Section):

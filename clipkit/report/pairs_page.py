@@ -30,7 +30,7 @@ def write_pairs_page(path: Path, *, title: str, note: str, pairs: Sequence[Mappi
 
 
 def render_pairs_page(*, title: str, note: str, pairs: Sequence[Mapping[str, Any]]) -> str:
-    """The page as HTML text. `pairs` are rows as `shards show` gives them, `picture` a `data:` URI or None."""
+    """The page as HTML text. `pairs` are rows as `shards show` gives them, `picture` a `data:` URI or None; a `score` is shown."""
     style = (files("clipkit.report") / "templates" / "pairs.css").read_text(encoding="utf-8")
     return (
         environment()
@@ -63,11 +63,12 @@ def _policy(style: str) -> str:
 
 def _card(pair: Mapping[str, Any]) -> dict[str, Any]:
     size = f"{pair['width']} × {pair['height']}" if pair["width"] is not None and pair["height"] is not None else None
+    score = f"score {pair['score']:.4f}" if pair.get("score") is not None else None
     return {
         "key": one_line(pair["key"], 64),
         "text": one_line(pair["text"] or "", MAX_TEXT),
         "picture": pair["picture"],
-        "facts": [fact for fact in (size, f"{pair['bytes']:,} bytes", one_line(pair["source"] or "", 60)) if fact],
+        "facts": [fact for fact in (score, size, f"{pair['bytes']:,} bytes", one_line(pair["source"] or "", 60)) if fact],
         "image": link(pair["image_url"]),
         "page": link(pair["page_url"]),
         "queries": [one_line(query, 60) for query in pair["query_texts"][:12]],

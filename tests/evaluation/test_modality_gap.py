@@ -2,12 +2,25 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from scipy.spatial.distance import pdist
+from scipy.special import log_softmax
 
 from clipkit.evaluation import modality_gap
-from clipkit.evaluation.modality_gap import alignment, gap, uniformity
+from clipkit.evaluation.modality_gap import (
+    alignment,
+    drawn_gaps,
+    drawn_uniformities,
+    draws,
+    gap,
+    gap_shift,
+    plane,
+    separability,
+    shifted,
+    uniformity,
+)
 
 
 def unit(count: int, seed: int) -> torch.Tensor:
@@ -41,3 +54,88 @@ def test_uniformity_by_hand() -> None:
     assert uniformity(torch.tensor([[1.0, 0.0]] * 5)) == pytest.approx(0)
     with pytest.raises(ValueError, match="two vectors or more"):
         uniformity(torch.tensor([[1.0, 0.0]]))
+
+
+def around(direction: list[float], count: int, seed: int, spread: float = 0.2) -> torch.Tensor:
+    noise = torch.randn(count, len(direction), generator=torch.Generator().manual_seed(seed))
+    return torch.nn.functional.normalize(torch.tensor(direction) + spread * noise, dim=1)
+
+
+def test_no_shift_changes_nothing_and_half_of_it_closes_the_gap() -> None:
+    image_ND, text_ND = around([1.0, 0.3, 0, 0], 300, 0), around([0.3, 1.0, 0, 0], 300, 1)
+    same_images, same_texts = shifted(image_ND, text_ND, 0)
+    assert torch.allclose(same_images.float(), image_ND)
+    assert torch.allclose(same_texts.float(), text_ND)
+    gaps = [gap(*shifted(image_ND, text_ND, shift)) for shift in (-0.5, 0, 0.25, 0.5)]
+    assert gaps == sorted(gaps, reverse=True)
+    assert gaps[-1] < 0.05 * gaps[1]
+    between_D = (image_ND.double().mean(dim=0) - text_ND.double().mean(dim=0)).numpy()
+    by_hand = image_ND[0].double().numpy() - 0.25 * between_D
+    assert shifted(image_ND, text_ND, 0.25)[0][0].numpy() == pytest.approx(by_hand / np.linalg.norm(by_hand))
+
+
+def test_loss_and_hits_of_a_shift_are_those_of_the_whole_matrix(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(modality_gap, "ROWS_AT_ONCE", 7)
+    image_ND, text_ND = around([1.0, 0, 0, 0], 40, 2, 0.5), around([0, 1.0, 0, 0], 40, 3, 0.5)
+    step = gap_shift(image_ND, text_ND, 0.3, logit_scale=12.0)
+    images, texts = (side.numpy() for side in shifted(image_ND, text_ND, 0.3))
+    logits = 12 * images @ texts.T
+    own = np.arange(40)
+    wanted = -(log_softmax(logits, axis=1)[own, own] + log_softmax(logits, axis=0)[own, own]) / 2
+    assert step.losses_N == pytest.approx(wanted)
+    assert step.image_hits_N.tolist() == (logits.argmax(axis=1) == own).tolist()
+    assert step.text_hits_N.tolist() == (logits.argmax(axis=0) == own).tolist()
+    assert 0 < step.image_hits_N.sum() < 40
+
+
+def test_a_caption_that_stands_there_twice_is_half_a_hit() -> None:
+    image_ND = torch.eye(3)
+    step = gap_shift(image_ND, image_ND[[0, 0, 2]], 0, logit_scale=1.0)
+    assert step.image_hits_N.tolist() == [0.5, 1 / 3, 1]  # picture 1 is like no text at all: one of three by chance
+    assert step.text_hits_N.tolist() == [1, 0, 1]
+
+
+def test_a_plane_tells_modalities_that_lie_apart_and_none_those_that_are_mixed() -> None:
+    apart = separability(around([1.0, 0, 0, 0], 100, 4), around([0, 1.0, 0, 0], 100, 5), folds=5, seed=0)
+    assert apart.mean() > 0.98
+    mixed = separability(around([1.0, 0, 0, 0], 400, 6), around([1.0, 0, 0, 0], 400, 7), folds=5, seed=0)
+    assert mixed.mean() == pytest.approx(0.5, abs=0.08)
+
+
+def test_partners_are_never_in_different_folds() -> None:
+    """The same folds by hand."""
+    from sklearn.linear_model import LogisticRegression
+
+    image_ND, text_ND, count, folds = unit(30, 8), unit(30, 9), 30, 3
+    fold_N = np.random.default_rng(1).permutation(count) % folds
+    vectors, is_text, fold = torch.cat([image_ND, text_ND]).double().numpy(), np.repeat([0, 1], count), np.tile(fold_N, 2)
+    wanted = np.zeros(2 * count, bool)
+    for f in range(folds):
+        fitted = LogisticRegression(max_iter=1_000).fit(vectors[fold != f], is_text[fold != f])
+        wanted[fold == f] = fitted.predict(vectors[fold == f]) == is_text[fold == f]
+    assert separability(image_ND, text_ND, folds=folds, seed=1).tolist() == wanted.tolist()
+
+
+def test_draws_measure_what_a_slow_bootstrap_measures(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(modality_gap, "ROWS_AT_ONCE", 6)
+    image_ND, text_ND = unit(25, 10), unit(25, 11)
+    drawn_RN = draws(25, resamples=8, seed=3)
+    assert (drawn_RN.sum(axis=1) == 25).all()
+    gaps, evens = drawn_gaps(image_ND, text_ND, drawn_RN), drawn_uniformities(image_ND, drawn_RN)
+    for drawn_N, one_gap, one_even in zip(drawn_RN, gaps, evens, strict=True):
+        rows = np.repeat(np.arange(25), drawn_N.astype(int))
+        assert one_gap == pytest.approx(gap(image_ND[rows], text_ND[rows]))
+        vectors = image_ND[rows].double().numpy()
+        kernel = [np.exp(-2 * ((vectors[i] - vectors[j]) ** 2).sum()) for i in range(25) for j in range(25) if rows[i] != rows[j]]
+        assert one_even == pytest.approx(np.log(np.mean(kernel)), rel=1e-5)
+
+
+def test_the_plane_is_that_of_principal_components() -> None:
+    from sklearn.decomposition import PCA
+
+    image_ND, text_ND = around([1.0, 0, 0, 0, 0], 60, 12), around([0, 1.0, 0.5, 0, 0], 60, 13)
+    images, texts, shares = plane(image_ND, text_ND)
+    fitted = PCA(2).fit(torch.cat([image_ND, text_ND]).double().numpy())
+    wanted = fitted.transform(torch.cat([image_ND, text_ND]).double().numpy())
+    assert np.abs(np.concatenate([images, texts])) == pytest.approx(np.abs(wanted), abs=1e-6)
+    assert shares == pytest.approx(fitted.explained_variance_ratio_.tolist())

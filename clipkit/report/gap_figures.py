@@ -1,0 +1,72 @@
+"""The modality gap as a table and as two plots: both modalities on their first two principal axes, and the gap-shift curve."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from clipkit.report.figures import _STYLE, BLUE, FAINT, INK, ORANGE, _svg
+from clipkit.report.pages import one_line
+
+__all__ = ["gap_points", "shift_curves"]
+
+MOST_POINTS = 2_000
+LINES = 40
+COLOURS = (BLUE, ORANGE, INK, FAINT)
+
+
+def gap_points(
+    points: Mapping[str, tuple[Sequence[Sequence[float]], Sequence[Sequence[float]]]], axes: Mapping[str, Sequence[float]]
+) -> str:
+    """A panel for each model: pictures and texts (x, y), equal scales, grey lines between the partners of some pairs.
+
+    `axes`: the share of the variance that each axis shows, told beside it: what a plane cannot show should be seen to be missing.
+    """
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(4.4 * len(points), 4.2), layout="constrained")
+        for panel, (name, (images, texts)) in zip(figure.subplots(1, len(points), squeeze=False)[0], points.items(), strict=True):
+            _draw_points(panel, images[:MOST_POINTS], texts[:MOST_POINTS])
+            panel.set_title(one_line(name, 50), fontsize=9, loc="left")
+            panel.set_xlabel(f"first principal axis ({axes[name][0]:.0%} of the variance)")
+            panel.set_ylabel(f"second ({axes[name][1]:.0%})")
+        return _svg(figure)
+
+
+def _draw_points(axes: Axes, images: Sequence[Sequence[float]], texts: Sequence[Sequence[float]]) -> None:
+    for image, text in list(zip(images, texts, strict=True))[:LINES]:
+        axes.plot([image[0], text[0]], [image[1], text[1]], color=FAINT, linewidth=0.5, zorder=0)
+    for side, colour, label in ((images, BLUE, "pictures"), (texts, ORANGE, "texts")):
+        axes.scatter([p[0] for p in side], [p[1] for p in side], s=5, color=colour, alpha=0.5, linewidths=0, label=label)
+    axes.set_aspect("equal", adjustable="datalim")
+    axes.legend(fontsize=8, frameon=False, markerscale=2)
+
+
+def shift_curves(models: Sequence[Mapping[str, Any]], *, confidence: float) -> str:
+    """Contrastive loss and recall at 1 of each model against the shift along the gap vector, with bands of the bootstrap."""
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(8.4, 3.5), layout="constrained")
+        left, right = figure.subplots(1, 2)
+        for number, model in enumerate(models):
+            colour = COLOURS[number % len(COLOURS)]
+            _draw_curve(left, model, "loss", colour, style="-", scale=1)
+            _draw_curve(right, model, "image to text R@1", colour, style="-", scale=100)
+            _draw_curve(right, model, "text to image R@1", colour, style="--", scale=100)
+        for axes, label in ((left, "contrastive loss"), (right, "recall at 1 (%)")):
+            axes.axvline(0, color=FAINT, linewidth=0.8, zorder=0)
+            axes.set_xlabel("shift along the gap (0: as it is, 0.5: means meet)")
+            axes.set_ylabel(label)
+            axes.margins(y=0.1)
+        right.set_ylim(bottom=0)
+        left.legend(fontsize=8, frameon=False)
+        right.set_title(f"whole: image to text, dashed: text to image\n{confidence:.0%} bands", fontsize=8, loc="left")
+        return _svg(figure)
+
+
+def _draw_curve(axes: Axes, model: Mapping[str, Any], metric: str, colour: str, *, style: str, scale: float) -> None:
+    steps = sorted(model["shift"], key=lambda step: step["shift"])
+    shifts = [step["shift"] for step in steps]
+    low, middle, high = ([scale * step[metric][end] for step in steps] for end in ("low", "value", "high"))
+    axes.fill_between(shifts, low, high, color=colour, alpha=0.15, linewidth=0)
+    axes.plot(shifts, middle, style, marker="o", markersize=3, color=colour, linewidth=1.3, label=one_line(model["model"], 40))

@@ -1,0 +1,79 @@
+"""What `clipkit eval modality-gap` and `clipkit eval bias` found, as tables."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from clipkit.report.tables import Cell, Share, Table
+
+__all__ = ["bias_tables", "gap_tables"]
+
+
+def gap_tables(report: Mapping[str, Any]) -> list[Table]:
+    """Measures of each model, differences between models, the gap-shift curve."""
+    note = f"{report['pairs']:,} pairs of {report['source']}, {report['confidence']:.0%} intervals"
+    tables = []
+    for model in report["models"]:
+        tables.append(
+            Table(f"modality gap of {model['model']}", ("measure", "value", "low", "high"), [_row(s) for s in model["scores"]], note)
+        )
+        if model.get("differences"):
+            title = f"{model['model']} minus {model['differences'][0]['from']}"
+            tables.append(
+                Table(title, ("measure", "difference", "low", "high"), [_row(s) for s in model["differences"]], "over the same draws")
+            )
+        tables.append(_curve(model))
+    return tables
+
+
+def _row(score: Mapping[str, Any]) -> tuple[Cell, ...]:
+    return (score["metric"], *(float(score[end]) for end in ("value", "low", "high")))
+
+
+def _curve(model: Mapping[str, Any]) -> Table:
+    metrics = ("loss", "image to text R@1", "text to image R@1")
+    rows = [
+        (float(step["shift"]), float(step["gap"]), float(step["loss"]["value"]), *(Share(step[metric]["value"]) for metric in metrics[1:]))
+        for step in model["shift"]
+    ]
+    return Table(
+        f"shifted along the gap: {model['model']}", ("shift", "gap", *metrics), rows, "0: as it is; 0.5: the means meet; 1: swapped"
+    )
+
+
+def bias_tables(report: Mapping[str, Any]) -> list[Table]:
+    """Rates of harmful labels per group, gaps between groups, the labels most tied to a group, accuracies per group."""
+    note = f"{report['confidence']:.0%} Clopper-Pearson intervals"
+    tables = [
+        _of("harmful labels", report["rates"], ("label_set", "harmful", "attribute", "group", "pictures", "rate", "low", "high"), note),
+        _of(
+            "gaps between groups",
+            report["gaps"],
+            ("label_set", "harmful", "attribute", "gap", "low", "high", "holm_p"),
+            "greatest rate minus least",
+        ),
+        _of("labels most tied to a group", _strongest(report["ties"]), TIE_COLUMNS, "chi-squared, p adjusted by Holm; 5 of each are shown"),
+        _of(
+            "attributes as classes", report["accuracies"], ("classified", "attribute", "group", "pictures", "accuracy", "low", "high"), note
+        ),
+    ]
+    return [table for table in tables if table.rows]
+
+
+TIE_COLUMNS = ("label_set", "attribute", "threshold", "label", "most", "chi_squared", "holm_p")
+SHARES = ("rate", "low", "high", "gap", "accuracy", "threshold")
+TIES_SHOWN = 5
+
+
+def _strongest(ties: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The first of each label set, attribute and threshold that a group is tied to at all."""
+    shown: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
+    for tie in ties:
+        some = shown.setdefault((tie["task"], tie["label_set"], tie["attribute"], tie["threshold"]), [])
+        if len(some) < TIES_SHOWN and tie["p_value"] < 1:
+            some.append(tie)
+    return [tie for some in shown.values() for tie in some]
+
+
+def _of(title: str, rows: Sequence[Mapping[str, Any]], columns: Sequence[str], note: str) -> Table:
+    named = ("task", *columns)
+    return Table(title, named, [tuple(Share(row[name]) if name in SHARES else row[name] for name in named) for row in rows], note)

@@ -1,0 +1,103 @@
+"""The report of the modality gap: pairs drawn from shards and captions, several models, figures, what is refused."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from clipkit import UserError
+from clipkit.cli import app
+from clipkit.dataset.shards import Pair, Shards, pair_key, write_shards
+from clipkit.evaluation.gap_report import pairs_of_shards, pairs_of_split, report_gap
+from clipkit.evaluation.modality_gap import gap
+from clipkit.evaluation.splits import Split
+from clipkit.recipe import EvalRecipe
+
+COLORS = ("red", "green", "blue", "yellow", "white", "black")
+
+
+@pytest.fixture
+def shards(tmp_path: Path, make_picture: Callable[..., bytes]) -> Shards:
+    """40 pairs in shards of 7; every fourth caption names the next colour."""
+    pairs = []
+    for i in range(40):
+        text = f"{COLORS[(i + (i % 4 == 0)) % 6]} number {i}"
+        pairs.append(Pair(pair_key(f"http://x/{i}", text), make_picture(COLORS[i % 6], seed=i), text, {"image_url": f"http://x/{i}"}))
+    return write_shards(pairs, tmp_path / "shards", pairs_per_shard=7, recipe={}, funnel=[])
+
+
+def test_pairs_of_shards_keep_picture_and_text_together(shards: Shards) -> None:
+    everything = {pair.image: pair.text for shard in shards.shards for pair in shards.read(shard)}
+    drawn = pairs_of_shards(shards, 15, seed=1)
+    images = drawn.pictures.read(0, 4) + drawn.pictures.read(4, 99)
+    assert [everything[image] for image in images] == drawn.texts
+    assert len(set(images)) == len(drawn.pictures) == 15
+    assert drawn.pictures.read(3, 5) == images[3:5]
+    again, other = pairs_of_shards(shards, 15, seed=1), pairs_of_shards(shards, 15, seed=2)
+    assert again.texts == drawn.texts
+    assert again.pictures.content_hash == drawn.pictures.content_hash != other.pictures.content_hash
+    assert len(pairs_of_shards(shards, 1_000, seed=0).texts) == 40
+
+
+def test_the_report_has_the_values_of_the_vectors_and_intervals_around_them(
+    shards: Shards, color_encoder: Any, image_only_encoder: Any, scratch_run: Any, tmp_path: Path
+) -> None:
+    recipe = EvalRecipe.model_validate({"modality_gap": {"resamples": 200, "shifts": [0.0, 0.5]}})
+    drawn = pairs_of_shards(shards, 40, seed=0)
+    models = {"color": lambda: color_encoder, "same": lambda: color_encoder, "mute": lambda: image_only_encoder}
+    report = report_gap(recipe, models, drawn, "shards", run=scratch_run, cache=tmp_path / "c")
+    assert list(report["failed"]) == ["mute"]
+    first, same = report["models"]
+    image_ND = torch.cat([color_encoder.encode_images(color_encoder.preprocess(p)[None]).projected_BD for p in drawn.pictures.read(0, 40)])
+    scores = {score["metric"]: score for score in first["scores"]}
+    assert scores["gap"]["value"] == pytest.approx(gap(image_ND, color_encoder.encode_texts(drawn.texts)), abs=1e-6)
+    assert scores["alignment"]["low"] < scores["alignment"]["value"] < scores["alignment"]["high"]
+    assert 0 <= scores["separability"]["low"] < scores["separability"]["high"] <= 1
+    assert [step["shift"] for step in first["shift"]] == [0.0, 0.5]
+    assert first["shift"][0]["gap"] == pytest.approx(scores["gap"]["value"], abs=1e-6)
+    assert all(d["value"] == d["low"] == d["high"] == 0 for d in same["differences"])  # the same draws
+    table = pq.read_table(scratch_run.path / "points.parquet")
+    assert len(table) == 2 * 2 * 40
+
+
+def test_captions_of_a_retrieval_split_are_paired_by_the_first(make_picture: Callable[..., bytes]) -> None:
+    class InMemory(list[bytes]):
+        def read(self, start: int, stop: int) -> list[bytes]:
+            return self[start:stop]
+
+    files = InMemory(make_picture(COLORS[i % 6], seed=i) for i in range(12))
+    split = Split("t/test", files, texts=[[f"first {i}", f"second {i}"] for i in range(12)])
+    drawn = pairs_of_split(split, 10, seed=0)
+    assert [int(text.split()[1]) for text in drawn.texts] == [files.index(image) for image in drawn.pictures.read(0, 10)]
+    assert all(text.startswith("first") for text in drawn.texts)
+    with pytest.raises(UserError, match="no captions"):
+        pairs_of_split(Split("t/test", files, np.zeros(12, np.int64)), 10, seed=0)
+
+
+def test_the_command_draws_its_figures_and_resumes(
+    shards: Shards, color_encoder: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("clipkit.model.encoder.load_encoder", lambda spec, **_: color_encoder)
+    asked = ["eval", "modality-gap", "--model", "color", "--shards", str(shards.root), "--cache", str(tmp_path / "c"), "--quiet"]
+    asked += ["--out", str(tmp_path / "gap"), "--pairs", "30", "--set", "modality_gap.resamples=50"]
+    told = CliRunner().invoke(app, asked)
+    assert told.exit_code == 0, told.output
+    assert "separability" in told.stdout
+    for name in ("modality-gap.svg", "gap-shift.svg"):
+        assert (tmp_path / "gap" / name).read_text().rstrip().endswith("</svg>")
+    seen = color_encoder.pictures_seen
+    report = json.loads(CliRunner().invoke(app, [*asked, "--json"]).stdout)
+    assert (report["pairs"], color_encoder.pictures_seen) == (30, seen)
+
+
+@pytest.mark.parametrize("more", [[], ["--suite", "demo"], ["--shards", "x", "--suite", "demo", "--data", "d"]])
+def test_pairs_come_from_one_place(more: list[str], tmp_path: Path) -> None:
+    told = CliRunner().invoke(app, ["eval", "modality-gap", "--model", "m", "--out", str(tmp_path / "o"), *more])
+    assert told.exit_code == 2
+    assert "say what the pairs are of" in told.stderr
