@@ -6,6 +6,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
 
 from clipkit import printable
 from clipkit.report.figures import BLUE, FAINT, INK, ORANGE, house_style
@@ -41,6 +42,8 @@ def _panels(count: int, *, width: float = 4.4, height: float = 3.7) -> tuple[Fig
     with house_style():
         figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
         axes = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for each in axes:
+        each.tick_params(labelsize=8)
     for unused in axes[count:]:
         unused.remove()
     return figure, axes[:count]
@@ -51,33 +54,28 @@ def _titled(axes: Axes, title: str) -> None:
 
 
 def _label(axes: Axes, points: Sequence[tuple[float, float, str]]) -> None:
-    """Names beside points, each pushed up or down past those it would cover, in pixels of the finished axes."""
+    """Names beside points, right or left, a little up or down: where none of these is free of other names and points, no name."""
     if len(points) > MOST_NAMES:
         return
     axes.figure.draw_without_rendering()  # type: ignore[union-attr]
-    taken: list[tuple[float, float, float]] = []
     scale = axes.figure.dpi / 72
-    middle = sum(axes.get_window_extent().intervalx) / 2
-    for x, y, text in sorted(points):
+    dots = [tuple(axes.transData.transform((x, y))) for x, y, _ in points]
+    taken = [(px - 2 * scale, py, 4 * scale) for px, py in dots]
+    right = axes.get_window_extent().x1
+    for (x, y, text), (px, py) in sorted(zip(points, dots, strict=True)):
         name = _name(text)
-        px, py = axes.transData.transform((x, y))
         width = 4.2 * len(name) * scale
-        side = -1 if px > middle else 1
-        start = px + side * 5 * scale - (width if side < 0 else 0)
-        offset = next(
-            (dy for dy in (0, 9, -9, 18, -18, 27, -27, 36, -36) if all(_apart(start, py + dy * scale, width, one, scale) for one in taken)),
-            None,
-        )
-        if offset is None:
-            continue
-        taken.append((start, py + offset * scale, width))
-        axes.annotate(
-            name, (x, y), xytext=(5 * side, offset - 2.5), textcoords="offset points", fontsize=7, ha="left" if side > 0 else "right"
-        )
+        for side, dy in ((1, 0), (-1, 0), (1, 6), (-1, 6), (1, -6), (-1, -6)):
+            start = px + side * 5 * scale - (width if side < 0 else 0)
+            if start + width <= right and all(_apart(start, py + dy * scale, width, one, scale) for one in taken):
+                taken.append((start, py + dy * scale, width))
+                where = {"xytext": (5 * side, dy - 2.5), "ha": "left" if side > 0 else "right"}
+                axes.annotate(name, (x, y), textcoords="offset points", fontsize=7, **where)
+                break
 
 
 def _apart(start: float, y: float, width: float, other: tuple[float, float, float], scale: float) -> bool:
-    return abs(y - other[1]) >= 8.5 * scale or start + width < other[0] or other[0] + other[2] < start
+    return abs(y - other[1]) >= 7 * scale or start + width < other[0] or other[0] + other[2] < start
 
 
 def _draw_band(axes: Axes, band: Facts | None, x_scale: Callable[[float], float], y_scale: Callable[[float], float]) -> None:
@@ -130,12 +128,12 @@ def _scaling(facts: Facts, confidence: float) -> Figure:
         axes.set_xlabel("multiply-adds of a picture (1e9)")
         axes.set_ylabel("error (%)")
         for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+            axis.set_minor_locator(NullLocator())
             axis.set_major_formatter("{x:g}")
-            axis.set_minor_formatter("{x:g}")
-            axis.set_tick_params(which="minor", labelsize=6)
         _titled(
             axes,
-            f"{one['kind']}, mean of {one['tasks']} tasks (grey: each)\nr = {one['r']:.2f}, slope {one['slope']:.2f}; band {confidence:.0%}",
+            f"{one['kind']}, mean of {one['tasks']} tasks (grey: each)\nr = {one['r']:.2f}, slope {one['slope']:.2f}, {confidence:.0%} band",
         )
         _label(axes, [(point["gmacs"], 100 * point["error"], point["model"]) for point in one["points"]])
     return figure
