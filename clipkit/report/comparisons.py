@@ -133,7 +133,7 @@ def _scaling(facts: Facts, confidence: float) -> Figure:
             axis.set_major_formatter("{x:g}")
         _titled(
             axes,
-            f"{one['kind']}, mean of {one['tasks']} tasks (grey: each)\nr = {one['r']:.2f}, slope {one['slope']:.2f}, {confidence:.0%} band",
+            f"{one['kind']}, mean of {one['tasks']} tasks (grey)\nr = {one['r']:.2f}, slope {one['slope']:.2f}, {confidence:.0%} band",
         )
         _label(axes, [(point["gmacs"], 100 * point["error"], point["model"]) for point in one["points"]])
     return figure

@@ -13,6 +13,8 @@ def averages(question: Question) -> dict[str, Any]:
 
     Raises UserError for a list of which no figure has a task, Missing where no model has a whole list.
     """
+    if not question.figures.tasks:
+        raise Missing("it needs figures of models, these files have none")
     rows = [row for name, tasks in question.averages().items() for row in _of_list(question, name, tasks)]
     if all(row["average"] is None for row in rows):
         row = min(rows, key=lambda row: len(row["missing"]))
