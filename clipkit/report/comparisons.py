@@ -109,6 +109,7 @@ def _probe(facts: Facts, confidence: float) -> Figure:
         axes.plot(x, y, "o", color=BLUE, markersize=4)
         axes.set_xlabel("linear probe (%)")
         axes.set_ylabel("zero-shot (%)")
+        axes.set_ylim(bottom=max(axes.get_ylim()[0], -3))  # a band may go below what a share can be
         _titled(axes, f"{_name(one['model'])}\nr = {one['r']:.2f}, slope {one['slope']:.2f}; band {confidence:.0%}")
         _label(axes, list(zip(x, y, (point["task"] for point in one["points"]), strict=True)))
     return figure

@@ -32,7 +32,6 @@ def zero_shot_and_probe(question: Question) -> dict[str, Any]:
             {"model": model, "tasks": len(tasks), **r._asdict(), **fit, "points": points, "band": band(line, x_N, question.confidence)}
         )
     if not found:
-        raise Missing(
-            f"it needs zero-shot and linear-probe figures of the same model on three tasks or more: {reasons[0] if reasons else 'there are no figures'}"
-        )
+        why = reasons[0] if reasons else "there are no figures"
+        raise Missing(f"it needs zero-shot and linear-probe figures of the same model on three tasks or more: {why}")
     return {"models": found}

@@ -23,9 +23,8 @@ def scaling(question: Question) -> dict[str, Any]:
         except ValueError as problem:
             reasons.append(f"{kind}: {problem}")
     if not found:
-        raise Missing(
-            f"it needs three models or more with multiply-adds (`--gmacs FILE`) and the same tasks: {reasons[0] if reasons else 'there are no figures'}"
-        )
+        why = reasons[0] if reasons else "there are no figures"
+        raise Missing(f"it needs three models or more with multiply-adds (`--gmacs FILE`) and the same tasks: {why}")
     return {"kinds": found}
 
 
