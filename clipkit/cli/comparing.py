@@ -1,5 +1,6 @@
 """`clipkit eval compare`: many results beside each other."""
 
+import functools
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -96,15 +97,21 @@ def _refuse_foreign(out: Path | None) -> None:
 def _known_gmacs(models: Iterable[str]) -> dict[str, float]:
     """Multiply-adds of models whose name is, or begins with, one of clipkit's architectures."""
     from clipkit.model.architectures import architectures
-    from clipkit.model.clip import facts
 
     known, found = architectures(), {}
     for model in models:
-        name = model.split(" ")[0].split("@")[0].removeprefix("openai:").removeprefix("open_clip:")
-        if name.replace("/", "-") in known:
-            told = facts(known[name.replace("/", "-")])
-            found[model] = told.get("multiply-adds, image, as published", told["multiply-adds, image"]) / 1e9
+        name = model.split(" ")[0].split("@")[0].removeprefix("openai:").removeprefix("open_clip:").replace("/", "-")
+        if name in known:
+            found[model] = _gmacs(name)
     return found
+
+
+@functools.cache  # torch counts for seconds
+def _gmacs(name: str) -> float:
+    from clipkit.model.clip import architecture, facts
+
+    told = facts(architecture(name))
+    return float(told.get("multiply-adds, image, as published", told["multiply-adds, image"])) / 1e9
 
 
 def _task_list(name: str) -> tuple[str, list[str]]:

@@ -44,7 +44,8 @@ def test_every_analysis_gives_a_table_and_a_figure_and_the_same_again(files, tmp
         assert result.exit_code == 0, result.output
     for name in ANALYSES:
         assert ElementTree.parse(first / f"{name}.svg").getroot().tag.endswith("svg")
-        assert Image.open(first / f"{name}.png").width > 500
+        with Image.open(first / f"{name}.png") as picture:
+            assert picture.width > 500
     for path in first.iterdir():
         assert path.read_bytes() == (second / path.name).read_bytes(), path.name
     report = json.loads((first / "report.json").read_text())
