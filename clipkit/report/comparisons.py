@@ -69,7 +69,7 @@ def _label(axes: Axes, points: Sequence[tuple[float, float, str]]) -> None:
             start = px + side * 5 * scale - (width if side < 0 else 0)
             if start + width <= right and all(_apart(start, py + dy * scale, width, one, scale) for one in taken):
                 taken.append((start, py + dy * scale, width))
-                where = {"xytext": (5 * side, dy - 2.5), "ha": "left" if side > 0 else "right"}
+                where: dict[str, Any] = {"xytext": (5 * side, dy - 2.5), "ha": "left" if side > 0 else "right"}
                 axes.annotate(name, (x, y), textcoords="offset points", fontsize=7, **where)
                 break
 
