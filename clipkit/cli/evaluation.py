@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from clipkit import UserError
+from clipkit.cli import comparing
 from clipkit.cli.options import (
     CacheOption,
     DataOption,
@@ -30,6 +31,8 @@ from clipkit.run import Run
 
 eval_app = typer.Typer(no_args_is_help=True, help="Evaluate a model on a suite of tasks.")
 suites_app = typer.Typer(no_args_is_help=True, help="List, show and hash the suites of tasks.")
+
+eval_app.command("compare", no_args_is_help=True)(comparing.compare)
 
 SuiteArgument = Annotated[str, typer.Argument(metavar="SUITE", help="A suite file, or a name that `clipkit suites list` shows.")]
 

@@ -31,6 +31,11 @@ _STYLE: Any = {
 }
 
 
+def house_style() -> Any:
+    """The house's look while a figure is drawn and written: a context."""
+    return mpl.rc_context(_STYLE)
+
+
 class OverlapPoint(NamedTuple):
     """One task in the overlap figure. Shares and accuracies from 0 to 1; None where Overlap or Clean is empty."""
 

@@ -1,0 +1,165 @@
+"""Robustness to natural distribution shift over a set of reference models (CLIP section 3.3, figures 13 to 15; Taori et al. 2020)."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import expit, logit
+
+from clipkit import UserError
+from clipkit.evaluation.compare.deltas import sides
+from clipkit.evaluation.compare.figure import Figures, Runner
+from clipkit.evaluation.compare.fits import Floats, Line, check_points, fit_line
+from clipkit.evaluation.compare.question import POINTS_OF_A_BAND, Missing, Question
+from clipkit.evaluation.robustness import LogitFit, effective_robustness, relative_robustness
+
+
+class Shift(NamedTuple):
+    """One shift: tasks whose mean is its accuracy, and the task that has ImageNet's pictures of the same classes."""
+
+    name: str
+    tasks: tuple[str, ...]
+    matching: str
+
+
+SHIFTS = (
+    Shift("ImageNetV2", ("imagenet-v2",), "imagenet"),
+    Shift("ImageNet Sketch", ("imagenet-sketch",), "imagenet"),
+    Shift("Youtube-BB", ("youtube-bb-pm0", "youtube-bb-pm10"), "imagenet-youtube-bb"),
+    Shift("ImageNet-Vid", ("imagenet-vid-pm0", "imagenet-vid-pm10"), "imagenet-vid"),
+    Shift("ObjectNet", ("objectnet",), "imagenet-objectnet"),
+    Shift("ImageNet-A", ("imagenet-a",), "imagenet-a-classes"),
+    Shift("ImageNet-R", ("imagenet-r",), "imagenet-r-classes"),
+)
+"""The paper's seven; Youtube-BB and Vid are the mean of pm-0 and pm-10. Matching: ImageNet's validation on the shift's classes."""
+
+
+class ReferenceFit(NamedTuple):
+    """A line in logit space, R resampled ones, and what a figure draws of them."""
+
+    line: Line
+    drawn: dict[str, list[float]]
+
+
+def robustness(question: Question) -> dict[str, Any]:
+    """Each shift and their average: the references' line, effective robustness of every model with a bootstrap band.
+
+    Bands come from resampling the reference models. With two models named, their relative robustness as well. Raises Missing.
+    """
+    references = question.reference_runners()
+    if len(references) < 3:
+        raise Missing(
+            f"it needs three reference models or more (`--reference NAME`, or a column `is_reference`), there are {len(references)}"
+        )
+    shifts, notes = present_shifts(question.figures)
+    if not shifts:
+        known = ", ".join(task for shift in SHIFTS for task in shift.tasks)
+        raise Missing(f"it needs tasks under shift beside ImageNet: {known} are the names that it knows")
+    names = [(shift.name, [shift]) for shift in shifts]
+    if len(shifts) > 1:
+        names.append((f"average of {len(shifts)}", shifts))
+    found = [_of_shift(question, name, part, references, notes) for name, part in names]
+    return {"references": [str(runner) for runner in references], "shifts": [one for one in found if one], "notes": notes} | _relative(
+        question, shifts
+    )
+
+
+def present_shifts(figures: Figures) -> tuple[list[Shift], list[str]]:
+    """Shifts that the results have, and in words where the whole of ImageNet stands in for the matching classes."""
+    found, notes = [], []
+    for shift in SHIFTS:
+        if not set(shift.tasks) <= set(figures.tasks):
+            continue
+        if shift.matching in figures.tasks:
+            found.append(shift)
+        elif "imagenet" in figures.tasks:
+            found.append(shift._replace(matching="imagenet"))
+            notes.append(f"{shift.name}: no figure of `{shift.matching}`, so accuracy on all of ImageNet stands in for its classes")
+    return found, notes
+
+
+def accuracies(figures: Figures, runner: Runner, shifts: Sequence[Shift]) -> tuple[float, float] | None:
+    """Mean accuracy on the matching classes, and under the shifts; None where a figure is missing."""
+    values = figures.values(runner)
+    if not all({*shift.tasks, shift.matching} <= values.keys() for shift in shifts):
+        return None
+    under = [sum(values[task] for task in shift.tasks) / len(shift.tasks) for shift in shifts]
+    return sum(values[shift.matching] for shift in shifts) / len(shifts), sum(under) / len(shifts)
+
+
+def fit_references(x_N: Floats, y_N: Floats, question: Question) -> ReferenceFit:
+    """Least squares in logit space over N reference models, with R lines through resampled ones. Raises ValueError, UserError."""
+    check_points(x_N, y_N)
+    for accuracy in (*x_N, *y_N):
+        if not 0 < accuracy < 1:
+            raise UserError(
+                f"a reference model has the accuracy {accuracy:g}: 0 and 1 have no logit, leave that model out of the references"
+            )
+    line = fit_line(logit(x_N), logit(y_N), seed=question.seed, resamples=question.resamples)
+    x_G = np.linspace(x_N.min(), x_N.max(), POINTS_OF_A_BAND)
+    low_G, high_G = line.band(logit(x_G), question.confidence)
+    drawn = {"x": x_G, "y": expit(line.at(logit(x_G))), "low": expit(low_G), "high": expit(high_G)}
+    return ReferenceFit(line, {name: values.tolist() for name, values in drawn.items()})
+
+
+def above_line(fit: ReferenceFit, x: float, y: float, confidence: float) -> dict[str, float | None]:
+    """Effective robustness of one model with its band. None where its accuracy in distribution is 0 or 1: it has no logit."""
+    if not 0 < x < 1:
+        return {"effective": None, "low": None, "high": None}
+    effective = effective_robustness(np.array(x), np.array(y), LogitFit(fit.line.slope, fit.line.intercept))
+    low, high = fit.line.band(np.array([logit(x)]), confidence)
+    return {"effective": float(effective), "low": float(y - expit(high[0])), "high": float(y - expit(low[0]))}
+
+
+def pool_superclasses(logits_NC: NDArray[np.floating], class_map: Sequence[Sequence[int]]) -> NDArray[np.floating]:
+    """Logits of S super-classes (N, S): the greatest logit of each one's sub-classes (Taori et al. 2020).
+
+    `class_map`: the sub-classes of each super-class. Sub-classes of none are left out. Raises ValueError for an empty one, a class
+    out of range or one in two super-classes.
+    """
+    flat = [label for part in class_map for label in part]
+    if not class_map or not all(len(part) for part in class_map):
+        raise ValueError("a super-class has no sub-class")
+    if len(set(flat)) != len(flat) or min(flat) < 0 or max(flat) >= logits_NC.shape[1]:
+        raise ValueError(f"sub-classes should be different labels from 0 to {logits_NC.shape[1] - 1}")
+    return np.stack([logits_NC[:, list(part)].max(axis=1) for part in class_map], axis=1)
+
+
+def _of_shift(
+    question: Question, name: str, shifts: Sequence[Shift], references: Sequence[Runner], notes: list[str]
+) -> dict[str, Any] | None:
+    known = [pair for runner in references if (pair := accuracies(question.figures, runner, shifts)) is not None]
+    x_N, y_N = np.array([pair[0] for pair in known]), np.array([pair[1] for pair in known])
+    try:
+        fit = fit_references(x_N, y_N, question)
+    except ValueError as problem:
+        if isinstance(problem, UserError):
+            raise
+        notes.append(f"{name}: {problem}")
+        return None
+    points = []
+    for runner in question.figures.runners:
+        if (pair := accuracies(question.figures, runner, shifts)) is None:
+            continue
+        x, y = pair
+        point = {"model": runner.model, "kind": runner.kind, "in_distribution": x, "under_shift": y}
+        is_reference = runner in references
+        points.append({**point, "is_reference": is_reference, **above_line(fit, x, y, question.confidence)})
+    low, high = fit.line.slope_interval(question.confidence)
+    line = {"slope": fit.line.slope, "intercept": fit.line.intercept, "slope_low": low, "slope_high": high}
+    return {"shift": name, "fitted": len(known), **line, "points": points, "band": fit.drawn}
+
+
+def _relative(question: Question, shifts: Sequence[Shift]) -> dict[str, Any]:
+    """What a change of a model brought under each shift and in distribution (figure 14), where two are named."""
+    if question.between is None:
+        return {"relative": None}
+    before, after = sides(question)
+    rows = []
+    for shift in shifts:
+        one, other = (accuracies(question.figures, runner, [shift]) for runner in (before, after))
+        if one is not None and other is not None:
+            relative = float(relative_robustness(np.array(other[1]), np.array(one[1])))
+            rows.append({"shift": shift.name, "relative": relative, "in_distribution": other[0] - one[0]})
+    return {"relative": {"first": str(before), "second": str(after), "rows": rows}}

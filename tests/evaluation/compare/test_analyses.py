@@ -1,0 +1,202 @@
+import json
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from scipy.special import expit, logit
+from scipy.stats import linregress
+
+from clipkit import UserError
+from clipkit.evaluation.compare.analyses import ANALYSES, compare
+from clipkit.evaluation.compare.csv_tables import read_csv
+from clipkit.evaluation.compare.figure import Figure, Figures, Runner
+from clipkit.evaluation.compare.humans import rates, read_answers
+from clipkit.evaluation.compare.question import Question
+from clipkit.evaluation.compare.shifts import pool_superclasses
+
+
+def asked(values, **about):
+    """A question about {(model, kind): {task: value}}."""
+    rows = [
+        Figure(model, task, kind, "score", value, about.get("count"), 1, "t")
+        for (model, kind), tasks in values.items()
+        for task, value in tasks.items()
+    ]
+    about.pop("count", None)
+    return Question(Figures(rows), resamples=200, **about)
+
+
+def made(question, name):
+    return compare(question, [name])["analyses"][name]
+
+
+TABLE_1 = {
+    ("Visual N-Grams", "zero-shot"): {"aYahoo": 0.724, "ImageNet": 0.115, "SUN": 0.230},
+    ("CLIP", "zero-shot"): {"aYahoo": 0.984, "ImageNet": 0.762, "SUN": 0.585},
+}
+
+
+def test_the_papers_first_table_gives_its_gains_and_wins():
+    between = Runner("Visual N-Grams", "zero-shot"), Runner("CLIP", "zero-shot")
+    found = made(asked(TABLE_1, between=between), "deltas")
+    assert [(row["task"], round(row["delta"], 3)) for row in found["rows"]] == [("ImageNet", 0.647), ("SUN", 0.355), ("aYahoo", 0.26)]
+    assert (found["wins"], found["losses"], found["ties"], found["with_interval"]) == (3, 0, 0, 0)
+
+
+def test_equal_scores_are_no_win_and_counts_give_intervals():
+    found = made(asked({("a", "k"): {"x": 0.5, "y": 0.5}, ("b", "k"): {"x": 0.5, "y": 0.9}}, count=100), "deltas")
+    assert (found["wins"], found["ties"], found["with_interval"], found["interval_excludes_0"]) == (1, 1, 2, 1)
+
+
+def test_an_average_is_refused_where_a_task_is_missing_unless_partial_and_then_counted():
+    values = {("a", "k"): {"x": 0.2, "y": 0.4}, ("b", "k"): {"x": 0.6}}
+    rows = {row["model"]: row for row in made(asked(values), "averages")["rows"]}
+    assert (rows["a"]["average"], rows["b"]["average"], rows["b"]["missing"]) == (pytest.approx(0.3), None, ["y"])
+    rows = {row["model"]: row for row in made(asked(values, partial=True), "averages")["rows"]}
+    assert (rows["b"]["average"], rows["b"]["tasks"], rows["b"]["of"]) == (0.6, 1, 2)
+    with pytest.raises(UserError, match="lacks 1 of 3, such as z"):
+        made(asked(values, over={"mine": ["x", "y", "z"]}), "averages")
+
+
+def test_zero_shot_against_probe_is_fitted_by_task():
+    probe, zero = [0.3, 0.5, 0.7, 0.9, 0.8], [0.2, 0.45, 0.5, 0.85, 0.6]
+    values = {("a", kind): dict(zip("vwxyz", each, strict=True)) for kind, each in (("linear-probe", probe), ("zero-shot", zero))}
+    found = made(asked(values), "zero-shot-and-probe")["models"][0]
+    known = linregress(probe, zero)
+    assert (found["r"], found["p"], found["slope"]) == pytest.approx((known.rvalue, known.pvalue, known.slope))
+    assert found["slope_low"] < known.slope < found["slope_high"]
+
+
+def test_an_error_that_follows_a_power_of_multiply_adds_has_its_exponent_as_slope():
+    gmacs = {"a": 1.0, "b": 10.0, "c": 100.0, "d": 1000.0}
+    values = {(model, "k"): {"x": 1 - 0.5 * g**-0.2, "y": 1 - 0.9 * g**-0.2, model: 0.5} for model, g in gmacs.items()}
+    found = made(asked(values, gmacs=gmacs), "scaling")["kinds"][0]
+    assert (found["slope"], found["intercept"], found["r"]) == pytest.approx((-0.2, np.log10(0.7), -1))
+    assert (found["tasks"], found["tasks_left_out"]) == (2, 4)
+
+
+def shifted():
+    random = np.random.default_rng(0)
+    values = {}
+    for i, x in enumerate(np.linspace(0.5, 0.9, 8)):
+        under = expit(1.1 * logit(x) - 1 + random.normal(0, 0.05, 4))
+        values[(f"r{i}", "k")] = {"imagenet": x, "imagenet-vid": x + 0.05, "imagenet-v2": under[0], "imagenet-vid-pm0": under[1]}
+        values[(f"r{i}", "k")]["imagenet-vid-pm10"] = under[2]
+    values[("clip", "k")] = {"imagenet": 0.7, "imagenet-vid": 0.8, "imagenet-v2": 0.7, "imagenet-vid-pm0": 0.9, "imagenet-vid-pm10": 0.7}
+    return values
+
+
+def test_effective_robustness_is_what_is_above_the_references_line_in_logit_space():
+    values, names = shifted(), [f"r{i}" for i in range(8)]
+    found = made(asked(values, references=frozenset(names)), "robustness")["shifts"]
+    assert [one["shift"] for one in found] == ["ImageNetV2", "ImageNet-Vid", "average of 2"]
+    x = {name: (values[name, "k"]["imagenet"] + values[name, "k"]["imagenet-vid"]) / 2 for name in [*names, "clip"]}
+    vid = {n: (values[n, "k"]["imagenet-vid-pm0"] + values[n, "k"]["imagenet-vid-pm10"]) / 2 for n in x}
+    y = {name: (values[name, "k"]["imagenet-v2"] + vid[name]) / 2 for name in x}
+    known = linregress(logit([x[n] for n in names]), logit([y[n] for n in names]))
+    point = next(point for point in found[-1]["points"] if point["model"] == "clip")
+    assert (point["in_distribution"], point["under_shift"]) == pytest.approx((0.75, 0.75))
+    assert point["effective"] == pytest.approx(0.75 - expit(known.slope * logit(0.75) + known.intercept))
+    assert point["low"] < point["effective"] < point["high"]
+
+
+def test_all_of_imagenet_stands_in_for_matching_classes_and_that_is_said():
+    values = {runner: {task: v for task, v in tasks.items() if task != "imagenet-vid"} for runner, tasks in shifted().items()}
+    found = made(asked(values, references=frozenset(f"r{i}" for i in range(8))), "robustness")
+    assert any("ImageNet-Vid: no figure of `imagenet-vid`" in note for note in found["notes"])
+
+
+def test_relative_robustness_is_the_gain_under_shift():
+    between = Runner("r0", "k"), Runner("clip", "k")
+    rows = made(asked(shifted(), references=frozenset(f"r{i}" for i in range(8)), between=between), "robustness")["relative"]["rows"]
+    assert rows[0]["relative"] == pytest.approx(0.7 - shifted()["r0", "k"]["imagenet-v2"])
+    assert rows[0]["in_distribution"] == pytest.approx(0.2)
+
+
+def test_a_reference_that_is_always_right_has_no_logit_and_others_get_no_effective_robustness():
+    values = shifted()
+    values["r0", "k"]["imagenet-v2"] = 1.0
+    with pytest.raises(UserError, match="accuracy 1: 0 and 1 have no logit"):
+        made(asked(values, references=frozenset(f"r{i}" for i in range(8))), "robustness")
+    values = shifted()
+    values["clip", "k"]["imagenet"] = 1.0
+    found = made(asked(values, references=frozenset(f"r{i}" for i in range(8))), "robustness")["shifts"][0]
+    assert next(p for p in found["points"] if p["model"] == "clip")["effective"] is None
+
+
+def test_task_shift_leaves_imagenet_out_of_the_transfer_average():
+    values = {(f"m{i}", "k"): {"ImageNet-1k": x, "a": x / 2, "b": x / 4} for i, x in enumerate((0.4, 0.6, 0.8))}
+    found = made(asked(values), "task-shift")
+    assert found["imagenet"] == "ImageNet-1k"
+    assert [point["transfer"] for point in found["lists"][0]["points"]] == pytest.approx([0.15, 0.225, 0.3])
+
+
+def test_the_order_of_figures_changes_nothing_in_the_report():
+    rows = asked(shifted()).figures.rows()
+    names = frozenset(f"r{i}" for i in range(8))
+    one, other = (compare(Question(Figures(each), references=names, resamples=100)) for each in (rows, rows[::-1]))
+    assert json.dumps(one) == json.dumps(other)
+    assert one != compare(Question(Figures(rows), references=names, resamples=100, seed=1))
+
+
+def test_what_cannot_be_made_says_what_it_misses_and_is_an_error_where_asked_for():
+    report = compare(asked(TABLE_1))
+    assert set(report["analyses"]) | set(report["skipped"]) == set(ANALYSES)
+    assert "--reference" in report["skipped"]["robustness"]
+    with pytest.raises(UserError, match="three models or more with multiply-adds"):
+        compare(asked(TABLE_1), ["scaling"])
+    with pytest.raises(UserError, match="there is no analysis `delta`"):
+        compare(asked(TABLE_1), ["delta"])
+    with pytest.raises(UserError, match="names no model"):
+        compare(asked(TABLE_1, references=frozenset(["no such"])))
+
+
+def test_a_super_class_has_the_greatest_logit_of_its_sub_classes():
+    logits = np.array([[1.0, 5.0, 2.0, 9.0], [4.0, 3.0, 8.0, 0.0]])
+    assert pool_superclasses(logits, [[0, 2], [1]]).tolist() == [[2.0, 5.0], [8.0, 3.0]]
+    for wrong in ([[0], []], [[0, 1], [1]], [[4]], []):
+        with pytest.raises(ValueError, match="class"):
+            pool_superclasses(logits, wrong)
+
+
+PEOPLE = """rater,picture,answer,truth
+r1,0,cat,cat
+r2,0,cat,cat
+r3,0,dog,cat
+r1,1,don't know,cat
+r2,1,cat,cat
+r3,1,I don't know,cat
+r1,2,dog,dog
+r2,2,cat,dog
+r3,2,don't know,dog
+"""
+
+
+def people(tmp_path, text=PEOPLE):
+    (tmp_path / "people.csv").write_text(text)
+    return read_csv(tmp_path / "people.csv")
+
+
+def test_the_four_rates_of_people_are_those_worked_by_hand(tmp_path):
+    found = rates(read_answers(people(tmp_path)))
+    # cat: 3 of 6 answers, 3 of 4 guesses; dog: 1 of 3, 1 of 2. Votes: picture 0 cat, picture 1 "don't know", picture 2 a tie.
+    assert found["accuracy"] == pytest.approx((3 / 6 + 1 / 3) / 2)
+    assert found["guesses"] == pytest.approx((3 / 4 + 1 / 2) / 2)
+    assert (found["majority"], found["majority_of_guesses"]) == (0.5, 1.0)
+
+
+def test_a_model_is_judged_on_the_same_pictures(tmp_path):
+    predictions = {"m": pa.table({"index": [0, 1, 2, 3], "label": [7, 7, 4, 4], "prediction": [7, 4, 4, 7]})}
+    found = made(asked({}, humans=[people(tmp_path)], predictions=predictions), "humans")["files"][0]
+    assert found["models"][0]["per_class"] == {"cat": 0.5, "dog": 1.0}
+    assert found["models"][0]["accuracy"] == 0.75
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [("r1,0,dog,cat\n", "two answers"), ("r4,0,dog,dog\n", "two truths"), ("r1,9,dog,dog\n", "no prediction for picture `9`")],
+)
+def test_answers_that_cannot_be_true_are_refused(tmp_path, more, said):
+    predictions = {"m": pa.table({"index": [0, 1, 2], "label": [7, 7, 4], "prediction": [7, 4, 4]})}
+    with pytest.raises(UserError, match=said):
+        made(asked({}, humans=[people(tmp_path, PEOPLE + more)], predictions=predictions), "humans")

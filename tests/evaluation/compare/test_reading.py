@@ -1,0 +1,86 @@
+import json
+
+import pytest
+
+from clipkit import UserError
+from clipkit.evaluation.compare.figure import Figure, Figures, Runner
+from clipkit.evaluation.compare.reading import read_results
+
+LONG = "model,task,kind,value,count\na,birds,zero-shot,0.5,100\na,birds,linear-probe,0.7,100\n"
+
+
+def figures(tmp_path, text, name="t.csv", **options):
+    path = tmp_path / name
+    path.write_text(text)
+    return read_results([path], **{"kind": None, "percent": False, **options}).figures
+
+
+def test_long_wide_and_percent_tables_say_the_same(tmp_path):
+    long = figures(tmp_path, "model,task,kind,value\na,birds,zero-shot,0.5\na,cars,zero-shot,0.25\n")
+    assert long == figures(tmp_path, "model,birds,cars\na,0.5,0.25\n", kind="zero-shot")
+    assert long == figures(tmp_path, "model,birds,cars\na,50,25\n", kind="zero-shot", percent=True)
+
+
+def test_clip_benchmarks_json_and_csv_say_the_same(tmp_path):
+    metrics = {"lp_acc1": 0.7, "lp_acc5": 0.9, "lp_mean_per_class_recall": 0.6, "weight_decay": 0.1, "fewshot_k": -1}
+    data = {"dataset": "birds", "model": "RN50", "pretrained": "openai", "task": "linear_probe", "metrics": metrics}
+    (tmp_path / "r.json").write_text(json.dumps(data))
+    (from_json, *_) = read_results([tmp_path / "r.json"], kind=None, percent=False).figures
+    header = [*metrics, "dataset", "model", "pretrained", "task", "model_fullname"]
+    row = [*metrics.values(), "birds", "RN50", "openai", "linear_probe", "RN50 openai"]
+    (from_csv, *_) = figures(tmp_path, ",".join(header) + "\n" + ",".join(map(str, row)) + "\n")
+    assert from_csv._replace(source="") == from_json._replace(source="")
+    assert from_json[:5] == ("RN50 openai", "birds", "linear-probe", "acc1", 0.7)
+
+
+def test_a_run_and_its_result_files_say_the_same(tmp_path):
+    score = {"task": "birds", "metric": "lp_acc1", "value": 0.7, "count": 10, "is_main": True}
+    (tmp_path / "report.json").write_text(json.dumps({"command": "eval linear-probe", "model": "m", "scores": [score]}))
+    result = {"task": "linear_probe", "model": "m", "scores": [score], "dataset": "birds", "metrics": {}}
+    (tmp_path / "birds.json").write_text(json.dumps(result))
+    found = read_results([tmp_path, tmp_path / "birds.json"], kind=None, percent=False).figures
+    assert len(found) == 2
+    assert [figure[:7] for figure in Figures(found).rows()] == [("m", "birds", "linear-probe", "acc1", 0.7, 10, 2)]
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "said"),
+    [
+        ("model,task,kind,value\na,b,zero-shot,76.2\n", {}, "--percent"),
+        ("model,task,kind,value\na,b,zero-shot,-0.2\n", {}, "from 0 to 1"),
+        ("model,task,kind,value\na,b,zero-shot,nan\n", {}, "from 0 to 1"),
+        ("model,task,kind,value,cuont\na,b,zero-shot,0.2,3\n", {}, "did you mean `count`"),
+        ("model,task,value\na,b,0.2\n", {}, "no column `kind`"),
+        ("model,birds\na,0.2\n", {}, "--kind"),
+        ("model,birds,remark\na,0.2,good\n", {"kind": "zero-shot"}, "unknown column `remark`"),
+        ("model,task,kind,value\na,b,zero-shot\n", {}, "3 cells"),
+        ("model,task,kind,value,count\na,b,zero-shot,0.5,1.5\n", {}, "count '1.5'"),
+        ("", {}, "empty"),
+    ],
+)
+def test_what_is_wrong_with_a_table_is_said_in_a_sentence(tmp_path, text, options, said):
+    with pytest.raises(UserError, match=said):
+        figures(tmp_path, text, **options)
+
+
+def one(value, source, **changes):
+    return Figure("a", "birds", "zero-shot", "acc1", value, None, 1, source)._replace(**changes)
+
+
+def test_two_files_that_disagree_are_both_named_and_those_that_agree_are_one():
+    with pytest.raises(UserError, match=r"`x` says 0.5000 and `y` says 0.6000"):
+        Figures([one(0.6, "y"), one(0.5, "x")])
+    assert len(Figures([one(0.5, "x"), one(0.5 + 1e-8, "y")])) == 1
+
+
+def test_the_metric_that_a_task_is_said_to_have_is_compared():
+    table = Figures(
+        [
+            one(0.5, "x"),
+            one(0.4, "x", metric="mean_per_class_recall", main=0),
+            one(0.3, "y", model="b", metric="mean_per_class_recall", main=2),
+        ]
+    )
+    assert [table.get(Runner(model, "zero-shot"), "birds").value for model in "ab"] == [0.4, 0.3]
+    with pytest.raises(UserError, match="cannot be compared"):
+        Figures([one(0.5, "x"), one(0.3, "y", model="b", metric="f1_macro", main=2)]).values(Runner("a", "zero-shot"))
