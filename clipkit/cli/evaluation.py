@@ -42,10 +42,21 @@ LINEAR_PROBE = """Linear probe by the CLIP paper's protocol (appendix A.3).
 
 Example: `clipkit eval linear-probe --model runs/model --suite demo --data clipkit-demo/web/eval --out runs/probe`
 """
-ENGINES = {"zero-shot": ("zero_shot", "run_zero_shot"), "linear-probe": ("linear_probe", "run_linear_probe")}
+RETRIEVAL = """Retrieval between pictures and captions, both ways: recall at 1, 5, 10 with intervals.
+
+Example: `clipkit eval retrieval --model runs/model --suite captions.toml --data tests --out runs/retrieval`
+
+The same command again resumes: tasks whose results are there, and whole blocks of embeddings, are not made again.
+"""
+ENGINES = {
+    "zero-shot": ("zero_shot", "run_zero_shot"),
+    "linear-probe": ("linear_probe", "run_linear_probe"),
+    "retrieval": ("retrieval", "run_retrieval"),
+}
 """Command = module of the evaluation room, and its function: imported when it runs, since torch takes a second."""
 
 
+@eval_app.command("retrieval", help=RETRIEVAL, no_args_is_help=True)
 @eval_app.command("linear-probe", help=LINEAR_PROBE, no_args_is_help=True)
 @eval_app.command("zero-shot", help=ZERO_SHOT, no_args_is_help=True)
 def evaluate(
