@@ -24,7 +24,7 @@ from clipkit.cli.options import (
     show,
 )
 from clipkit.recipe import EvalRecipe, load_recipe
-from clipkit.report.tables import hash_tables, score_tables, suite_tables
+from clipkit.report.tables import diff_tables, hash_tables, score_tables, suite_tables
 from clipkit.resources import find, names
 from clipkit.run import Run
 
@@ -91,6 +91,26 @@ def evaluate(
     if report["scores"] or as_json:
         show(report, score_tables(report), as_json=as_json, where=out)
     exit_for_failures(report["failed"], has_results=bool(report["scores"]))
+
+
+@eval_app.command("diff", no_args_is_help=True)
+def diff(
+    run_a: Annotated[Path, typer.Argument(metavar="RUN_A", help="The directory of a run of `clipkit eval`.")],
+    run_b: Annotated[Path, typer.Argument(metavar="RUN_B", help="Another over the same tasks.")],
+    confidence: Annotated[float, typer.Option("--confidence", min=0.5, max=0.9999, help="Confidence of the intervals.")] = 0.95,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the bootstrap.")] = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Compare two runs picture by picture: the difference of each task's main metric with a paired interval and p-value.
+
+    Example: `clipkit eval diff runs/zero-shot-a runs/zero-shot-b`
+    """
+    from clipkit.evaluation.paired import compare_runs
+
+    report = compare_runs(run_a, run_b, confidence=confidence, seed=seed)
+    if report["tasks"] or as_json:
+        show(report, diff_tables(report), as_json=as_json)
+    exit_for_failures(report["failed"], has_results=bool(report["tasks"]))
 
 
 @suites_app.command("list")
