@@ -24,7 +24,7 @@ from clipkit.cli.options import (
     show,
 )
 from clipkit.recipe import EvalRecipe, load_recipe
-from clipkit.report.tables import diff_tables, hash_tables, score_tables, suite_tables
+from clipkit.report.tables import diff_tables, encode_tables, hash_tables, score_tables, suite_tables
 from clipkit.resources import find, names
 from clipkit.run import Run
 
@@ -91,6 +91,42 @@ def evaluate(
     if report["scores"] or as_json:
         show(report, score_tables(report), as_json=as_json, where=out)
     exit_for_failures(report["failed"], has_results=bool(report["scores"]))
+
+
+@eval_app.command("encode", no_args_is_help=True)
+def encode(
+    model: Annotated[list[str], typer.Option("--model", metavar="MODEL", help="A model as `eval zero-shot` takes it; may be repeated.")],
+    suite: SuiteOption,
+    data: DataOption,
+    split: Annotated[list[str] | None, typer.Option("--split", help="test (default), train or validation; may be repeated.")] = None,
+    recipe: RecipeOption = None,
+    set_: SetOption = None,
+    cache: CacheOption = None,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Encode the pictures of a suite once by each model, so that zero-shot, probe and retrieval find their embeddings in the cache.
+
+    Files are read once for all models. Under `torchrun` each rank makes other blocks. The same command again resumes.
+
+    Example: `clipkit eval encode --model runs/a --model runs/b --suite demo --data clipkit-demo/web/eval`
+    """
+    names = [name for name in ("train", "validation", "test") if name in (split or ["test"])]
+    if unknown := sorted(set(split or ()) - set(names)):
+        raise UserError(f"`--split {unknown[0]}` is no split: it is one of train, validation, test")
+    knobs = load_recipe(EvalRecipe, find("recipes/eval", recipe) if recipe else None, set_ or ())
+    from clipkit.evaluation.encoding import run_encode
+    from clipkit.evaluation.shares import shared
+    from clipkit.evaluation.suite import load_suite
+    from clipkit.model.encoder import load_encoder
+
+    tasks = load_suite(suite)
+    with shared() as share, scratch_run(quiet=quiet or share.rank > 0) as run:
+        encoders = [load_encoder(name, precision=knobs.precision) for name in model]
+        report = run_encode(knobs, encoders, tasks, data, names=names, run=run, cache=cache_dir(cache), share=share)
+    if share.rank == 0 and (report["splits"] or as_json):
+        show(report, encode_tables(report), as_json=as_json, where=Path(report["cache"]))
+    exit_for_failures(report["failed"] if share.rank == 0 else {}, has_results=bool(report["splits"]))
 
 
 @eval_app.command("diff", no_args_is_help=True)

@@ -239,6 +239,14 @@ def score_tables(report: Mapping[str, Any]) -> list[Table]:
     return [Table.from_dicts(f"{report['command']}: {report['model']} on {report['suite']}", rows, note=mean)]
 
 
+def encode_tables(report: Mapping[str, Any]) -> list[Table]:
+    """What was encoded of each split, and how fast: a picture counts once for each model."""
+    names = ("split", "pictures", "models", "encoded", "seconds", "per_second")
+    titles = ("split", "pictures", "models", "encoded now", "seconds", "encoded per second")
+    note = f"models: {', '.join(report['models'])}; ranks: {report['ranks']}"
+    return [Table(f"eval encode: {report['suite']}", titles, [tuple(row[name] for name in names) for row in report["splits"]], note)]
+
+
 def diff_tables(report: Mapping[str, Any]) -> list[Table]:
     """The difference of two runs on each task, in points, with its paired interval and p-values."""
     rows = [
