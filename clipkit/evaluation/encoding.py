@@ -50,7 +50,7 @@ def run_encode(
         "models": [encoder.name for encoder in encoders],
         "suite": suite.name,
         "cache": str(cache / "embeddings"),
-        "ranks": share.count,
+        "ranks": share.ranks,
         "splits": rows,
         "failed": failed,
     }

@@ -16,17 +16,17 @@ class Share(NamedTuple):
     """This process's number and how many there are."""
 
     rank: int = 0
-    count: int = 1
+    ranks: int = 1
 
     def has(self, i: int) -> bool:
         """Whether the i-th block is this rank's."""
-        return i % self.count == self.rank
+        return i % self.ranks == self.rank
 
     def gathered(self, mine: Any) -> list[Any]:
         """What every rank found, by rank; called by all of them, and waits for all."""
-        if self.count == 1:
+        if self.ranks == 1:
             return [mine]
-        found: list[Any] = [None] * self.count
+        found: list[Any] = [None] * self.ranks
         dist.all_gather_object(found, mine)
         return found
 
