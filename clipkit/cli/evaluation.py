@@ -25,7 +25,7 @@ from clipkit.cli.options import (
     show,
 )
 from clipkit.recipe import EvalRecipe, load_recipe
-from clipkit.report.tables import Table, hash_tables, score_tables, suite_tables
+from clipkit.report.tables import Table, diff_tables, encode_tables, hash_tables, score_tables, suite_tables
 from clipkit.resources import find, names
 from clipkit.run import Run
 
@@ -53,10 +53,21 @@ LINEAR_PROBE = """Linear probe by the CLIP paper's protocol (appendix A.3).
 
 Example: `clipkit eval linear-probe --model runs/model --suite demo --data clipkit-demo/web/eval --out runs/probe`
 """
-ENGINES = {"zero-shot": ("zero_shot", "run_zero_shot"), "linear-probe": ("linear_probe", "run_linear_probe")}
+RETRIEVAL = """Retrieval between pictures and captions, both ways: recall at 1, 5, 10 with intervals.
+
+Example: `clipkit eval retrieval --model runs/model --suite captions.toml --data tests --out runs/retrieval`
+
+The same command again resumes: tasks whose results are there, and whole blocks of embeddings, are not made again.
+"""
+ENGINES = {
+    "zero-shot": ("zero_shot", "run_zero_shot"),
+    "linear-probe": ("linear_probe", "run_linear_probe"),
+    "retrieval": ("retrieval", "run_retrieval"),
+}
 """Command = module of the evaluation room, and its function: imported when it runs, since torch takes a second."""
 
 
+@eval_app.command("retrieval", help=RETRIEVAL, no_args_is_help=True)
 @eval_app.command("linear-probe", help=LINEAR_PROBE, no_args_is_help=True)
 @eval_app.command("zero-shot", help=ZERO_SHOT, no_args_is_help=True)
 def evaluate(
@@ -109,6 +120,62 @@ def _about_classes(report: dict[str, Any], out: Path, *, per_class: bool) -> lis
     done = list(dict.fromkeys(score["task"] for score in report["scores"]))
     write_figures(out, done)
     return [*(class_tables(out, done) if per_class else []), *gain_tables(out, done)]
+
+
+@eval_app.command("encode", no_args_is_help=True)
+def encode(
+    model: Annotated[list[str], typer.Option("--model", metavar="MODEL", help="A model as `eval zero-shot` takes it; may be repeated.")],
+    suite: SuiteOption,
+    data: DataOption,
+    split: Annotated[list[str] | None, typer.Option("--split", help="test (default), train or validation; may be repeated.")] = None,
+    recipe: RecipeOption = None,
+    set_: SetOption = None,
+    cache: CacheOption = None,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Encode the pictures of a suite once by each model, so that zero-shot, probe and retrieval find their embeddings in the cache.
+
+    Files are read once for all models. Under `torchrun` each rank makes other blocks. The same command again resumes.
+
+    Example: `clipkit eval encode --model runs/a --model runs/b --suite demo --data clipkit-demo/web/eval`
+    """
+    names = [name for name in ("train", "validation", "test") if name in (split or ["test"])]
+    if unknown := sorted(set(split or ()) - set(names)):
+        raise UserError(f"`--split {unknown[0]}` is no split: it is one of train, validation, test")
+    knobs = load_recipe(EvalRecipe, find("recipes/eval", recipe) if recipe else None, set_ or ())
+    from clipkit.evaluation.encoding import run_encode
+    from clipkit.evaluation.shares import shared
+    from clipkit.evaluation.suite import load_suite
+    from clipkit.model.encoder import load_encoder
+
+    tasks = load_suite(suite)
+    with shared() as share, scratch_run(quiet=quiet or share.rank > 0) as run:
+        encoders = [load_encoder(name, precision=knobs.precision) for name in model]
+        report = run_encode(knobs, encoders, tasks, data, names=names, run=run, cache=cache_dir(cache), share=share)
+    if share.rank == 0 and (report["splits"] or as_json):
+        show(report, encode_tables(report), as_json=as_json, where=Path(report["cache"]))
+    exit_for_failures(report["failed"] if share.rank == 0 else {}, has_results=bool(report["splits"]))
+
+
+@eval_app.command("diff", no_args_is_help=True)
+def diff(
+    run_a: Annotated[Path, typer.Argument(metavar="RUN_A", help="The directory of a run of `clipkit eval`.")],
+    run_b: Annotated[Path, typer.Argument(metavar="RUN_B", help="Another over the same tasks.")],
+    confidence: Annotated[float, typer.Option("--confidence", min=0.5, max=0.9999, help="Confidence of the intervals.")] = 0.95,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the bootstrap.")] = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Compare two runs picture by picture: the difference of each task's main metric with a paired interval and p-value.
+
+    Example: `clipkit eval diff runs/zero-shot-a runs/zero-shot-b`
+    """
+    from clipkit.evaluation.paired import compare_runs
+
+    report = compare_runs(run_a, run_b, confidence=confidence, seed=seed)
+    if report["tasks"] or as_json:
+        show(report, diff_tables(report), as_json=as_json)
+    exit_for_failures(report["failed"], has_results=bool(report["tasks"]))
 
 
 @suites_app.command("list")

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from clipkit import UserError
 from clipkit.evaluation.measures import MAIN_METRIC, Outcome, Value
 from clipkit.evaluation.splits import Split
-from clipkit.evaluation.suite import SplitName, Suite, Task
+from clipkit.evaluation.suite import SplitName, Suite, Task, TaskKind
 from clipkit.model.encoder import Encoder
 from clipkit.recipe import EvalRecipe
 from clipkit.run import Run, replacing, write_json
@@ -28,6 +28,20 @@ BENCHMARK_TASK: Mapping[Kind, str] = {
 PREFIX: Mapping[Kind, str] = {"zero-shot": "", "linear-probe": "lp_", "few-shot": "", "retrieval": ""}
 ALWAYS: Mapping[Kind, tuple[str, ...]] = dict.fromkeys(("zero-shot", "linear-probe"), ("acc1", "acc5", "mean_per_class_recall"))
 """What CLIP_benchmark's result files always name, null where it has no meaning."""
+
+ANSWERS: Mapping[Kind, tuple[TaskKind, ...]] = {
+    "zero-shot": ("classification", "multilabel"),
+    "linear-probe": ("classification", "multilabel"),
+    "few-shot": ("classification",),
+    "retrieval": ("retrieval",),
+}
+"""Which kinds of tasks an evaluation can be asked of."""
+RESULT_COLUMNS = pa.schema(
+    [(name, pa.string()) for name in ("model", "task", "protocol", "kind", "metric")]
+    + [(name, pa.float64()) for name in ("value", "low", "high")]
+    + [("count", pa.int64()), ("is_main", pa.bool_()), ("seconds", pa.float64()), ("fingerprint", pa.string())]
+)
+"""The columns of `results.parquet`: one row for each metric of each task."""
 
 
 class Method(NamedTuple):
@@ -48,10 +62,12 @@ def score_suite(method: Method, suite: Suite, *, recipe: EvalRecipe, encoder: En
     failed: dict[str, str] = {}
     for task in suite.tasks:
         try:
+            _refuse_other_kind(method.kind, task)
             scores += _result(method, task, recipe=recipe, encoder=encoder, run=run)["scores"]
         except UserError as error:
             failed[task.name] = str(error)
             run.log.warning("%s: %s", task.name, error)
+    _write_results(run, scores, kind=method.kind, encoder=encoder)
     return {
         "command": f"eval {method.kind}",
         "model": encoder.name,
@@ -61,6 +77,19 @@ def score_suite(method: Method, suite: Suite, *, recipe: EvalRecipe, encoder: En
         "scores": scores,
         "failed": failed,
     }
+
+
+def _refuse_other_kind(kind: Kind, task: Task) -> None:
+    if task.kind in ANSWERS[kind]:
+        return
+    able = [f"`clipkit eval {other}`" for other, kinds in ANSWERS.items() if task.kind in kinds]
+    raise UserError(f"task `{task.name}` is of the kind `{task.kind}`, which {kind} cannot answer: use {' or '.join(able)} for it")
+
+
+def _write_results(run: Run, scores: Sequence[Mapping[str, Any]], *, kind: Kind, encoder: Encoder) -> None:
+    """`results.parquet`: the scores of all tasks with the model and the kind, for whoever reads many runs."""
+    same = {"model": encoder.name, "kind": kind, "fingerprint": encoder.fingerprint}
+    _write_table(run.path / "results.parquet", pa.Table.from_pylist([{**score, **same} for score in scores], RESULT_COLUMNS))
 
 
 def _result(method: Method, task: Task, *, recipe: EvalRecipe, encoder: Encoder, run: Run) -> dict[str, Any]:
@@ -73,6 +102,8 @@ def _result(method: Method, task: Task, *, recipe: EvalRecipe, encoder: Encoder,
     if result is None:
         result = _score_task(method, task, splits, recipe=recipe, encoder=encoder, run=run) | identity
         write_json(path, result)
+    else:
+        run.log.info("%s: its result is there from the same weights, task and pictures, not run again", task.name)
     return result
 
 

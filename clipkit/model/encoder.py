@@ -21,6 +21,7 @@ from clipkit.model.adapters.described import load_described
 from clipkit.model.architectures import ResNetSizes
 from clipkit.model.checkpoint import Loaded, is_package_spec, load_spec
 from clipkit.model.inference import arrange_for_encoding
+from clipkit.model.preprocess import Preprocess
 from clipkit.model.tokenizer import Tokenizer
 from clipkit.model.vectors import (
     Encoded,
@@ -106,6 +107,11 @@ class ClipEncoder:
         """Hash over weights, sizes, preprocessing and precision; the name does not matter."""
         sizes = {key: value for key, value in self._model.architecture.as_dict().items() if key != "name"}
         return fingerprint(self._model.state_dict(), {"sizes": sizes, "preprocess": self._preprocess.identity, "as": self.precision})
+
+    @property
+    def preprocessing(self) -> Preprocess:
+        """How pictures are prepared: encoders with the same `size` are given the same pixels."""
+        return self._preprocess
 
     def preprocess(self, image: bytes | Image.Image) -> Tensor:
         """uint8 (3, size, size). Raises UndecodableImage."""

@@ -239,6 +239,34 @@ def score_tables(report: Mapping[str, Any]) -> list[Table]:
     return [Table.from_dicts(f"{report['command']}: {report['model']} on {report['suite']}", rows, note=mean)]
 
 
+def encode_tables(report: Mapping[str, Any]) -> list[Table]:
+    """What was encoded of each split, and how fast: a picture counts once for each model."""
+    names = ("split", "pictures", "models", "encoded", "seconds", "per_second")
+    titles = ("split", "pictures", "models", "encoded now", "seconds", "encoded per second")
+    note = f"models: {', '.join(report['models'])}; ranks: {report['ranks']}"
+    return [Table(f"eval encode: {report['suite']}", titles, [tuple(row[name] for name in names) for row in report["splits"]], note)]
+
+
+def diff_tables(report: Mapping[str, Any]) -> list[Table]:
+    """The difference of two runs on each task, in points, with its paired interval and p-values."""
+    rows = [
+        {
+            "task": row["task"],
+            "metric": row["metric"],
+            "a": f"{row['a']:.2%}",
+            "b": f"{row['b']:.2%}",
+            "b - a": f"{100 * row['difference']:+.2f}",
+            f"{100 * report['confidence']:g}% interval": f"{100 * row['low']:+.2f} to {100 * row['high']:+.2f}",
+            "p": f"{row['p_value']:.3g}",
+            "p (Holm)": f"{row['p_holm']:.3g}",
+            "test": row["test"],
+        }
+        for row in report["tasks"]
+    ]
+    a, b = report["runs"]
+    return [Table.from_dicts("eval diff", rows, note=f"a: {a}\nb: {b}\ndifferences in points")]
+
+
 def hash_tables(report: Mapping[str, Any]) -> list[Table]:
     """Pictures of each task in a file of hashes."""
     rows = [(task, counts["pictures"], counts["undecodable"], counts["flat"]) for task, counts in report["tasks"].items()]

@@ -177,6 +177,7 @@ def test_results_are_left_under_their_final_names_only(two_tasks: Suite, color_e
     assert [str(path) for path in left if path.name != "log.txt"] == [
         "predictions/first.parquet",
         "predictions/second.parquet",
+        "results.parquet",
         "results/first.json",
         "results/second.json",
     ]
