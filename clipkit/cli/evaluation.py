@@ -42,10 +42,19 @@ LINEAR_PROBE = """Linear probe by the CLIP paper's protocol (appendix A.3).
 
 Example: `clipkit eval linear-probe --model runs/model --suite demo --data clipkit-demo/web/eval --out runs/probe`
 """
-ENGINES = {"zero-shot": ("zero_shot", "run_zero_shot"), "linear-probe": ("linear_probe", "run_linear_probe")}
+FEW_SHOT = """Few-shot classification: k pictures per class, over random draws (figures 6 and 7).
+
+Example: `clipkit eval few-shot --model runs/model --suite demo --data clipkit-demo/web/eval --out runs/few-shot`
+"""
+ENGINES = {
+    "zero-shot": ("zero_shot", "run_zero_shot"),
+    "linear-probe": ("linear_probe", "run_linear_probe"),
+    "few-shot": ("few_shot", "run_few_shot"),
+}
 """Command = module of the evaluation room, and its function: imported when it runs, since torch takes a second."""
 
 
+@eval_app.command("few-shot", help=FEW_SHOT, no_args_is_help=True)
 @eval_app.command("linear-probe", help=LINEAR_PROBE, no_args_is_help=True)
 @eval_app.command("zero-shot", help=ZERO_SHOT, no_args_is_help=True)
 def evaluate(

@@ -249,9 +249,7 @@ class _Solver:
         curvature_S = of_data_S / _dot(step_SCG, self.problem.spread_F1 * step_SCG).clamp_min(1e-300)
         trusted_S = (curvature_S > 0) & curvature_S.isfinite()
         curvature_S = torch.where(trusted_S, curvature_S, state.curvature_S)
-        moved = state._replace(
-            weights_SCG=state.weights_SCG + step_SCG, loss_S=loss_S, gradient_SCG=gradient_SCG, curvature_S=curvature_S
-        )
+        moved = state._replace(weights_SCG=state.weights_SCG + step_SCG, loss_S=loss_S, gradient_SCG=gradient_SCG, curvature_S=curvature_S)
         return moved, size_S > 0
 
     def _search(self, state: _State, direction_SCG: Tensor, slope_S: Tensor) -> tuple[Tensor, Tensor, Tensor]:
