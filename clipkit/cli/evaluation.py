@@ -1,6 +1,7 @@
 """`clipkit eval ...` and `clipkit suites ...`."""
 
 import importlib
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -26,7 +27,7 @@ from clipkit.cli.options import (
 from clipkit.recipe import EvalRecipe, load_recipe
 from clipkit.report.tables import hash_tables, score_tables, suite_tables
 from clipkit.resources import find, names
-from clipkit.run import Run
+from clipkit.run import Run, replacing
 
 eval_app = typer.Typer(no_args_is_help=True, help="Evaluate a model on a suite of tasks.")
 suites_app = typer.Typer(no_args_is_help=True, help="List, show and hash the suites of tasks.")
@@ -86,9 +87,24 @@ def evaluate(
             report = engine(knobs, encoder, tasks, data, run=run, cache=cache_dir(cache))
             if not report["failed"]:
                 run.finish(report)
+        if kind == "few-shot" and report["scores"]:
+            _write_few_shot(run)
     if report["scores"] or as_json:
         show(report, score_tables(report), as_json=as_json, where=out)
     exit_for_failures(report["failed"], has_results=bool(report["scores"]))
+
+
+def _write_few_shot(run: Run) -> None:
+    """`few-shot.md` and a figure of each task, beside the results."""
+    from clipkit.report.few_shot import few_shot_tables
+    from clipkit.report.figures import few_shot_figure
+
+    results = [json.loads(path.read_bytes()) for path in sorted((run.path / "results").glob("*.json"))]
+    with replacing(run.path / "few-shot.md") as temporary:
+        temporary.write_text("\n".join(table.to_markdown() for table in few_shot_tables(results)))
+    for result in results:
+        with replacing(run.path / "figures" / f"{result['dataset']}.svg") as temporary:
+            temporary.write_text(few_shot_figure(result))
 
 
 @suites_app.command("list")
