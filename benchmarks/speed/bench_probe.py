@@ -9,7 +9,7 @@
 
 `--cut` divides the pictures. A side takes the search and the refit on all pictures; seconds are the median with the range over the
 rounds, by turns. Each has `--budget` seconds for each round in a process of its own; one that is out of time is ended, and the line
-says after how many fits: nothing is extrapolated. Floor: seconds of our two products for every fit and iteration that was made, at the
+says after how many fits of finished rounds: nothing is extrapolated. Floor: seconds of our two products for every fit and iteration that was made, at the
 speed of this machine's largest product of that moment. `--growth`: ours again with half of the pictures, of the width, of the classes.
 """
 
@@ -56,7 +56,7 @@ def made_up(count: int, width: int, classes: int) -> Problem:
     """Gaussian classes, turned so that no axis is a feature's own."""
     random = np.random.default_rng(0)
     spread_F = np.geomspace(1, 1 / 150, width)
-    means_CF = random.normal(size=(classes, width)) * spread_F * 2 / np.sqrt(width / 20)
+    means_CF = random.normal(size=(classes, width)) * spread_F * 0.6 / np.sqrt(width / 20)
     turn_FF = np.linalg.qr(random.normal(size=(width, width)))[0].astype(np.float32)
 
     def draw(many: int) -> Labelled:
@@ -152,7 +152,7 @@ def row(name: str, solver: str, found: list[Swept], budget: float, ratio: str) -
     """A line of the table."""
     last = found[-1]
     if last.strength is None:
-        return f"| {name} | {solver} | out of time at {budget:.0f} s after {last.fits} fits | | | | | {ratio} |"
+        return f"| {name} | {solver} | out of time at {budget:.0f} s within the round after {last.fits} fits | | | | | {ratio} |"
     floor = last.multiply_adds / speed()
     seconds = spread([one.seconds for one in found])
     found_there = f"{last.strength:.3g} | {last.accuracy:.2%} | {last.not_converged} of {last.fits}"

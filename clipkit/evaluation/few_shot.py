@@ -179,8 +179,8 @@ def _ridge(
     chosen: Labelled, validation: Labelled, test: Labelled, num_classes: int, knobs: ProbeKnobs
 ) -> tuple[float, NDArray[np.floating]]:
     """The strength of the whole grid that is best on validation, of equal ones the greatest, and its logits of the test pictures."""
-    decades = np.log10([knobs.min_strength, knobs.max_strength])
-    strengths = np.logspace(*decades, round(float(np.diff(decades)[0]) * knobs.steps_per_decade) + 1).tolist()
+    low, high = float(np.log10(knobs.min_strength)), float(np.log10(knobs.max_strength))
+    strengths = np.logspace(low, high, round((high - low) * knobs.steps_per_decade) + 1).tolist()
     ridge = Ridge(*chosen)
     scores = [
         top_k_hits(logits_NC, validation.labels_N, 1).mean() for logits_NC in ridge.logits(validation.features_NF, strengths, num_classes)

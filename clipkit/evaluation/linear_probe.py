@@ -159,9 +159,9 @@ def fit_all(train: Labelled, strengths: Sequence[float], *, knobs: ProbeKnobs, a
     """A classifier for each strength, by the knob `probe.solver`. `axes` are those of the features, where they were turned before."""
     if knobs.solver == "sklearn":
         return [fit(train, strength=strength, max_iterations=knobs.max_iterations) for strength in strengths]
-    limits = {"max_iterations": knobs.max_iterations, "memory_mb": knobs.memory_mb}
+    iterations, memory_mb = knobs.max_iterations, knobs.memory_mb
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    together = fit_strengths(*train, strengths, **limits, device=device, axes=axes)
+    together = fit_strengths(*train, strengths, max_iterations=iterations, memory_mb=memory_mb, device=device, axes=axes)
     return [BatchedClassifier(together, i) for i in range(len(strengths))]
 
 

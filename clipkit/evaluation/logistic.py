@@ -76,13 +76,15 @@ def turn(features_NF: NDArray[np.float32], *, device: str | torch.device = "cpu"
 
 def _all_axes(centred_NF: Tensor) -> Tensor:
     transposed_FN = centred_NF.t()
-    return torch.linalg.eigh(linear(transposed_FN, transposed_FN).double()).eigenvectors
+    axes_FF: Tensor = torch.linalg.eigh(linear(transposed_FN, transposed_FN).double()).eigenvectors
+    return axes_FF
 
 
 def _few_axes(centred_NF: Tensor) -> Tensor:
     """Where there are no more pictures than features: an orthogonal basis of what they span."""
     orthogonal_FN, triangle_NN = torch.linalg.qr(centred_NF.double().t())
-    return orthogonal_FN @ torch.linalg.eigh(triangle_NN @ triangle_NN.t()).eigenvectors
+    axes_FN: Tensor = orthogonal_FN @ torch.linalg.eigh(triangle_NN @ triangle_NN.t()).eigenvectors
+    return axes_FN
 
 
 def fit_strengths(
@@ -134,7 +136,7 @@ class _Problem:
         loss_S = torch.zeros(strengths, dtype=torch.float64, device=flat_MG.device)
         gradient_MG = torch.zeros_like(flat_MG)
         rows = max(256, CHUNK_BYTES // (4 * len(flat_MG)))
-        for features_BF, labels_B in zip(self.axes.features_NF.split(rows), self.labels_N.split(rows), strict=True):
+        for features_BF, labels_B in zip(torch.split(self.axes.features_NF, rows), torch.split(self.labels_N, rows), strict=True):
             logits_BM = linear(features_BF, weights_MF, bias_M)
             loss_S += _residuals(logits_BM.view(len(features_BF), strengths, -1), labels_B)
             gradient_MG[:, :-1] += linear(logits_BM.t(), features_BF.t())
