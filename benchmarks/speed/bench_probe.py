@@ -9,8 +9,9 @@
 
 `--cut` divides the pictures. A side takes the search and the refit on all pictures; seconds are the median with the range over the
 rounds, by turns. Each has `--budget` seconds for each round in a process of its own; one that is out of time is ended, and the line
-says after how many fits of finished rounds: nothing is extrapolated. Floor: seconds of our two products for every fit and iteration that was made, at the
-speed of this machine's largest product of that moment. `--growth`: ours again with half of the pictures, of the width, of the classes.
+says after how many fits of finished rounds of the search: nothing is extrapolated. Floor: seconds of our two products for every fit and
+iteration that was made, at the speed of this machine's largest product of that moment. `--growth`: ours again with half of the pictures,
+of the width, of the classes (merged in pairs).
 """
 
 import argparse
