@@ -24,7 +24,7 @@ MAY_IMPORT = {
         "dataset.shards.thumbnails",
         "report",
     },
-    "evaluation": {"model.encoder", "model.preprocess", "dataset.shards"},
+    "evaluation": {"model.encoder", "model.linear", "model.preprocess", "dataset.shards"},
     "training": {"model", "dataset.shards"},
     "dataset": set(),
     "model": set(),

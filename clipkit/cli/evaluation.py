@@ -1,6 +1,7 @@
 """`clipkit eval ...` and `clipkit suites ...`."""
 
 import importlib
+import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -27,7 +28,7 @@ from clipkit.cli.options import (
 from clipkit.recipe import EvalRecipe, load_recipe
 from clipkit.report.tables import Table, diff_tables, encode_tables, hash_tables, score_tables, suite_tables
 from clipkit.resources import find, names
-from clipkit.run import Run
+from clipkit.run import Run, replacing
 
 eval_app = typer.Typer(no_args_is_help=True, help="Evaluate a model on a suite of tasks.")
 suites_app = typer.Typer(no_args_is_help=True, help="List, show and hash the suites of tasks.")
@@ -59,15 +60,21 @@ Example: `clipkit eval retrieval --model runs/model --suite captions.toml --data
 
 The same command again resumes: tasks whose results are there, and whole blocks of embeddings, are not made again.
 """
+FEW_SHOT = """Few-shot classification: k pictures per class, over random draws (figures 6 and 7).
+
+Example: `clipkit eval few-shot --model runs/model --suite demo --data clipkit-demo/web/eval --out runs/few-shot`
+"""
 ENGINES = {
     "zero-shot": ("zero_shot", "run_zero_shot"),
     "linear-probe": ("linear_probe", "run_linear_probe"),
     "retrieval": ("retrieval", "run_retrieval"),
+    "few-shot": ("few_shot", "run_few_shot"),
 }
 """Command = module of the evaluation room, and its function: imported when it runs, since torch takes a second."""
 
 
 @eval_app.command("retrieval", help=RETRIEVAL, no_args_is_help=True)
+@eval_app.command("few-shot", help=FEW_SHOT, no_args_is_help=True)
 @eval_app.command("linear-probe", help=LINEAR_PROBE, no_args_is_help=True)
 @eval_app.command("zero-shot", help=ZERO_SHOT, no_args_is_help=True)
 def evaluate(
@@ -107,6 +114,8 @@ def evaluate(
             report = engine(knobs, encoder, tasks, data, run=run, cache=cache_dir(cache))
             if not report["failed"]:
                 run.finish(report)
+        if kind == "few-shot" and report["scores"]:
+            _write_few_shot(run)
     if report["scores"] or as_json:
         more = _about_classes(report, out, per_class=per_class) if kind == "zero-shot" else []
         show(report, [*more, *score_tables(report)], as_json=as_json, where=out)
@@ -176,6 +185,19 @@ def diff(
     if report["tasks"] or as_json:
         show(report, diff_tables(report), as_json=as_json)
     exit_for_failures(report["failed"], has_results=bool(report["tasks"]))
+
+
+def _write_few_shot(run: Run) -> None:
+    """`few-shot.md` and a figure of each task, beside the results."""
+    from clipkit.report.few_shot import few_shot_tables
+    from clipkit.report.figures import few_shot_figure
+
+    results = [json.loads(path.read_bytes()) for path in sorted((run.path / "results").glob("*.json"))]
+    with replacing(run.path / "few-shot.md") as temporary:
+        temporary.write_text("\n".join(table.to_markdown() for table in few_shot_tables(results)))
+    for result in results:
+        with replacing(run.path / "figures" / f"{result['dataset']}.svg") as temporary:
+            temporary.write_text(few_shot_figure(result))
 
 
 @suites_app.command("list")

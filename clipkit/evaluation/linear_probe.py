@@ -4,22 +4,26 @@ The regularisation strength is lambda in: sum over pictures of cross-entropy + l
 free). scikit-learn's `C` is 1 / lambda; the search grid is symmetric, so C = 0.316, which OpenAI's README gives for CIFAR-100, lies on it
 as lambda 10^(4/8). Features go in as they are, unnormalised and in float32: on 50,000 x 512 features of ten classes float64 took twice
 the time for accuracies within 0.1 point. Every fit is a cold start, so no score depends on the order of the search.
+
+The strengths of one round of the search are fitted together by `logistic.fit_strengths`, or one after the other by scikit-learn.
 """
 
 import math
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
 from clipkit import UserError
 from clipkit.evaluation.embeddings import embed
+from clipkit.evaluation.logistic import Axes, Fitted, fit_strengths, turn
 from clipkit.evaluation.measures import Outcome, classified
 from clipkit.evaluation.metrics import mean_per_class_recall, top_k_hits
 from clipkit.evaluation.scores import Method, score_suite
@@ -47,6 +51,42 @@ class Labelled(NamedTuple):
         return Labelled(np.concatenate([self.features_NF, other.features_NF]), np.concatenate([self.labels_N, other.labels_N]))
 
 
+class Probe(Protocol):
+    """A fitted classifier, whoever fitted it."""
+
+    @property
+    def iterations(self) -> int:
+        """Of L-BFGS."""
+
+    @property
+    def converged(self) -> bool:
+        """Whether the gradient became small enough before the iterations ran out."""
+
+    def logits(self, features_NF: NDArray[np.float32], num_classes: int) -> NDArray[np.floating]:
+        """Logits (N, C); minus infinity for classes that had no training pictures."""
+
+
+class BatchedClassifier(NamedTuple):
+    """One of the strengths that were fitted together."""
+
+    together: Fitted
+    which: int
+
+    @property
+    def iterations(self) -> int:
+        """Of L-BFGS."""
+        return int(self.together.iterations_S[self.which])
+
+    @property
+    def converged(self) -> bool:
+        """Whether the gradient became small enough."""
+        return bool(self.together.converged_S[self.which])
+
+    def logits(self, features_NF: NDArray[np.float32], num_classes: int) -> NDArray[np.float32]:
+        """Logits (N, C); minus infinity for classes that had no training pictures."""
+        return self.together.logits(self.which, features_NF, num_classes)
+
+
 class Classifier(NamedTuple):
     """A fitted logistic regression."""
 
@@ -71,9 +111,12 @@ class Search(NamedTuple):
     tried: list[tuple[float, float]]
 
 
-def search_strength(score: Callable[[float], float], *, min_strength: float, max_strength: float, steps_per_decade: int) -> Search:
-    """The parametric binary search of appendix A.3: finds the peak of a unimodal `score(lambda)` on a logarithmic grid.
+def search_strength(
+    scores_of: Callable[[Sequence[float]], Sequence[float]], *, min_strength: float, max_strength: float, steps_per_decade: int
+) -> Search:
+    """The parametric binary search of appendix A.3: finds the peak of a unimodal score on a logarithmic grid.
 
+    `scores_of` is given all lambdas of a round at once.
     Starts two decades apart and halves the interval around the peak down to one step of the grid: 15 strengths instead of 97.
     Of equal scores the greater strength wins.
     """
@@ -86,7 +129,8 @@ def search_strength(score: Callable[[float], float], *, min_strength: float, max
         return float(10 ** (math.log10(min_strength) + i / steps_per_decade))
 
     def peak_among(steps: list[int]) -> int:
-        scores.update({i: score(strength(i)) for i in steps if 0 <= i <= last and i not in scores})
+        if new := [i for i in steps if 0 <= i <= last and i not in scores]:
+            scores.update(zip(new, scores_of([strength(i) for i in new]), strict=True))
         return max(scores, key=lambda i: (scores[i], i))
 
     step = DECADES_AT_FIRST * steps_per_decade
@@ -111,23 +155,40 @@ def fit(train: Labelled, *, strength: float, max_iterations: int) -> Classifier:
     return Classifier(model, int(np.max(model.n_iter_)), converged=len(others) == len(caught))
 
 
+def fit_all(train: Labelled, strengths: Sequence[float], *, knobs: ProbeKnobs, axes: Axes | None = None) -> list[Probe]:
+    """A classifier for each strength, by the knob `probe.solver`. `axes` are those of the features, where they were turned before."""
+    if knobs.solver == "sklearn":
+        return [fit(train, strength=strength, max_iterations=knobs.max_iterations) for strength in strengths]
+    iterations, memory_mb = knobs.max_iterations, knobs.memory_mb
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    together = fit_strengths(*train, strengths, max_iterations=iterations, memory_mb=memory_mb, device=device, axes=axes)
+    return [BatchedClassifier(together, i) for i in range(len(strengths))]
+
+
 def choose_strength(
-    train: Labelled, validation: Labelled, *, metric: Metric, knobs: ProbeKnobs, advance: Callable[[], None] = lambda: None
+    train: Labelled, validation: Labelled, *, metric: Metric, knobs: ProbeKnobs, advance: Callable[[int], None] = lambda n: None
 ) -> tuple[float, list[dict[str, Any]]]:
     """The strength that scores best on validation pictures, and what each fit of the search gave."""
     num_classes = int(max(train.labels_N.max(), validation.labels_N.max())) + 1
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    axes = turn(train.features_NF, device=device) if knobs.solver == "batched" else None
     fits: list[dict[str, Any]] = []
 
-    def score(strength: float) -> float:
-        classifier = fit(train, strength=strength, max_iterations=knobs.max_iterations)
-        hits_N = top_k_hits(classifier.logits(validation.features_NF, num_classes), validation.labels_N, 1)
-        value = float(hits_N.mean()) if metric == "accuracy" else mean_per_class_recall(hits_N, validation.labels_N)
-        fits.append({"strength": strength, "score": value, "iterations": classifier.iterations, "converged": classifier.converged})
-        advance()
-        return value
+    def scores_of(strengths: Sequence[float]) -> list[float]:
+        classifiers = fit_all(train, strengths, knobs=knobs, axes=axes)
+        values = [_score(classifier, validation, num_classes, metric) for classifier in classifiers]
+        for strength, value, one in zip(strengths, values, classifiers, strict=True):
+            fits.append({"strength": strength, "score": value, "iterations": one.iterations, "converged": one.converged})
+        advance(len(values))
+        return values
 
     bounds = {"min_strength": knobs.min_strength, "max_strength": knobs.max_strength}
-    return search_strength(score, **bounds, steps_per_decade=knobs.steps_per_decade).strength, fits
+    return search_strength(scores_of, **bounds, steps_per_decade=knobs.steps_per_decade).strength, fits
+
+
+def _score(classifier: Probe, pictures: Labelled, num_classes: int, metric: Metric) -> float:
+    hits_N = top_k_hits(classifier.logits(pictures.features_NF, num_classes), pictures.labels_N, 1)
+    return float(hits_N.mean()) if metric == "accuracy" else mean_per_class_recall(hits_N, pictures.labels_N)
 
 
 def held_out(labels_N: NDArray[np.int64], *, share: float, seed: int) -> NDArray[np.bool_]:
@@ -169,8 +230,8 @@ def _probe(encoder: Encoder, task: Task, splits: Mapping[SplitName, Split], *, r
     train, validation = _search_parts(labelled, task, recipe=recipe)
     with run.progress(f"probing {task.name}", total=None, unit="fits") as advance:
         strength, fits = choose_strength(train, validation, metric=task.metric, knobs=recipe.probe, advance=advance)
-        final = fit(train.joined(validation), strength=strength, max_iterations=recipe.probe.max_iterations)
-    facts = _facts(strength, fits, final) | {
+        [final] = fit_all(train.joined(validation), [strength], knobs=recipe.probe)
+    facts = _facts(recipe.probe.solver, strength, fits, final) | {
         "train_count": len(train.labels_N),
         "validation_count": len(validation.labels_N),
     }
@@ -189,8 +250,9 @@ def _search_parts(labelled: Mapping[str, Labelled], task: Task, *, recipe: EvalR
     return train.take(~held_out_N), train.take(held_out_N)
 
 
-def _facts(strength: float, fits: list[dict[str, Any]], final: Classifier) -> dict[str, Any]:
+def _facts(solver: str, strength: float, fits: list[dict[str, Any]], final: Probe) -> dict[str, Any]:
     return {
+        "solver": solver,
         "strength": strength,
         "C": 1 / strength,
         "iterations": final.iterations,

@@ -89,7 +89,7 @@ def _refuse_other_kind(kind: Kind, task: Task) -> None:
 def _write_results(run: Run, scores: Sequence[Mapping[str, Any]], *, kind: Kind, encoder: Encoder) -> None:
     """`results.parquet`: the scores of all tasks with the model and the kind, for whoever reads many runs."""
     same = {"model": encoder.name, "kind": kind, "fingerprint": encoder.fingerprint}
-    _write_table(run.path / "results.parquet", pa.Table.from_pylist([{**score, **same} for score in scores], RESULT_COLUMNS))
+    write_table(run.path / "results.parquet", pa.Table.from_pylist([{**score, **same} for score in scores], RESULT_COLUMNS))
 
 
 def _result(method: Method, task: Task, *, recipe: EvalRecipe, encoder: Encoder, run: Run) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from clipkit.recipe.build import (
 )
 from clipkit.recipe.commands import COMMANDS
 from clipkit.recipe.encoder import EncoderRecipe, PictureKnobs
-from clipkit.recipe.evaluate import EvalRecipe, OverlapRecipe, ProbeKnobs
+from clipkit.recipe.evaluate import EvalRecipe, FewShotKnobs, OverlapRecipe, ProbeKnobs
 from clipkit.recipe.queries import BigramKnobs, BuildQueriesRecipe, TitleKnobs, WikipediaKnobs, WordKnobs
 from clipkit.recipe.read import dump, flatten, free_knobs, from_options, knobs, load_recipe
 from clipkit.recipe.section import Section
@@ -38,6 +38,7 @@ __all__ = [
     "EncoderRecipe",
     "EngineKnobs",
     "EvalRecipe",
+    "FewShotKnobs",
     "ImageKnobs",
     "ImportRecipe",
     "LossKnobs",

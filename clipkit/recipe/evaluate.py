@@ -15,6 +15,9 @@ class ProbeKnobs(Section):
         "batched", description="batched: many strengths at once as one L-BFGS in torch; sklearn: scikit-learn, one after the other"
     )
     max_iterations: int = Field(1_000, ge=1, le=10**9, description="most L-BFGS iterations of one fit")
+    memory_mb: int = Field(
+        1_024, ge=1, le=2**30, json_schema_extra=FREE, description="megabytes that the strengths fitted at once may hold (batched)"
+    )
     min_strength: float = Field(1e-6, gt=0, le=1e18, description="least regularisation strength (lambda)")
     max_strength: float = Field(1e6, gt=0, le=1e18, description="greatest regularisation strength (lambda)")
     steps_per_decade: int = Field(8, ge=1, le=10_000, description="resolution of the search (paper: 96 steps over 12 decades)")

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from clipkit.report.training import flat_scores
 
 INK, FAINT, BLUE, ORANGE = "#1f2933", "#9aa5b1", "#2563a8", "#d9622b"
+CLASSIFIERS = {"logistic": BLUE, "ridge": ORANGE}
 MOST_CURVES = 8
 """Of the evaluations of one run."""
 INSTEAD = (("pair_cosine", "cosine of pairs"), ("gradient_norm", "gradient norm"))
@@ -177,3 +178,24 @@ def _svg(figure: Figure) -> str:
     out = io.StringIO()
     figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
     return out.getvalue()
+
+
+def few_shot_figure(result: Mapping[str, Any]) -> str:
+    """Accuracy against pictures per class on a logarithmic axis, a band of the interval over draws, zero-shot as a line (CLIP figure 6)."""
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(4.6, 3.0), layout="constrained")
+        axes = figure.add_subplot()
+        for classifier, curve in result["curves"].items():
+            shots = [point["shots"] for point in curve]
+            low, middle, high = ([100 * point[name] for point in curve] for name in ("low", "accuracy", "high"))
+            axes.fill_between(shots, low, high, color=CLASSIFIERS[classifier], alpha=0.2, linewidth=0)
+            axes.plot(shots, middle, color=CLASSIFIERS[classifier], marker="o", markersize=3, label=classifier)
+        if "zero_shot" in result:
+            axes.axhline(100 * result["zero_shot"], color=INK, linewidth=1, linestyle="--", label="zero-shot")
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(shots, [str(k) for k in shots])
+        axes.minorticks_off()
+        axes.set_xlabel("pictures per class")
+        axes.set_ylabel("accuracy, %")
+        axes.legend(frameon=False)
+        return _svg(figure)

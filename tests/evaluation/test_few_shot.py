@@ -1,14 +1,23 @@
 """Few-shot draws, their curve, and the number of shots that matches a score."""
 
+import json
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import ttest_1samp
+from sklearn.linear_model import RidgeClassifier
 
 from clipkit import UserError
-from clipkit.evaluation.few_shot import draw_shots, score_few_shot, shots_to_match
+from clipkit.evaluation.few_shot import draw_shots, mean_over_draws, run_few_shot, score_few_shot, shots_to_match
 from clipkit.evaluation.linear_probe import Labelled
-from clipkit.recipe import ProbeKnobs
+from clipkit.evaluation.ridge import Ridge
+from clipkit.evaluation.suite import Suite
+from clipkit.recipe import EvalRecipe, FewShotKnobs, ProbeKnobs
+from clipkit.run import Run
 
 
 def drawn(seed: int, count: int) -> Labelled:
@@ -61,3 +70,49 @@ def test_shots_to_match_are_interpolated_on_a_logarithmic_axis(score: float, sho
 
 def test_a_curve_that_dips_is_matched_where_it_first_reaches_the_score() -> None:
     assert shots_to_match(0.5, [(1, 0.4), (2, 0.6), (4, 0.45), (8, 0.7)]) == pytest.approx(2**0.5)
+
+
+def test_the_interval_over_draws_is_students() -> None:
+    accuracies = [0.5, 0.6, 0.55, 0.7]
+    mean, interval = mean_over_draws(accuracies, 0.95)
+    theirs = ttest_1samp(accuracies, 0.0).confidence_interval(0.95)
+    assert (mean, interval.low, interval.high) == pytest.approx((0.5875, theirs.low, theirs.high))
+    assert mean_over_draws([0.4], 0.95) == (0.4, (0.0, 1.0))
+
+
+@pytest.mark.parametrize("strength", [1e-2, 1.0, 100.0])
+@pytest.mark.parametrize(("count", "width"), [(90, 6), (12, 40)])
+def test_ridge_in_closed_form_is_that_of_scikit_learn(strength: float, count: int, width: int) -> None:
+    random = np.random.default_rng(0)
+    features_NF, labels_N = random.normal(size=(count, width)).astype(np.float32) + 2, np.arange(count) % 3
+    theirs = RidgeClassifier(alpha=strength).fit(features_NF.astype(np.float64), labels_N).decision_function(features_NF)
+    found = Ridge(features_NF, labels_N).logits(features_NF, [1e3, strength], 4)[1]
+    np.testing.assert_allclose(found[:, :3], theirs, atol=1e-3)
+    assert np.isneginf(found[:, 3]).all()
+
+
+def test_few_shots_of_coloured_pictures_reach_zero_shot(color_encoder: Any, color_suite: Suite, color_data: Path, scratch_run: Run) -> None:
+    recipe = EvalRecipe(
+        batch_size=8, workers=0, few_shot=FewShotKnobs(shots=(4, 1), draws=3), probe=ProbeKnobs(steps_per_decade=1, min_strength=1e-3)
+    )
+    report = run_few_shot(recipe, color_encoder, color_suite, color_data, run=scratch_run, cache=scratch_run.path / "cache")
+    assert report["failed"] == {}
+    result = json.loads((scratch_run.path / "results/colors.json").read_text())
+    assert result["task"] == "few_shot"
+    assert result["zero_shot"] == pytest.approx(32 / 35)
+    for classifier in ("logistic", "ridge"):
+        curve = result["curves"][classifier]
+        assert [point["shots"] for point in curve] == [1, 4]
+        # Every draw of pure colours is enough: 32 of 35 pictures have the colour of their folder.
+        assert [point["accuracy"] for point in curve] == pytest.approx([32 / 35] * 2)
+        assert result["shots_to_match_zero_shot"][classifier] == 1
+        assert result["metrics"][f"acc1_4_shot_{classifier}"] == pytest.approx(32 / 35)
+
+
+def test_a_task_with_too_few_pictures_for_the_shots_fails_alone(
+    image_only_encoder: Any, color_suite: Suite, color_data: Path, scratch_run: Run
+) -> None:
+    report = run_few_shot(EvalRecipe(), image_only_encoder, color_suite, color_data, run=scratch_run, cache=scratch_run.path / "cache")
+    assert report["scores"] == []
+    assert "has 8 pictures: 16 shots need 20" in report["failed"]["colors"]
+    assert image_only_encoder.pictures_seen == 0

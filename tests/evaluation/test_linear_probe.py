@@ -2,6 +2,7 @@
 
 import json
 import warnings
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,10 @@ RECIPE = EvalRecipe(batch_size=8, workers=0)
 PAPER = {"min_strength": 1e-6, "max_strength": 1e6, "steps_per_decade": 8}
 
 
+def each(score: Callable[[float], float]) -> Callable[[Sequence[float]], list[float]]:
+    return lambda strengths: [score(strength) for strength in strengths]
+
+
 def drawn(seed: int = 0, classes: int = 3, count: int = 60) -> Labelled:
     random = np.random.default_rng(seed)
     labels_N = np.arange(count) % classes
@@ -30,7 +35,7 @@ def drawn(seed: int = 0, classes: int = 3, count: int = 60) -> Labelled:
 
 @given(st.integers(0, 96))
 def test_the_search_finds_every_peak_of_the_papers_grid_in_at_most_fifteen_fits(peak: int) -> None:
-    found = search_strength(lambda strength: -abs(np.log10(strength) - (-6 + peak / 8)), **PAPER)
+    found = search_strength(each(lambda strength: -abs(np.log10(strength) - (-6 + peak / 8))), **PAPER)
     assert found.strength == pytest.approx(10 ** (-6 + peak / 8))
     assert len(found.tried) <= 15
 
@@ -46,28 +51,28 @@ def test_the_search_equals_exhaustive_search_on_any_unimodal_score(rises: int, f
         return float(scores[round(np.log10(strength / 1e-3) * steps_per_decade)])
 
     found = search_strength(
-        score, min_strength=1e-3, max_strength=1e-3 * 10 ** ((rises + falls) / steps_per_decade), steps_per_decade=steps_per_decade
+        each(score), min_strength=1e-3, max_strength=1e-3 * 10 ** ((rises + falls) / steps_per_decade), steps_per_decade=steps_per_decade
     )
     assert score(found.strength) == scores.max()
 
 
 def test_the_search_starts_with_the_papers_seven_strengths() -> None:
-    tried = [strength for strength, _ in search_strength(lambda strength: 0.0, **PAPER).tried]
+    tried = [strength for strength, _ in search_strength(each(lambda strength: 0.0), **PAPER).tried]
     assert tried[:7] == pytest.approx([1e-6, 1e-4, 1e-2, 1, 1e2, 1e4, 1e6])
 
 
 def test_of_equal_scores_the_stronger_regularisation_wins() -> None:
-    assert search_strength(lambda strength: float(strength < 1.0), **PAPER).strength == pytest.approx(10 ** (-1 / 8))
+    assert search_strength(each(lambda strength: float(strength < 1.0)), **PAPER).strength == pytest.approx(10 ** (-1 / 8))
 
 
 def test_no_strength_is_tried_twice() -> None:
-    tried = [strength for strength, _ in search_strength(lambda strength: -abs(np.log(strength)), **PAPER).tried]
+    tried = [strength for strength, _ in search_strength(each(lambda strength: -abs(np.log(strength))), **PAPER).tried]
     assert len(set(tried)) == len(tried)
 
 
 def test_crossed_bounds_are_told() -> None:
     with pytest.raises(UserError, match=r"`probe\.min_strength` is 10: it should be at most `probe\.max_strength`, 1"):
-        search_strength(lambda strength: 0.0, min_strength=10, max_strength=1, steps_per_decade=8)
+        search_strength(each(lambda strength: 0.0), min_strength=10, max_strength=1, steps_per_decade=8)
 
 
 @pytest.mark.parametrize("strength", [0.3, 3.0, 100.0])

@@ -1,0 +1,34 @@
+"""What few-shot runs found, as a table."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from clipkit.report.tables import Table
+
+
+def few_shot_tables(results: Sequence[Mapping[str, Any]]) -> list[Table]:
+    """A row per task, classifier and number of shots, from the result files of `clipkit eval few-shot`."""
+    rows = [
+        {
+            "task": result["dataset"],
+            "classifier": classifier,
+            "pictures per class": point["shots"],
+            "accuracy": f"{point['accuracy']:.2%}",
+            f"{100 * result['confidence']:g}% interval": f"{point['low']:.2%} to {point['high']:.2%}",
+            "draws": len(point["draws"]["seed"]),
+        }
+        for result in results
+        for classifier, curve in result["curves"].items()
+        for point in curve
+    ]
+    matches = [
+        f"{result['dataset']}: zero-shot {result['zero_shot']:.2%} is matched by "
+        + ", ".join(f"{_shots(shots)} ({classifier})" for classifier, shots in result["shots_to_match_zero_shot"].items())
+        for result in results
+        if "zero_shot" in result
+    ]
+    return [Table.from_dicts("few-shot: means and t intervals over draws", rows, note="; ".join(matches))]
+
+
+def _shots(shots: float | None) -> str:
+    return "more pictures per class than were tried" if shots is None else f"{shots:.3g} pictures per class"

@@ -1,0 +1,119 @@
+"""The batched solver against scikit-learn and against itself, on handwritten digits and drawn problems."""
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from scipy.special import log_softmax
+from sklearn.datasets import load_digits
+from sklearn.linear_model import LogisticRegression
+
+from clipkit import UserError
+from clipkit.evaluation.linear_probe import Labelled, choose_strength, fit_all
+from clipkit.evaluation.logistic import fit_strengths, turn
+from clipkit.recipe import ProbeKnobs
+
+
+def digits(classes: int = 10) -> tuple[Labelled, Labelled]:
+    """Half to train on and half to test on."""
+    features_NF, labels_N = load_digits(n_class=classes, return_X_y=True)
+    order_N = np.random.default_rng(0).permutation(len(labels_N))
+    features_NF, labels_N = features_NF[order_N].astype(np.float32), labels_N[order_N].astype(np.int64)
+    half = len(labels_N) // 2
+    return Labelled(features_NF[:half], labels_N[:half]), Labelled(features_NF[half:], labels_N[half:])
+
+
+def drawn(count: int, width: int, classes: int, seed: int = 0) -> Labelled:
+    random = np.random.default_rng(seed)
+    labels_N = np.arange(count) % classes
+    features_NF = random.normal(size=(count, width)) * np.geomspace(3, 0.1, width) + random.normal(size=(classes, width))[labels_N] + 5
+    return Labelled(features_NF.astype(np.float32), labels_N)
+
+
+def objective(train: Labelled, logits_NC: NDArray[np.floating], penalty: float) -> float:
+    """In float64: summed cross-entropy and the penalty."""
+    rows = np.arange(len(train.labels_N))
+    return float(-log_softmax(logits_NC.astype(np.float64), axis=1)[rows, train.labels_N].sum() + penalty)
+
+
+@pytest.mark.parametrize("strength", [1.0, 30.0, 1e3, 1e5])
+@pytest.mark.parametrize("problem", ["digits", "two digits", "more features than pictures"])
+def test_the_loss_at_convergence_is_that_of_scikit_learn(problem: str, strength: float) -> None:
+    train = {"digits": lambda: digits()[0], "two digits": lambda: digits(2)[0]}.get(problem, lambda: drawn(40, 100, 4))()
+    theirs = LogisticRegression(C=1 / strength, max_iter=20_000, tol=1e-7).fit(train.features_NF.astype(np.float64), train.labels_N)
+    decisions = theirs.decision_function(train.features_NF.astype(np.float64))
+    logits_NC = np.stack([np.zeros_like(decisions), decisions], axis=1) if decisions.ndim == 1 else decisions
+    best = objective(train, logits_NC, strength / 2 * float((theirs.coef_**2).sum()))
+    found = fit_strengths(*train, [strength], tolerance=1e-6)
+    assert found.loss_S[0] == pytest.approx(best, rel=1e-4)
+    doubled = 2 if problem == "two digits" else 1
+    again = objective(train, found.logits(0, train.features_NF, logits_NC.shape[1]), doubled * strength / 2 * (found.weights_SCF**2).sum())
+    assert again == pytest.approx(best, rel=1e-4)
+
+
+def test_the_search_chooses_the_strength_of_scikit_learn_or_one_as_good() -> None:
+    train, test = digits()
+    found = {}
+    for solver in ("batched", "sklearn"):
+        knobs = ProbeKnobs(solver=solver, min_strength=1e-2, max_strength=1e6, steps_per_decade=2, max_iterations=3_000)
+        strength, fits = choose_strength(train.take(np.arange(600)), train.take(np.arange(600, 898)), metric="accuracy", knobs=knobs)
+        [final] = fit_all(train, [strength], knobs=knobs)
+        hits = (final.logits(test.features_NF, 10).argmax(axis=1) == test.labels_N).mean()
+        found[solver] = (strength, float(hits), [one["strength"] for one in fits][:5])
+    assert found["batched"][2] == found["sklearn"][2]
+    assert found["batched"][0] == found["sklearn"][0] or abs(found["batched"][1] - found["sklearn"][1]) <= 0.001
+
+
+def test_strengths_fitted_together_are_those_fitted_one_by_one_and_a_memory_cap_changes_nothing() -> None:
+    train, _ = digits()
+    strengths = [1.0, 1e2, 1e4]
+    together = fit_strengths(*train, strengths)
+    capped = fit_strengths(*train, strengths, memory_mb=1)
+    for i, strength in enumerate(strengths):
+        alone = fit_strengths(*train, [strength])
+        assert alone.loss_S[0] == pytest.approx(together.loss_S[i], rel=1e-3)
+        assert capped.loss_S[i] == pytest.approx(together.loss_S[i], rel=1e-3)
+    # The least strength is stopped on its way; the others are at their optimum, which is one.
+    np.testing.assert_allclose(capped.weights_SCF[1:], together.weights_SCF[1:], atol=2e-3)
+
+
+def test_classes_never_seen_have_no_logit() -> None:
+    train = drawn(60, 5, 3)
+    found = fit_strengths(train.features_NF, train.labels_N * 2 + 1, [1.0])
+    logits_NC = found.logits(0, train.features_NF, 7)
+    assert np.isneginf(logits_NC[:, [0, 2, 4, 6]]).all()
+    assert np.isfinite(logits_NC[:, [1, 3, 5]]).all()
+
+
+def test_separable_pictures_at_tiny_strengths_end_and_are_all_right() -> None:
+    train = Labelled(np.array([[-3.0], [-2.0], [2.0], [3.0]], np.float32), np.array([0, 0, 1, 1]))
+    found = fit_strengths(*train, [1e-6, 1e-3])
+    assert found.converged_S.all()
+    for i in range(2):
+        assert (found.logits(i, train.features_NF, 2).argmax(axis=1) == train.labels_N).all()
+
+
+def test_fits_that_run_out_of_iterations_say_so() -> None:
+    found = fit_strengths(*digits()[0], [1e-6, 1e6], max_iterations=2)
+    assert not found.converged_S[0]
+    assert found.iterations_S.max() <= 2
+
+
+def test_turning_keeps_every_distance_and_every_picture_apart() -> None:
+    for train in (drawn(40, 100, 4), drawn(100, 40, 4)):
+        axes = turn(train.features_NF)
+        assert axes.features_NF.shape == (len(train.labels_N), 40)
+        np.testing.assert_allclose((axes.basis_FF.T @ axes.basis_FF).numpy(), np.eye(40), atol=1e-9)
+        back_NF = axes.features_NF.double() @ axes.basis_FF.T + axes.mean_F
+        np.testing.assert_allclose(back_NF.numpy(), train.features_NF, atol=1e-4)
+
+
+def test_features_that_are_not_numbers_are_told() -> None:
+    train = drawn(20, 5, 2)
+    train.features_NF[7, 2] = np.nan
+    with pytest.raises(UserError, match="features of picture 7 hold NaN or infinity"):
+        fit_strengths(*train, [1.0])
+
+
+def test_one_class_alone_is_told() -> None:
+    with pytest.raises(UserError, match="all 10 training pictures are of class 4"):
+        fit_strengths(np.zeros((10, 2), np.float32), np.full(10, 4), [1.0])
