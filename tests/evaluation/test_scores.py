@@ -173,8 +173,8 @@ def test_the_tables_of_a_suite_show_its_tasks_and_where_their_data_is_published(
 
 def test_results_are_left_under_their_final_names_only(two_tasks: Suite, color_encoder: Any, scratch_run: Run) -> None:
     score(two_tasks, color_encoder, scratch_run)
-    left: list[Path] = sorted(path.relative_to(scratch_run.path) for path in scratch_run.path.rglob("*") if path.is_file())
-    assert [str(path) for path in left if path.name != "log.txt"] == [
+    left = sorted(str(path.relative_to(scratch_run.path)) for path in scratch_run.path.rglob("*") if path.is_file())
+    assert [path for path in left if path != "log.txt"] == [
         "predictions/first.parquet",
         "predictions/second.parquet",
         "results.parquet",
