@@ -1,8 +1,8 @@
-"""Zero-shot beside CLIP_benchmark 1.6.2: the same weights, pictures, class names and templates; exit code 1 on a difference.
+"""Zero-shot and retrieval beside CLIP_benchmark 1.6.2: the same weights, pictures, class names and templates; exit code 1 on a difference.
 
 In the peers' environment (`make .venv-peer/.installed`), after `python benchmarks/real/test_sets.py ROOT`:
 
-    PEER/bin/python benchmarks/parity/compare_evaluation.py --model RUN --data ROOT [--tasks cifar10,mnist,...]
+    PEER/bin/python benchmarks/parity/compare_evaluation.py --model RUN --data ROOT [--tasks cifar10,...] [--captions tuxpaint-retrieval]
 
 The model, one that `clipkit train` made, is written as a folder that open_clip loads; CLIP_benchmark evaluates that through open_clip in
 float32 (`--no_amp`) and clipkit evaluates its own file (`precision=fp32`). Predictions are compared picture by picture, metrics within
@@ -26,8 +26,10 @@ METRICS = ("acc1", "acc5", "mean_per_class_recall")
 TIE = 1e-4
 
 
-def by_clip_benchmark(model: Path, data: Path, tasks: list[str], work: Path, *, amp: bool = False) -> list[dict[str, Any]]:
-    """Its results of the tasks in order, each with the logits and labels that it found. `model`: a folder that open_clip loads."""
+def by_clip_benchmark(
+    model: Path, data: Path, tasks: list[str], work: Path, *, amp: bool = False, kind: str = "zeroshot_classification"
+) -> list[dict[str, Any]]:
+    """Its results of the tasks in order, each with what it found of the pictures. `model`: a folder that open_clip loads."""
     words = ["eval", "--model", f"local-dir:{model}", "--pretrained", "", "--dataset", *(f"wds/{task}" for task in tasks)]
     words += [
         "--dataset_root",
@@ -48,9 +50,9 @@ def by_clip_benchmark(model: Path, data: Path, tasks: list[str], work: Path, *, 
     return [result | dict(np.load(work / f"{i:02d}.npz")) for i, result in enumerate(results)]
 
 
-def by_clipkit(model: Path, data: Path, suite: Path, work: Path, *, precision: str = "fp32") -> Path:
-    """The run of `clipkit eval zero-shot`, with a cache of its own."""
-    words = ["eval", "zero-shot", "--model", str(model), "--suite", str(suite), "--data", str(data), "--out", str(work / "run")]
+def by_clipkit(model: Path, data: Path, suite: Path, work: Path, *, precision: str = "fp32", kind: str = "zero-shot") -> Path:
+    """The run of `clipkit eval KIND`, with a cache of its own."""
+    words = ["eval", kind, "--model", str(model), "--suite", str(suite), "--data", str(data), "--out", str(work / "run")]
     words += ["--cache", str(work / "cache"), "--set", f"precision={precision}", "--quiet", "--json"]
     subprocess.run([sys.executable, "-m", "clipkit", *words], check=True, stdout=subprocess.DEVNULL)
     return work / "run"
@@ -86,13 +88,30 @@ def difference(task: str, peer: dict[str, Any], run: Path) -> dict[str, Any]:
     }
 
 
+def retrieval_difference(task: str, peer: dict[str, Any], run: Path) -> dict[str, Any]:
+    """What the two sides say of one task with captions: the rank of each caption's picture, and every recall."""
+    result = json.loads((run / "results" / f"{task}.json").read_text())
+    rows = pq.read_table(run / "predictions" / f"{task}.parquet").to_pylist()
+    ours_M = np.array([row["rank"] for row in rows if row["direction"] == "image_retrieval"])
+    own_M = np.where(peer["is_own"], peer["scores"], -np.inf).max(axis=1, keepdims=True)
+    theirs_M, ties_M = (peer["scores"] > own_M + TIE).sum(axis=1), (np.abs(peer["scores"] - own_M) <= TIE).sum(axis=1) - 1
+    others_M = (ours_M < theirs_M) | (ours_M > theirs_M + ties_M)
+    metrics = {name: abs(value - result["metrics"][name]) for name, value in peer["metrics"].items()}
+    return {"task": task, "captions": len(ours_M), "others": int(others_M.sum()), "ties": 0, "metrics": peer["metrics"]} | {
+        "pictures": peer["scores"].shape[1],
+        "largest_metric_difference": max(metrics.values()),
+    }
+
+
 def main() -> None:
     """Run both, compare, print JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--tasks", default="cifar10,mnist,fashion-mnist")
+    parser.add_argument("--captions", default="", help="tasks with captions")
     options = parser.parse_args()
+    captioned = [name for name in options.captions.split(",") if name]
     tasks = options.tasks.split(",")
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
@@ -106,6 +125,11 @@ def main() -> None:
         found = by_clip_benchmark(open_clip_folder, options.data, tasks, work / "peer")
         run = by_clipkit(options.model, options.data, suite_of(tasks, work), work)
         rows = [difference(task, peer, run) for task, peer in zip(tasks, found, strict=True)]
+        for task in captioned:
+            (folder_of_task := work / task).mkdir()
+            [peer] = by_clip_benchmark(open_clip_folder, options.data, [task], folder_of_task, kind="zeroshot_retrieval")
+            run = by_clipkit(options.model, options.data, suite_of([task], folder_of_task), folder_of_task, kind="retrieval")
+            rows.append(retrieval_difference(task, peer, run))
     print(json.dumps(rows, indent=1))
     sys.exit(any(row["others"] > row["ties"] or row["largest_metric_difference"] > TIE + row["ties"] / row["pictures"] for row in rows))
 

@@ -81,11 +81,11 @@ def mnist(data: Path, split: str) -> list[Known]:
 
 
 def digits(_data: Path, split: str) -> list[Known]:
-    """scikit-learn's 1,797 digits of 8 x 8 pixels: the first 1,197 to train, the last 600 to test."""
+    """scikit-learn's 1,797 digits of 8 x 8 pixels: the first 1,000 to train, the last 797 to test."""
     from sklearn.datasets import load_digits
 
     found = load_digits()
-    part = slice(None, 1_197) if split == "train" else slice(1_197, None)
+    part = slice(None, 1_000) if split == "train" else slice(1_000, None)
     return _labelled((found.images[part] * 255 / 16).round().astype(np.uint8), found.target[part])
 
 
