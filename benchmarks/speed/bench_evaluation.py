@@ -9,8 +9,8 @@ line from start to results, imports and loading included, with no cache of an ea
 * defaults: `clipkit eval zero-shot` as it is; `clip_benchmark eval` as it is (amp, four workers, batches of 64).
 * fp32: `--set precision=fp32`; `--no_amp`.
 
-Weights are random: the work is the same. Prints one JSON line per comparison: seconds of each round, the ratio and its range. The floor, the
-encoder's own speed, is what bench_models.py measures.
+Weights are random: the work is the same. Prints one JSON line per comparison: seconds of each round, the ratio and its range. The floor,
+the encoder alone, is what bench_models.py measures.
 """
 
 import argparse
