@@ -258,3 +258,20 @@ def test_a_broken_task_is_told_and_the_other_goes_on(command: Command) -> None:
     assert result.stderr.startswith("error: empty: no data for task `empty`")
     assert result.stderr.count("\n") == 1
     assert f"{32 / 35:.2%}" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (("eval", "zero-shot", *SUITE, "--out", "out"), "encodes images only"),
+        (("eval", "bias", *SUITE, "--out", "out"), "encodes images only"),
+        (("classify", "data/colors/test/red/000.png", "--labels", "red, blue"), "encodes no texts"),
+    ],
+)
+def test_a_model_without_texts_is_refused_where_texts_are_needed(
+    words: tuple[str, ...], sentence: str, command: Command, image_only_encoder: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("clipkit.model.encoder.load_encoder", lambda spec, **_: image_only_encoder)
+    assert_mistake(command(*words, "--model", "m", "--quiet"), sentence)
+    assert not list(Path().glob("out/*.parquet"))
+    assert not list(Path().glob("out/results/*"))
