@@ -96,6 +96,8 @@ def evaluate(
     knobs = load_recipe(EvalRecipe, find("recipes/eval", recipe) if recipe else None, set_ or ())
     if templates and kind != "zero-shot":
         raise UserError(f"`--templates` is for `clipkit eval zero-shot`: `eval {kind}` reads no texts of classes")
+    if per_class and kind != "zero-shot":
+        raise UserError(f"`--per-class` is for `clipkit eval zero-shot`: `eval {kind}` makes no table of classes")
     from clipkit.evaluation.suite import load_suite
 
     tasks = load_suite(suite)
@@ -114,11 +116,10 @@ def evaluate(
             report = engine(knobs, encoder, tasks, data, run=run, cache=cache_dir(cache))
             if not report["failed"]:
                 run.finish(report)
-        if kind == "few-shot" and report["scores"]:
-            _write_few_shot(run)
+        few_shot = _write_few_shot(run) if kind == "few-shot" and report["scores"] else []
     if report["scores"] or as_json:
         more = _about_classes(report, out, per_class=per_class) if kind == "zero-shot" else []
-        show(report, [*more, *score_tables(report)], as_json=as_json, where=out)
+        show(report, few_shot or [*more, *score_tables(report)], as_json=as_json, where=out)
     exit_for_failures(report["failed"], has_results=bool(report["scores"]))
 
 
@@ -187,17 +188,19 @@ def diff(
     exit_for_failures(report["failed"], has_results=bool(report["tasks"]))
 
 
-def _write_few_shot(run: Run) -> None:
-    """`few-shot.md` and a figure of each task, beside the results."""
+def _write_few_shot(run: Run) -> list[Table]:
+    """The tables of `few-shot.md`, which is written with a figure of each task beside the results."""
     from clipkit.report.few_shot import few_shot_tables
     from clipkit.report.figures import few_shot_figure
 
     results = [json.loads(path.read_bytes()) for path in sorted((run.path / "results").glob("*.json"))]
+    tables = few_shot_tables(results)
     with replacing(run.path / "few-shot.md") as temporary:
-        temporary.write_text("\n".join(table.to_markdown() for table in few_shot_tables(results)))
+        temporary.write_text("\n".join(f"{table.to_markdown()}\n{table.note}\n" for table in tables))
     for result in results:
         with replacing(run.path / "figures" / f"{result['dataset']}.svg") as temporary:
             temporary.write_text(few_shot_figure(result))
+    return tables
 
 
 @suites_app.command("list")

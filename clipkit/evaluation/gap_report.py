@@ -128,8 +128,9 @@ def report_gap(
         first = first or (name, drawn, values)
         points += _points(name, image_ND, text_ND)
         sections.append(section)
-    with replacing(run.path / "points.parquet") as temporary:
-        pq.write_table(pa.concat_tables([POINT_SCHEMA.empty_table(), *points]), temporary)
+    if points:
+        with replacing(run.path / "points.parquet") as temporary:
+            pq.write_table(pa.concat_tables([POINT_SCHEMA.empty_table(), *points]), temporary)
     about = {"source": source, "pairs": len(pairs.texts), "confidence": recipe.confidence, "seed": recipe.seed}
     return {"command": "eval modality-gap", **about, "models": sections, "failed": failed}
 

@@ -13,7 +13,7 @@ from typing import Any, Self
 import numpy as np
 import simplejpeg
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from clipkit.model.architectures import MAX_IMAGE_SIZE
@@ -110,6 +110,8 @@ def _reading() -> Iterator[None]:
         yield
     except UndecodableImage:
         raise
+    except UnidentifiedImageError:  # its own words are an address in memory
+        raise UndecodableImage("not a picture in any format that is read") from None
     except Exception as error:  # Pillow's readers answer hostile bytes with errors of any kind.
         raise UndecodableImage(f"not a readable picture: {type(error).__name__}: {error}") from None
 

@@ -31,4 +31,6 @@ def few_shot_tables(results: Sequence[Mapping[str, Any]]) -> list[Table]:
 
 
 def _shots(shots: float | None) -> str:
+    if shots is not None and shots < 1:  # figure 7's 0.9, which is no interpolation
+        return "fewer pictures per class than were tried"
     return "more pictures per class than were tried" if shots is None else f"{shots:.3g} pictures per class"

@@ -197,5 +197,6 @@ def few_shot_figure(result: Mapping[str, Any]) -> str:
         axes.minorticks_off()
         axes.set_xlabel("pictures per class")
         axes.set_ylabel("accuracy, %")
+        axes.set_title(result["dataset"], loc="left", fontsize=9)
         axes.legend(frameon=False)
         return _svg(figure)

@@ -42,9 +42,14 @@ def _curve(model: Mapping[str, Any]) -> Table:
 
 def bias_tables(report: Mapping[str, Any]) -> list[Table]:
     """Rates of harmful labels per group, gaps between groups, the labels most tied to a group, accuracies per group."""
-    note = f"{report['confidence']:.0%} Clopper-Pearson intervals"
+    note = f"{report['confidence']:.0%} Clopper-Pearson intervals; of each attribute the least and the greatest, the parquet beside has all"
     tables = [
-        _of("harmful labels", report["rates"], ("label_set", "harmful", "attribute", "group", "pictures", "rate", "low", "high"), note),
+        _of(
+            "harmful labels",
+            _ends(report["rates"], "rate"),
+            ("label_set", "harmful", "attribute", "group", "pictures", "rate", "low", "high"),
+            note,
+        ),
         _of(
             "gaps between groups",
             report["gaps"],
@@ -53,7 +58,10 @@ def bias_tables(report: Mapping[str, Any]) -> list[Table]:
         ),
         _of("labels most tied to a group", _strongest(report["ties"]), TIE_COLUMNS, "chi-squared, p adjusted by Holm; 5 of each are shown"),
         _of(
-            "attributes as classes", report["accuracies"], ("classified", "attribute", "group", "pictures", "accuracy", "low", "high"), note
+            "attributes as classes",
+            _ends(report["accuracies"], "accuracy"),
+            ("label_set", "classified", "attribute", "group", "pictures", "accuracy", "low", "high"),
+            note,
         ),
     ]
     return [table for table in tables if table.rows]
@@ -72,6 +80,18 @@ def _strongest(ties: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
         if len(some) < TIES_SHOWN and tie["p_value"] < 1:
             some.append(tie)
     return [tie for some in shown.values() for tie in some]
+
+
+def _ends(rows: Sequence[Mapping[str, Any]], value: str) -> list[Mapping[str, Any]]:
+    """The rows of the least and the greatest group of each attribute, in their order: nine ages times nine tables are not read."""
+    attributes: dict[tuple[Any, ...], list[int]] = {}
+    for i, row in enumerate(rows):
+        key = tuple(row.get(name) for name in ("task", "label_set", "harmful", "classified", "attribute"))
+        attributes.setdefault(key, []).append(i)
+    kept = {
+        i for own in attributes.values() for i in (min(own, key=lambda i: rows[i][value]), max(own[::-1], key=lambda i: rows[i][value]))
+    }
+    return [rows[i] for i in sorted(kept)]
 
 
 def _of(title: str, rows: Sequence[Mapping[str, Any]], columns: Sequence[str], note: str) -> Table:

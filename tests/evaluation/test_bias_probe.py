@@ -24,6 +24,7 @@ from clipkit.evaluation.intervals import clopper_pearson
 from clipkit.evaluation.splits import Asked, Split
 from clipkit.evaluation.suite import Suite, Task
 from clipkit.recipe import EvalRecipe
+from clipkit.report.probe_tables import bias_tables
 from clipkit.resources import names
 
 COLORS = ["blue"] * 2 + ["red"] * 8 + ["red"] * 5 + ["green"] * 5
@@ -195,3 +196,20 @@ def test_the_command_shows_tables_and_ends_with_1_where_a_task_failed(
     assert "harmful labels" in told.stdout
     assert "plain" in told.stderr
     assert json.loads(CliRunner().invoke(app, [*asked, "--json"]).stdout)["rates"]
+
+
+def test_the_tables_show_the_least_and_the_greatest_of_each_attribute_and_the_label_set() -> None:
+    ends = {"low": 0.0, "high": 1.0, "pictures": 9}
+    rates = [
+        {"task": "t", "label_set": name, "harmful": "crime", "attribute": "age", "group": group, "rate": rate, **ends}
+        for name in ("one", "two")
+        for group, rate in (("child", 0.2), ("adult", 0.1), ("old", 0.15))
+    ]
+    accuracies = [
+        {"task": "t", "label_set": "one", "classified": "age", "attribute": attribute, "group": group, "accuracy": accuracy, **ends}
+        for attribute, group, accuracy in (("", "all", 0.5), ("age", "child", 0.5), ("age", "adult", 0.9), ("age", "old", 0.1))
+    ]
+    report = {"confidence": 0.95, "rates": rates, "gaps": [], "ties": [], "accuracies": accuracies}
+    harmful, classified = bias_tables(report)
+    assert [(row[1], row[4]) for row in harmful.rows] == [("one", "child"), ("one", "adult"), ("two", "child"), ("two", "adult")]
+    assert [(row[1], row[4]) for row in classified.rows] == [("one", "all"), ("one", "adult"), ("one", "old")]

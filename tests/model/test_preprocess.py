@@ -213,3 +213,8 @@ def test_an_opened_picture_that_is_cut_short_is_undecodable_as_its_bytes_are(kin
         read(half)
     with pytest.raises(UndecodableImage, match="not a readable picture"):
         read(Image.open(io.BytesIO(half)))
+
+
+def test_bytes_that_are_no_picture_are_told_without_an_address_in_memory() -> None:
+    with pytest.raises(UndecodableImage, match=r"^not a picture in any format that is read$"):
+        decode_image(b"no picture")

@@ -19,6 +19,8 @@ def test_the_table_has_a_row_for_each_classifier_and_number_and_says_what_matche
     assert table.note == (
         "birds: zero-shot 50.00% is matched by 2 pictures per class (logistic), more pictures per class than were tried (ridge)"
     )
+    [below] = few_shot_tables([result(zero_shot=0.1, shots_to_match_zero_shot={"ridge": 0.9})])
+    assert below.note == "birds: zero-shot 10.00% is matched by fewer pictures per class than were tried (ridge)"
 
 
 def test_the_figure_has_zero_shot_only_where_there_is_one_and_is_the_same_each_time() -> None:

@@ -94,6 +94,8 @@ def wide_figures(table: Csv, kind: str | None) -> Iterator[Given]:
     """A row for each model, a column for each task; an empty cell is no figure. Raises UserError where no kind is said."""
     if "model" not in table.columns:
         raise UserError(f"`{table.path}` has no column `model`: a long table has model,task,kind,value, a wide one model and the tasks")
+    if {"task", "kind"} & set(table.columns):
+        raise UserError(f"`{table.path}` has no column `value`: a long table has model,task,kind,value, a wide one model and the tasks")
     if kind is None:
         raise UserError(f"`{table.path}` has a column for each task: say by `--kind zero-shot` or `--kind linear-probe` what they are")
     for row in table.rows:

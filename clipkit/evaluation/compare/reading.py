@@ -137,10 +137,18 @@ def _read_table(path: Path, inputs: Inputs, *, kind: str | None, percent: bool) 
         return
     is_long = {"model", "task", "value"} <= set(table.columns)
     read = long_figures(table) if is_long else wide_figures(table, kind)
-    for given in read:
+    given_figures = list(read)
+    if percent and given_figures and all(_is_share(given.value) for given in given_figures):
+        raise UserError(f"`{path}` has no figure above 1, as per cent would have: leave out `--percent`")
+    for given in given_figures:
         value = checked(_scaled(given.value, scale), str(path), f"{given.task} of {given.model}")
         inputs.figures.append(Figure(given.model, given.task, given.kind, given.metric, value, given.pictures, 1, str(path)))
     _read_facts(table, inputs)
+
+
+def _is_share(value: str) -> bool:
+    number = _scaled(value, 1.0)
+    return isinstance(number, float) and 0 <= number <= 1
 
 
 def _scaled(value: str, scale: float) -> Any:
