@@ -67,7 +67,7 @@ def classified(
     they may have several (`labels_N` is not read then). Without them the three metrics of every classification are measured.
     """
     if split is not None and split.is_class_NC is not None:
-        values = measure_multilabel(logits_NC, split.is_class_NC, confidence=confidence, seed=seed)
+        values = measure_multilabel(logits_NC, split.is_class_NC, split.is_difficult_NC, confidence=confidence, seed=seed)
         return Outcome(values, len(logits_NC), multilabel_predictions(logits_NC, split.is_class_NC), facts)
     values = measure(logits_NC, labels_N, confidence=confidence, seed=seed)
     values += _main_value(logits_NC, labels_N, metric=task.metric if task else "accuracy", confidence=confidence, seed=seed)
@@ -110,14 +110,21 @@ def _main_value(
     return []
 
 
-def measure_multilabel(logits_NC: NDArray[np.floating], is_class_NC: NDArray[np.bool_], *, confidence: float, seed: int) -> list[Value]:
+def measure_multilabel(
+    logits_NC: NDArray[np.floating],
+    is_class_NC: NDArray[np.bool_],
+    is_difficult_NC: NDArray[np.bool_] | None = None,
+    *,
+    confidence: float,
+    seed: int,
+) -> list[Value]:
     """11-point mAP after a softmax over classes, as the paper's VOC2007 has it, and CLIP_benchmark's mAP of the logits as they are.
 
-    Whole pictures are drawn freely, with all of their classes.
+    Whole pictures are drawn freely, with all of their classes. `is_difficult_NC` marks cells that neither metric ranks.
     """
     values = []
     for metric, scores_NC, is_eleven in (("map_11_point", softmax(logits_NC), True), ("mean_average_precision", logits_NC, False)):
-        statistic = partial(mean_precisions, scores_NC, is_class_NC, eleven_points=is_eleven)
+        statistic = partial(mean_precisions, scores_NC, is_class_NC, eleven_points=is_eleven, is_difficult_NC=is_difficult_NC)
         value = float(statistic(np.ones((1, len(scores_NC)), np.int64))[0])
         values.append(Value(metric, value, weighted_interval(statistic, len(scores_NC), confidence=confidence, seed=seed)))
     return values

@@ -4,6 +4,7 @@ import time
 
 import numpy as np
 import pytest
+from scipy.stats import binom
 from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 
 from clipkit import UserError
@@ -88,6 +89,20 @@ def test_multilabel_precisions_are_scikit_learns_and_the_eleven_points_come_afte
     assert rows[0]["scores"] == pytest.approx(logits_NC[0, is_class_NC[0]])
 
 
+def test_a_difficult_cell_is_neither_right_nor_wrong_and_its_picture_still_counts_in_other_classes(color_task: Task) -> None:
+    # Class 0 ranks pictures 0, 1, 2, 3: without the difficult one, right, (left out), right, wrong: both metrics are 1, else 5/6 and less.
+    # Class 1 ranks pictures 3, 2, 1, 0 and picture 1, difficult in class 0 alone, is its only one: precision 1/3 throughout.
+    logits_NC = np.array([[4.0, -4], [2, -2], [-2, 2], [-4, 4]])
+    is_class_NC = np.array([[True, False], [False, True], [True, False], [False, False]])
+    is_difficult_NC = np.array([[False, False], [True, False], [False, False], [False, False]])
+    outcome = of(color_task, "11-point-map", logits_NC, FREE_N[:4], is_class_NC=is_class_NC, is_difficult_NC=is_difficult_NC)
+    assert value_of(outcome, "mean_average_precision") == pytest.approx((1 + 1 / 3) / 2)
+    assert value_of(outcome, "map_11_point") == pytest.approx((1 + 1 / 3) / 2)
+    plain = of(color_task, "11-point-map", logits_NC, FREE_N[:4], is_class_NC=is_class_NC)
+    assert value_of(plain, "mean_average_precision") == pytest.approx((5 / 6 + 1 / 3) / 2)
+    assert value_of(plain, "map_11_point") == pytest.approx(((6 + 5 * 2 / 3) / 11 + 1 / 3) / 2)
+
+
 def test_precisions_of_counted_pictures_are_those_of_the_pictures_repeated() -> None:
     is_class_NC = np.random.default_rng(1).random((300, 7)) < 0.2
     counts_RN = np.random.default_rng(2).multinomial(300, np.full(300, 1 / 300), 5)
@@ -109,6 +124,29 @@ def test_intervals_from_counts_are_those_of_the_slow_bootstrap() -> None:
     ]
     for fast, slow in pairs:
         assert fast == pytest.approx(slow, abs=0.12 * (slow.high - slow.low))
+
+
+def test_a_tie_counts_half_in_every_resample_of_roc_auc() -> None:
+    # All scores are equal, so whatever is drawn, each pair is a tie.
+    assert roc_auc_interval(np.zeros(20), np.arange(20) < 8, confidence=0.95, seed=0) == (0.5, 0.5)
+    scores_N, positive_N = np.round(LOGITS_NC[:, 0] - LOGITS_NC[:, 5]), LABELS_N > 3  # about ten distinct scores
+    fast = roc_auc_interval(scores_N, positive_N, confidence=0.9, seed=3)
+    strata_N = positive_N.astype(np.int64)
+    slow = bootstrap(lambda n: float(roc_auc_score(positive_N[n], scores_N[n])), strata_N, confidence=0.9, seed=3)
+    assert fast == pytest.approx(slow, abs=0.12 * (slow.high - slow.low))
+
+
+def test_the_interval_of_f1_divides_by_the_classes_that_a_resample_has_and_by_both_of_precision_and_recall() -> None:
+    # Every draw of one class that is always right has F1 1, however many other classes there are.
+    assert f1_interval(FREE_N, FREE_N, classes=7, confidence=0.95, seed=0) == (1.0, 1.0)
+    # Two classes, one picture of the second: a third of the draws lack it, and then class 0 alone counts.
+    labels_N, said_N = np.array([0] * 11 + [1]), np.array([0] * 11 + [1])
+    assert f1_interval(said_N, labels_N, classes=2, confidence=0.95, seed=0) == (1.0, 1.0)
+    # Class 1 is said of n - k pictures of class 0 and has none: of k right, F1 is 2k / (n + k), a function of a binomial k alone.
+    labels_N, said_N = np.zeros(400, np.int64), np.repeat([0, 1], [300, 100])
+    k_low, k_high = binom.ppf([0.05, 0.95], 400, 0.75)
+    fast = f1_interval(said_N, labels_N, classes=2, confidence=0.9, seed=0)
+    assert fast == pytest.approx((2 * k_low / (400 + k_low), 2 * k_high / (400 + k_high)), abs=0.003)
 
 
 def test_intervals_of_fifty_thousand_pictures_take_seconds() -> None:
