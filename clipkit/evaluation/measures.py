@@ -102,12 +102,40 @@ def _main_value(
         interval = f1_interval(said_N, labels_N, classes=classes, confidence=confidence, seed=seed)
         return [Value("f1_macro", macro_f1(said_N, labels_N), interval)]
     if metric == "roc-auc":
-        if logits_NC.shape[1] != 2 or len(np.unique(labels_N)) != 2:
-            raise UserError("metric `roc-auc` needs two classes with pictures of both: take `accuracy` or `mean-per-class` for this task")
-        scores_N = logits_NC[:, 1].astype(np.float64) - logits_NC[:, 0]
+        scores_N = _margins(logits_NC, labels_N)
         interval = roc_auc_interval(scores_N, labels_N == 1, confidence=confidence, seed=seed)
         return [Value("roc_auc", roc_auc(scores_N, labels_N == 1), interval)]
     return []
+
+
+def main_value(logits_NC: NDArray[np.floating], task: Task, split: Split) -> float:
+    """The main metric of a task, as `classified` has it, without intervals: for a model that is scored again and again."""
+    if split.is_class_NC is not None:
+        is_eleven = task.metric == "11-point-map"
+        scores_NC, once_1N = softmax(logits_NC) if is_eleven else logits_NC, np.ones((1, len(logits_NC)), np.int64)
+        is_difficult_NC = split.is_difficult_NC
+        [value] = mean_precisions(scores_NC, split.is_class_NC, once_1N, eleven_points=is_eleven, is_difficult_NC=is_difficult_NC)
+        return float(value)
+    labels_N = split.labels_N
+    if task.metric == "roc-auc":
+        return roc_auc(_margins(logits_NC, labels_N), labels_N == 1)
+    if task.metric == "macro-f1":
+        return macro_f1(top_k(logits_NC, 1)[:, 0], labels_N)
+    hits_N, in_five_N = (top_k_hits(logits_NC, labels_N, k) for k in (1, 5))
+    if task.metric in ("worst-group", "worst-group-top-5"):
+        hits_N = hits_N if task.metric == "worst-group" else in_five_N
+        return worst_group("", hits_N, split.groups[task.groups[0]], 0.95).value
+    if task.metric == "mean-per-class":
+        return mean_per_class_recall(hits_N, labels_N)
+    share_of = {"accuracy": hits_N, "top-5": in_five_N, "mean-top1-top5": (hits_N + in_five_N.astype(float)) / 2}
+    return float(share_of[task.metric].mean())
+
+
+def _margins(logits_NC: NDArray[np.floating], labels_N: NDArray[np.int64]) -> NDArray[np.float64]:
+    """By how much the second of two classes is ahead."""
+    if logits_NC.shape[1] != 2 or len(np.unique(labels_N)) != 2:
+        raise UserError("metric `roc-auc` needs two classes with pictures of both: take `accuracy` or `mean-per-class` for this task")
+    return np.asarray(logits_NC[:, 1].astype(np.float64) - logits_NC[:, 0])
 
 
 def measure_multilabel(

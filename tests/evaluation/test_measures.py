@@ -9,11 +9,11 @@ from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 
 from clipkit import UserError
 from clipkit.evaluation.intervals import bootstrap, clopper_pearson
-from clipkit.evaluation.measures import Outcome, classified, measure, measure_multilabel, worst_group
+from clipkit.evaluation.measures import MAIN_METRIC, Outcome, classified, main_value, measure, measure_multilabel, worst_group
 from clipkit.evaluation.metrics import eleven_point_map, macro_f1, mean_average_precision, mean_per_class_recall, mean_precisions, softmax
 from clipkit.evaluation.resampling import f1_interval, recall_interval, roc_auc_interval
 from clipkit.evaluation.splits import FilesAt, Split
-from clipkit.evaluation.suite import Task
+from clipkit.evaluation.suite import METRICS_OF, Task
 
 RANDOM = np.random.default_rng(0)
 LABELS_N = RANDOM.integers(0, 7, 300)
@@ -101,6 +101,19 @@ def test_a_difficult_cell_is_neither_right_nor_wrong_and_its_picture_still_count
     plain = of(color_task, "11-point-map", logits_NC, FREE_N[:4], is_class_NC=is_class_NC)
     assert value_of(plain, "mean_average_precision") == pytest.approx((5 / 6 + 1 / 3) / 2)
     assert value_of(plain, "map_11_point") == pytest.approx(((6 + 5 * 2 / 3) / 11 + 1 / 3) / 2)
+
+
+@pytest.mark.parametrize("metric", [metric for kind in ("classification", "multilabel") for metric in METRICS_OF[kind]])
+def test_the_main_value_alone_is_that_of_the_whole_outcome(color_task: Task, metric: str) -> None:
+    logits_NC, labels_N = (LOGITS_NC[:, :2], LABELS_N % 2) if metric == "roc-auc" else (LOGITS_NC, LABELS_N)
+    known: dict[str, object] = {"groups": {"region": [("asia", "africa", "Other")[i % 3] for i in range(300)]}}
+    if metric in METRICS_OF["multilabel"]:
+        cells_NC = np.random.default_rng(1).random((300, 7))
+        known = {"is_class_NC": cells_NC < 0.2, "is_difficult_NC": cells_NC > 0.9}
+    outcome = of(color_task, metric, logits_NC, labels_N, **known)
+    task = color_task.model_copy(update={"metric": metric, "groups": tuple(known.get("groups", ()))})  # type: ignore[call-overload]
+    split = Split("t/test", FilesAt([]), labels_N, **known)  # type: ignore[arg-type]
+    assert main_value(logits_NC, task, split) == pytest.approx(value_of(outcome, MAIN_METRIC[task.metric]), abs=1e-12)
 
 
 def test_precisions_of_counted_pictures_are_those_of_the_pictures_repeated() -> None:
