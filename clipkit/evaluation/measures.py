@@ -64,20 +64,25 @@ def classified(
     """The outcome of a classifier that gave these logits for pictures of these classes.
 
     `task` says which metric is the main one, `split` what else is known of the pictures: their groups, and all classes of each where
-    they may have several (`labels_N` is not read then). Without them the three metrics of every classification are measured.
+    they may have several (`labels_N` is not read then). Without them the three metrics of every classification are measured. Predictions
+    hold what a second run is paired by: the `margin` of two classes for `roc-auc`, and the scored `group`.
     """
     if split is not None and split.is_class_NC is not None:
         values = measure_multilabel(logits_NC, split.is_class_NC, split.is_difficult_NC, confidence=confidence, seed=seed)
         return Outcome(values, len(logits_NC), multilabel_predictions(logits_NC, split.is_class_NC), facts)
     values = measure(logits_NC, labels_N, confidence=confidence, seed=seed)
     values += _main_value(logits_NC, labels_N, metric=task.metric if task else "accuracy", confidence=confidence, seed=seed)
+    rows = predictions(logits_NC, labels_N)
+    if task is not None and task.metric == "roc-auc":
+        rows = rows.append_column("margin", pa.array(_margins(logits_NC, labels_N)))
     if split is not None and split.groups:
         hits = {k: top_k_hits(logits_NC, labels_N, k) for k in (1, 5) if k == 1 or logits_NC.shape[1] > 5}
         by_group = {name: group_shares(hits[1], groups, confidence) for name, groups in split.groups.items()}
         scored = split.groups[task.groups[0]] if task and task.groups else next(iter(split.groups.values()))
         values += [worst_group(f"acc{k}_worst_group", hits_N, scored, confidence) for k, hits_N in hits.items()]
+        rows = rows.append_column("group", pa.array(list(scored), pa.string()))
         facts = {**facts, "groups": by_group, "left_out_of_worst_group": sorted(LEFT_OUT & set(scored))}
-    return Outcome(values, len(labels_N), predictions(logits_NC, labels_N), facts)
+    return Outcome(values, len(labels_N), rows, facts)
 
 
 def measure(logits_NC: NDArray[np.floating], labels_N: NDArray[np.int64], *, confidence: float, seed: int) -> list[Value]:
