@@ -60,6 +60,7 @@ def classified(
     facts: Mapping[str, Any] = {},
     task: Task | None = None,
     split: Split | None = None,
+    is_softmax: bool = True,
 ) -> Outcome:
     """The outcome of a classifier that gave these logits for pictures of these classes.
 
@@ -68,7 +69,8 @@ def classified(
     hold what a second run is paired by: the `margin` of two classes for `roc-auc`, and the scored `group`.
     """
     if split is not None and split.is_class_NC is not None:
-        values = measure_multilabel(logits_NC, split.is_class_NC, split.is_difficult_NC, confidence=confidence, seed=seed)
+        cells = (split.is_class_NC, split.is_difficult_NC)
+        values = measure_multilabel(logits_NC, *cells, is_softmax=is_softmax, confidence=confidence, seed=seed)
         return Outcome(values, len(logits_NC), multilabel_predictions(logits_NC, split.is_class_NC), facts)
     values = measure(logits_NC, labels_N, confidence=confidence, seed=seed)
     values += _main_value(logits_NC, labels_N, metric=task.metric if task else "accuracy", confidence=confidence, seed=seed)
@@ -148,15 +150,20 @@ def measure_multilabel(
     is_class_NC: NDArray[np.bool_],
     is_difficult_NC: NDArray[np.bool_] | None = None,
     *,
+    is_softmax: bool = True,
     confidence: float,
     seed: int,
 ) -> list[Value]:
     """11-point mAP after a softmax over classes, as the paper's VOC2007 has it, and CLIP_benchmark's mAP of the logits as they are.
 
     Whole pictures are drawn freely, with all of their classes. `is_difficult_NC` marks cells that neither metric ranks.
+    Without `is_softmax` both rank the logits: those of a classifier for each class do not compete.
     """
     values = []
-    for metric, scores_NC, is_eleven in (("map_11_point", softmax(logits_NC), True), ("mean_average_precision", logits_NC, False)):
+    for metric, scores_NC, is_eleven in (
+        ("map_11_point", softmax(logits_NC) if is_softmax else logits_NC, True),
+        ("mean_average_precision", logits_NC, False),
+    ):
         statistic = partial(mean_precisions, scores_NC, is_class_NC, eleven_points=is_eleven, is_difficult_NC=is_difficult_NC)
         value = float(statistic(np.ones((1, len(scores_NC)), np.int64))[0])
         values.append(Value(metric, value, weighted_interval(statistic, len(scores_NC), confidence=confidence, seed=seed)))

@@ -116,6 +116,13 @@ def test_the_main_value_alone_is_that_of_the_whole_outcome(color_task: Task, met
     assert main_value(logits_NC, task, split) == pytest.approx(value_of(outcome, MAIN_METRIC[task.metric]), abs=1e-12)
 
 
+def test_classifiers_of_each_class_alone_are_ranked_by_their_own_scores() -> None:
+    is_class_NC = np.random.default_rng(1).random((300, 7)) < 0.2
+    values = {value.metric: value.value for value in measure_multilabel(LOGITS_NC, is_class_NC, is_softmax=False, confidence=0.9, seed=0)}
+    assert values["map_11_point"] == pytest.approx(eleven_point_map(LOGITS_NC, is_class_NC))
+    assert values["map_11_point"] != pytest.approx(eleven_point_map(softmax(LOGITS_NC), is_class_NC), abs=1e-4)
+
+
 def test_precisions_of_counted_pictures_are_those_of_the_pictures_repeated() -> None:
     is_class_NC = np.random.default_rng(1).random((300, 7)) < 0.2
     counts_RN = np.random.default_rng(2).multinomial(300, np.full(300, 1 / 300), 5)
