@@ -263,3 +263,14 @@ def test_reports_speak_of_shards_in_the_same_words(command, options, holds, shar
     expected = {"command": command, "shards": holds, "tars": len(meant.shards), "pairs": 5, "fingerprint": meant.fingerprint}
     assert {name: told[name] for name in expected} == expected
     assert "count" not in told
+
+
+@pytest.mark.parametrize("name", ["linear-probe", "few-shot", "retrieval"])
+@pytest.mark.parametrize("option", [["--per-class"], ["--templates", "one"]])
+def test_an_evaluation_that_reads_no_texts_of_classes_has_no_options_about_them(name: str, option: list[str]) -> None:
+    asked = ["eval", name, "--model", "m", "--suite", "demo", "--data", "d", "--out", "o", *option]
+    refused = CliRunner().invoke(app, asked)
+    assert refused.exit_code == 2
+    assert f"no such option `{option[0]}`" in refused.output
+    assert option[0] not in CliRunner().invoke(app, ["eval", name, "--help"]).output
+    assert option[0] in CliRunner().invoke(app, ["eval", "zero-shot", "--help"]).output

@@ -1,9 +1,9 @@
-"""The small real test sets in CLIP_benchmark's layout, so that clipkit and CLIP_benchmark read the same files.
+"""The test sets of the suite `small-real` in CLIP_benchmark's layout, so that clipkit and CLIP_benchmark read the same files.
 
     python benchmarks/real/test_sets.py ROOT [--pictures N] [--only mnist,digits]
 
 ROOT gets a folder for each: cifar10, mnist, fashion-mnist, digits (train and test), emoji in four styles (test), and Tux Paint's
-captioned pictures for retrieval. `--pictures` caps each split, evenly over it.
+captioned pictures for retrieval. `--pictures` caps each split, evenly over it: sizes are then not those that the tasks say.
 """
 
 import argparse
@@ -81,11 +81,12 @@ def mnist(data: Path, split: str) -> list[Known]:
 
 
 def digits(_data: Path, split: str) -> list[Known]:
-    """scikit-learn's 1,797 digits of 8 x 8 pixels: the first 1,000 to train, the last 797 to test."""
+    """scikit-learn's 1,797 digits of 8 x 8 pixels and 16 greys: as many as the task says to train, the others to test."""
     from sklearn.datasets import load_digits
 
     found = load_digits()
-    part = slice(None, 1_000) if split == "train" else slice(1_000, None)
+    training = load_task("digits").sizes["train"]
+    part = slice(None, training) if split == "train" else slice(training, None)
     return _labelled((found.images[part] * 255 / 16).round().astype(np.uint8), found.target[part])
 
 

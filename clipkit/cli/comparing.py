@@ -23,7 +23,9 @@ RESULT_HELP = (
 OverOption = Annotated[
     list[str] | None,
     typer.Option(
-        "--over", metavar="SUITE|FILE.txt", help="Average over these tasks: a suite, or a file with a name a line; may be repeated."
+        "--over",
+        metavar="SUITE|FILE.txt",
+        help="Average over these tasks: a suite, `kornblith-12` (the first of clip-27), or a file with a name a line; may be repeated.",
     ),
 ]
 BetweenOption = Annotated[
@@ -115,6 +117,10 @@ def _gmacs(name: str) -> float:
 
 
 def _task_list(name: str) -> tuple[str, list[str]]:
+    from clipkit.evaluation.compare.shipped import paper_lists
+
+    if name in paper_lists():
+        return name, list(paper_lists()[name])
     path = Path(name)
     if path.suffix != ".txt":
         from clipkit.evaluation.suite import load_suite

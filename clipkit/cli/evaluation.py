@@ -3,7 +3,7 @@
 import importlib
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
@@ -30,6 +30,9 @@ from clipkit.report.tables import Table, diff_tables, encode_tables, hash_tables
 from clipkit.resources import find, names
 from clipkit.run import Run, replacing
 
+if TYPE_CHECKING:
+    from clipkit.evaluation.suite import Suite
+
 eval_app = typer.Typer(no_args_is_help=True, help="Evaluate a model on a suite of tasks.")
 suites_app = typer.Typer(no_args_is_help=True, help="List, show and hash the suites of tasks.")
 
@@ -42,7 +45,7 @@ TemplatesOption = Annotated[
     typer.Option(
         "--templates",
         metavar="SET",
-        help="zero-shot: other templates, a text file of one a line with {} or {c}, or `task`, `names`, `one`; repeat to compare sets.",
+        help="Other templates: a text file of one a line with {} or {c}, or `task`, `names`, `one`; repeat to compare sets.",
     ),
 ]
 
@@ -73,10 +76,38 @@ ENGINES = {
 """Command = module of the evaluation room, and its function: imported when it runs, since torch takes a second."""
 
 
+@eval_app.command("zero-shot", help=ZERO_SHOT, no_args_is_help=True)
+def zero_shot(
+    model: ModelOption,
+    suite: SuiteOption,
+    data: DataOption,
+    out: OutOption,
+    recipe: RecipeOption = None,
+    set_: SetOption = None,
+    cache: CacheOption = None,
+    templates: TemplatesOption = None,
+    per_class: Annotated[bool, typer.Option("--per-class", help="Show the ten classes of each task found least.")] = False,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """The one evaluation that reads texts of classes, and has options about them."""
+    from clipkit.evaluation.suite import load_suite
+
+    tasks = load_suite(suite)
+    if templates:
+        from clipkit.evaluation.class_texts import with_templates
+
+        tasks = with_templates(tasks, templates)
+    asked = Asked("zero-shot", model, tasks, data, out, _knobs(recipe, set_), cache, quiet)
+    report = _report(asked)
+    if report["scores"] or as_json:
+        show(report, [*_about_classes(report, out, per_class=per_class), *score_tables(report)], as_json=as_json, where=out)
+    exit_for_failures(report["failed"], has_results=bool(report["scores"]))
+
+
 @eval_app.command("retrieval", help=RETRIEVAL, no_args_is_help=True)
 @eval_app.command("few-shot", help=FEW_SHOT, no_args_is_help=True)
 @eval_app.command("linear-probe", help=LINEAR_PROBE, no_args_is_help=True)
-@eval_app.command("zero-shot", help=ZERO_SHOT, no_args_is_help=True)
 def evaluate(
     context: typer.Context,
     model: ModelOption,
@@ -86,41 +117,50 @@ def evaluate(
     recipe: RecipeOption = None,
     set_: SetOption = None,
     cache: CacheOption = None,
-    templates: TemplatesOption = None,
-    per_class: Annotated[bool, typer.Option("--per-class", help="zero-shot: show the ten classes of each task found least.")] = False,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Every evaluation of a suite: they differ in the engine alone, which the command's name chooses."""
-    kind = context.info_name
-    knobs = load_recipe(EvalRecipe, find("recipes/eval", recipe) if recipe else None, set_ or ())
-    if templates and kind != "zero-shot":
-        raise UserError(f"`--templates` is for `clipkit eval zero-shot`: `eval {kind}` reads no texts of classes")
-    if per_class and kind != "zero-shot":
-        raise UserError(f"`--per-class` is for `clipkit eval zero-shot`: `eval {kind}` makes no table of classes")
+    """The other evaluations of a suite: they differ in the engine alone, which the command's name chooses."""
     from clipkit.evaluation.suite import load_suite
 
-    tasks = load_suite(suite)
-    if templates:
-        from clipkit.evaluation.class_texts import with_templates
+    report = _report(Asked(str(context.info_name), model, load_suite(suite), data, out, _knobs(recipe, set_), cache, quiet))
+    if report["scores"] or as_json:
+        tables = _write_few_shot(out) if context.info_name == "few-shot" and report["scores"] else score_tables(report)
+        show(report, tables, as_json=as_json, where=out)
+    exit_for_failures(report["failed"], has_results=bool(report["scores"]))
 
-        tasks = with_templates(tasks, templates)
-    inputs = identity(model, tasks, data)
-    with Run.open(out, command=f"eval {kind}", recipe=knobs, inputs=inputs, quiet=quiet) as run:
+
+class Asked(NamedTuple):
+    """What every evaluation is asked."""
+
+    kind: str
+    model: str
+    tasks: "Suite"
+    data: Path
+    out: Path
+    knobs: EvalRecipe
+    cache: Path | None
+    quiet: bool
+
+
+def _knobs(recipe: str | None, set_: list[str] | None) -> EvalRecipe:
+    return load_recipe(EvalRecipe, find("recipes/eval", recipe) if recipe else None, set_ or ())
+
+
+def _report(asked: Asked) -> dict[str, Any]:
+    """The report of a run: made, or where the run is finished, read."""
+    inputs = identity(asked.model, asked.tasks, asked.data)
+    with Run.open(asked.out, command=f"eval {asked.kind}", recipe=asked.knobs, inputs=inputs, quiet=asked.quiet) as run:
         if (report := run.report) is None:
             from clipkit.model.encoder import load_encoder
 
-            module, function = ENGINES[str(kind)]
+            module, function = ENGINES[asked.kind]
             engine = getattr(importlib.import_module(f"clipkit.evaluation.{module}"), function)
-            encoder = load_encoder(model, precision=knobs.precision)
-            report = engine(knobs, encoder, tasks, data, run=run, cache=cache_dir(cache))
+            encoder = load_encoder(asked.model, precision=asked.knobs.precision)
+            report = engine(asked.knobs, encoder, asked.tasks, asked.data, run=run, cache=cache_dir(asked.cache))
             if not report["failed"]:
                 run.finish(report)
-        few_shot = _write_few_shot(run) if kind == "few-shot" and report["scores"] else []
-    if report["scores"] or as_json:
-        more = _about_classes(report, out, per_class=per_class) if kind == "zero-shot" else []
-        show(report, few_shot or [*more, *score_tables(report)], as_json=as_json, where=out)
-    exit_for_failures(report["failed"], has_results=bool(report["scores"]))
+    return dict(report)
 
 
 def _about_classes(report: dict[str, Any], out: Path, *, per_class: bool) -> list[Table]:
@@ -188,17 +228,17 @@ def diff(
     exit_for_failures(report["failed"], has_results=bool(report["tasks"]))
 
 
-def _write_few_shot(run: Run) -> list[Table]:
+def _write_few_shot(out: Path) -> list[Table]:
     """The tables of `few-shot.md`, which is written with a figure of each task beside the results."""
     from clipkit.report.few_shot import few_shot_tables
     from clipkit.report.figures import few_shot_figure
 
-    results = [json.loads(path.read_bytes()) for path in sorted((run.path / "results").glob("*.json"))]
+    results = [json.loads(path.read_bytes()) for path in sorted((out / "results").glob("*.json"))]
     tables = few_shot_tables(results)
-    with replacing(run.path / "few-shot.md") as temporary:
+    with replacing(out / "few-shot.md") as temporary:
         temporary.write_text("\n".join(f"{table.to_markdown()}\n{table.note}\n" for table in tables))
     for result in results:
-        with replacing(run.path / "figures" / f"{result['dataset']}.svg") as temporary:
+        with replacing(out / "figures" / f"{result['dataset']}.svg") as temporary:
             temporary.write_text(few_shot_figure(result))
     return tables
 

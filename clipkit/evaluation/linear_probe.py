@@ -26,6 +26,7 @@ from clipkit.evaluation.embeddings import embed
 from clipkit.evaluation.logistic import Axes, Fitted, fit_strengths, turn
 from clipkit.evaluation.measures import Outcome, classified
 from clipkit.evaluation.metrics import mean_per_class_recall, top_k_hits
+from clipkit.evaluation.multilabel_probe import Marked, held_out_marked, probe_marked
 from clipkit.evaluation.scores import Method, score_suite
 from clipkit.evaluation.splits import Split
 from clipkit.evaluation.suite import Metric, SplitName, Suite, Task
@@ -213,16 +214,14 @@ def run_linear_probe(recipe: EvalRecipe, encoder: Encoder, suite: Suite, data_ro
 
 def _splits(data_root: Path, task: Task) -> dict[SplitName, Split]:
     """All of them before any work, so that a missing one is told at once."""
-    if task.kind != "classification":
-        raise UserError(
-            f"task `{task.name}` is of the kind `{task.kind}`: a linear probe needs one class per picture, use zero-shot for it"
-        )
     names: tuple[SplitName, ...] = ("train", "validation", "test") if "validation" in task.splits else ("train", "test")
     return {name: task.split(data_root, name) for name in names}
 
 
 def _probe(encoder: Encoder, task: Task, splits: Mapping[SplitName, Split], *, recipe: EvalRecipe, run: Run, cache: Path) -> Outcome:
     """Search on validation, fit on train and validation, predict test: one task by appendix A.3."""
+    if task.kind == "multilabel":
+        return _probe_multilabel(encoder, task, splits, recipe=recipe, run=run, cache=cache)
     labelled: dict[str, Labelled] = {}
     for name, split in splits.items():
         embeddings = embed(encoder, split, cache=cache, run=run, batch_size=recipe.batch_size, workers=recipe.workers)
@@ -238,6 +237,39 @@ def _probe(encoder: Encoder, task: Task, splits: Mapping[SplitName, Split], *, r
     logits_NC = final.logits(labelled["test"].features_NF, len(task.classes))
     about: dict[str, Any] = {"confidence": recipe.confidence, "seed": recipe.seed, "facts": facts, "task": task, "split": splits["test"]}
     return classified(logits_NC, labelled["test"].labels_N, **about)
+
+
+def _probe_multilabel(
+    encoder: Encoder, task: Task, splits: Mapping[SplitName, Split], *, recipe: EvalRecipe, run: Run, cache: Path
+) -> Outcome:
+    """The same for pictures of any number of classes."""
+    marked: dict[str, Marked] = {}
+    for name, split in splits.items():
+        features_NF = embed(encoder, split, cache=cache, run=run, batch_size=recipe.batch_size, workers=recipe.workers).features_NF.numpy()
+        assert split.is_class_NC is not None  # a task of this kind reads no other splits
+        is_difficult_NC = np.zeros_like(split.is_class_NC) if split.is_difficult_NC is None else split.is_difficult_NC
+        marked[name] = Marked(features_NF, split.is_class_NC, is_difficult_NC)
+    train = marked["train"]
+    held_out_N = held_out_marked(len(train.features_NF), share=recipe.probe.validation_share, seed=recipe.seed)
+    train, validation = (train, marked["validation"]) if "validation" in marked else (train.take(~held_out_N), train.take(held_out_N))
+    is_eleven = task.metric == "11-point-map"
+    with run.progress(f"probing {task.name}", total=None, unit="fits") as advance:
+        test_NF = marked["test"].features_NF
+        ways: dict[str, Any] = {**ways_of(recipe.probe), "advance": advance}
+        scores_NC, facts = probe_marked(train, validation, test_NF, eleven_points=is_eleven, **ways)
+    about: dict[str, Any] = {"confidence": recipe.confidence, "seed": recipe.seed, "task": task, "split": splits["test"]}
+    about["facts"] = {"solver": recipe.probe.solver, **facts}
+    return classified(scores_NC, splits["test"].labels_N, **about, is_softmax=False)
+
+
+def ways_of(knobs: ProbeKnobs) -> dict[str, Any]:
+    """How `probe_marked` fits and searches by these knobs."""
+    bounds = {"min_strength": knobs.min_strength, "max_strength": knobs.max_strength}
+    return {
+        "fit": lambda features_NF, labels_N, strengths, axes: fit_all(Labelled(features_NF, labels_N), strengths, knobs=knobs, axes=axes),
+        "search": lambda scores_of: search_strength(scores_of, **bounds, steps_per_decade=knobs.steps_per_decade).strength,
+        "is_turned": knobs.solver == "batched",
+    }
 
 
 def _search_parts(labelled: Mapping[str, Labelled], task: Task, *, recipe: EvalRecipe) -> tuple[Labelled, Labelled]:

@@ -1,5 +1,8 @@
 """Zero-shot of a model while it trains: the work of a task is shared over ranks, and nothing is kept.
 
+Ranks tell each other how many pictures of each class were right, or for other metrics the logits, and all of them score the whole: the
+main metric of `clipkit eval zero-shot`.
+
 scores, problems = LiveZeroShot(suite, data_root).scores(encoder, Ranks(rank, ranks, gather_objects))
 """
 
@@ -8,10 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from clipkit import UserError
 from clipkit.evaluation.embeddings import encode_part
+from clipkit.evaluation.measures import main_value
 from clipkit.evaluation.splits import Split
 from clipkit.evaluation.suite import Suite, Task, find_splits
 from clipkit.evaluation.zero_shot import class_texts, mean_directions, sum_texts
@@ -19,6 +25,8 @@ from clipkit.model.encoder import Encoder
 
 Gather = Callable[[Any], list[Any]]
 """What every rank has, by rank: called by all of them."""
+COUNTED = ("accuracy", "mean-per-class")
+"""Metrics that counts are enough for: ImageNet's logits would be 200 MB to tell."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +57,15 @@ class LiveZeroShot:
     """The test splits of a suite, found once before training begins."""
 
     def __init__(self, suite: Suite, data_root: Path, *, batch_size: int = 256, workers: int = 2) -> None:
-        """`workers`: threads that decode. Raises UserError where a task has no data: it should not be found out hours later."""
+        """`workers`: threads that decode.
+
+        Raises UserError where a task has no data or no classes: it should not be found out hours later.
+        """
+        if foreign := next((task for task in suite.tasks if task.kind == "retrieval"), None):
+            raise UserError(
+                f"task `{foreign.name}` of suite `{suite.name}` is of the kind `retrieval`, which is not scored while a model trains: "
+                "take it out of the suite that `--suite` names, and use `clipkit eval retrieval` for it afterwards"
+            )
         splits, failed = find_splits(suite, data_root, option="--eval-data")
         if failed:
             raise UserError(next(iter(failed.values())))
@@ -76,18 +92,24 @@ class LiveZeroShot:
         start, stop = ranks.part(len(texts))
         sums = ranks.together(lambda: sum_texts(encoder, texts[start:stop], classes))
         weights_CD = mean_directions(encoder, task, torch.stack(sums).sum(dim=0))
-        counts = ranks.together(lambda: self._count_right(encoder, split, weights_CD, ranks=ranks))
-        right_C, count_C = torch.stack(counts).sum(dim=0).double()
-        if task.metric == "accuracy":
-            return float(right_C.sum() / count_C.sum())
-        return float((right_C / count_C)[count_C > 0].mean())
+        if task.metric in COUNTED:
+            counts = ranks.together(lambda: self._count_right(encoder, split, weights_CD, ranks=ranks))
+            right_C, count_C = torch.stack(counts).sum(dim=0).double()
+            return float(right_C.sum() / count_C.sum() if task.metric == "accuracy" else (right_C / count_C)[count_C > 0].mean())
+        logits = ranks.together(lambda: self._logits(encoder, split, weights_CD, ranks=ranks))
+        return main_value(np.concatenate(logits), task, split)
 
     def _count_right(self, encoder: Encoder, split: Split, weights_CD: torch.Tensor, *, ranks: Ranks) -> torch.Tensor:
         """(2, C): pictures of each class in this rank's part that were right, and all of them."""
         start, stop = ranks.part(len(split))
-        embeddings = encode_part(encoder, split, start, stop, batch_size=self._batch_size, workers=self._workers)
         labels_N = torch.from_numpy(split.labels_N[start:stop])
-        right_N = (embeddings.projected_ND @ weights_CD.T).argmax(dim=1) == labels_N
+        right_N = torch.from_numpy(self._logits(encoder, split, weights_CD, ranks=ranks)).argmax(dim=1) == labels_N
         return torch.stack(
             [torch.bincount(labels_N[right_N], minlength=len(weights_CD)), torch.bincount(labels_N, minlength=len(weights_CD))]
         )
+
+    def _logits(self, encoder: Encoder, split: Split, weights_CD: torch.Tensor, *, ranks: Ranks) -> NDArray[np.float32]:
+        """Those of this rank's part of the pictures (N, C)."""
+        start, stop = ranks.part(len(split))
+        embeddings = encode_part(encoder, split, start, stop, batch_size=self._batch_size, workers=self._workers)
+        return np.asarray((encoder.logit_scale * embeddings.projected_ND @ weights_CD.T).numpy())

@@ -60,24 +60,31 @@ def classified(
     facts: Mapping[str, Any] = {},
     task: Task | None = None,
     split: Split | None = None,
+    is_softmax: bool = True,
 ) -> Outcome:
     """The outcome of a classifier that gave these logits for pictures of these classes.
 
     `task` says which metric is the main one, `split` what else is known of the pictures: their groups, and all classes of each where
-    they may have several (`labels_N` is not read then). Without them the three metrics of every classification are measured.
+    they may have several (`labels_N` is not read then). Without them the three metrics of every classification are measured. Predictions
+    hold what a second run is paired by: the `margin` of two classes for `roc-auc`, and the scored `group`.
     """
     if split is not None and split.is_class_NC is not None:
-        values = measure_multilabel(logits_NC, split.is_class_NC, confidence=confidence, seed=seed)
+        cells = (split.is_class_NC, split.is_difficult_NC)
+        values = measure_multilabel(logits_NC, *cells, is_softmax=is_softmax, confidence=confidence, seed=seed)
         return Outcome(values, len(logits_NC), multilabel_predictions(logits_NC, split.is_class_NC), facts)
     values = measure(logits_NC, labels_N, confidence=confidence, seed=seed)
     values += _main_value(logits_NC, labels_N, metric=task.metric if task else "accuracy", confidence=confidence, seed=seed)
+    rows = predictions(logits_NC, labels_N)
+    if task is not None and task.metric == "roc-auc":
+        rows = rows.append_column("margin", pa.array(_margins(logits_NC, labels_N)))
     if split is not None and split.groups:
         hits = {k: top_k_hits(logits_NC, labels_N, k) for k in (1, 5) if k == 1 or logits_NC.shape[1] > 5}
         by_group = {name: group_shares(hits[1], groups, confidence) for name, groups in split.groups.items()}
         scored = split.groups[task.groups[0]] if task and task.groups else next(iter(split.groups.values()))
         values += [worst_group(f"acc{k}_worst_group", hits_N, scored, confidence) for k, hits_N in hits.items()]
+        rows = rows.append_column("group", pa.array(list(scored), pa.string()))
         facts = {**facts, "groups": by_group, "left_out_of_worst_group": sorted(LEFT_OUT & set(scored))}
-    return Outcome(values, len(labels_N), predictions(logits_NC, labels_N), facts)
+    return Outcome(values, len(labels_N), rows, facts)
 
 
 def measure(logits_NC: NDArray[np.floating], labels_N: NDArray[np.int64], *, confidence: float, seed: int) -> list[Value]:
@@ -102,22 +109,62 @@ def _main_value(
         interval = f1_interval(said_N, labels_N, classes=classes, confidence=confidence, seed=seed)
         return [Value("f1_macro", macro_f1(said_N, labels_N), interval)]
     if metric == "roc-auc":
-        if logits_NC.shape[1] != 2 or len(np.unique(labels_N)) != 2:
-            raise UserError("metric `roc-auc` needs two classes with pictures of both: take `accuracy` or `mean-per-class` for this task")
-        scores_N = logits_NC[:, 1].astype(np.float64) - logits_NC[:, 0]
+        scores_N = _margins(logits_NC, labels_N)
         interval = roc_auc_interval(scores_N, labels_N == 1, confidence=confidence, seed=seed)
         return [Value("roc_auc", roc_auc(scores_N, labels_N == 1), interval)]
     return []
 
 
-def measure_multilabel(logits_NC: NDArray[np.floating], is_class_NC: NDArray[np.bool_], *, confidence: float, seed: int) -> list[Value]:
+def main_value(logits_NC: NDArray[np.floating], task: Task, split: Split) -> float:
+    """The main metric of a task, as `classified` has it, without intervals: for a model that is scored again and again."""
+    if split.is_class_NC is not None:
+        is_eleven = task.metric == "11-point-map"
+        scores_NC, once_1N = softmax(logits_NC) if is_eleven else logits_NC, np.ones((1, len(logits_NC)), np.int64)
+        is_difficult_NC = split.is_difficult_NC
+        [value] = mean_precisions(scores_NC, split.is_class_NC, once_1N, eleven_points=is_eleven, is_difficult_NC=is_difficult_NC)
+        return float(value)
+    labels_N = split.labels_N
+    if task.metric == "roc-auc":
+        return roc_auc(_margins(logits_NC, labels_N), labels_N == 1)
+    if task.metric == "macro-f1":
+        return macro_f1(top_k(logits_NC, 1)[:, 0], labels_N)
+    hits_N, in_five_N = (top_k_hits(logits_NC, labels_N, k) for k in (1, 5))
+    if task.metric in ("worst-group", "worst-group-top-5"):
+        hits_N = hits_N if task.metric == "worst-group" else in_five_N
+        return worst_group("", hits_N, split.groups[task.groups[0]], 0.95).value
+    if task.metric == "mean-per-class":
+        return mean_per_class_recall(hits_N, labels_N)
+    share_of = {"accuracy": hits_N, "top-5": in_five_N, "mean-top1-top5": (hits_N + in_five_N.astype(float)) / 2}
+    return float(share_of[task.metric].mean())
+
+
+def _margins(logits_NC: NDArray[np.floating], labels_N: NDArray[np.int64]) -> NDArray[np.float64]:
+    """By how much the second of two classes is ahead."""
+    if logits_NC.shape[1] != 2 or len(np.unique(labels_N)) != 2:
+        raise UserError("metric `roc-auc` needs two classes with pictures of both: take `accuracy` or `mean-per-class` for this task")
+    return np.asarray(logits_NC[:, 1].astype(np.float64) - logits_NC[:, 0])
+
+
+def measure_multilabel(
+    logits_NC: NDArray[np.floating],
+    is_class_NC: NDArray[np.bool_],
+    is_difficult_NC: NDArray[np.bool_] | None = None,
+    *,
+    is_softmax: bool = True,
+    confidence: float,
+    seed: int,
+) -> list[Value]:
     """11-point mAP after a softmax over classes, as the paper's VOC2007 has it, and CLIP_benchmark's mAP of the logits as they are.
 
-    Whole pictures are drawn freely, with all of their classes.
+    Whole pictures are drawn freely, with all of their classes. `is_difficult_NC` marks cells that neither metric ranks.
+    Without `is_softmax` both rank the logits: those of a classifier for each class do not compete.
     """
     values = []
-    for metric, scores_NC, is_eleven in (("map_11_point", softmax(logits_NC), True), ("mean_average_precision", logits_NC, False)):
-        statistic = partial(mean_precisions, scores_NC, is_class_NC, eleven_points=is_eleven)
+    for metric, scores_NC, is_eleven in (
+        ("map_11_point", softmax(logits_NC) if is_softmax else logits_NC, True),
+        ("mean_average_precision", logits_NC, False),
+    ):
+        statistic = partial(mean_precisions, scores_NC, is_class_NC, eleven_points=is_eleven, is_difficult_NC=is_difficult_NC)
         value = float(statistic(np.ones((1, len(scores_NC)), np.int64))[0])
         values.append(Value(metric, value, weighted_interval(statistic, len(scores_NC), confidence=confidence, seed=seed)))
     return values

@@ -74,10 +74,21 @@ def mean_average_precision(scores_NC: Floats, is_class_NC: NDArray[np.bool_]) ->
     return float(mean_precisions(scores_NC, is_class_NC, np.ones((1, len(scores_NC)), np.int64), eleven_points=False)[0])
 
 
-def mean_precisions(scores_NC: Floats, is_class_NC: NDArray[np.bool_], counts_RN: Labels, *, eleven_points: bool) -> Floats:
-    """The mean average precision of R resamples that have picture n `counts_RN[r, n]` times; NaN where no class has a picture."""
+def mean_precisions(
+    scores_NC: Floats,
+    is_class_NC: NDArray[np.bool_],
+    counts_RN: Labels,
+    *,
+    eleven_points: bool,
+    is_difficult_NC: NDArray[np.bool_] | None = None,
+) -> Floats:
+    """The mean average precision of R resamples that have picture n `counts_RN[r, n]` times; NaN where no class has a picture.
+
+    A picture does not rank in the classes for which it is difficult (VOC's devkit).
+    """
     one = _eleven_points if eleven_points else _steps
-    values_CR = np.stack([one(scores_NC[:, c], is_class_NC[:, c], counts_RN) for c in range(scores_NC.shape[1])])
+    counted_NC = np.ones(scores_NC.shape, bool) if is_difficult_NC is None else ~is_difficult_NC
+    values_CR = np.stack([one(scores_NC[:, c], is_class_NC[:, c], counts_RN * counted_NC[:, c]) for c in range(scores_NC.shape[1])])
     known_CR = np.isfinite(values_CR)
     with np.errstate(invalid="ignore"):
         return np.asarray(np.where(known_CR, values_CR, 0).sum(axis=0) / known_CR.sum(axis=0))

@@ -19,10 +19,12 @@ from scipy.stats import binom
 
 from clipkit import UserError
 from clipkit.evaluation.intervals import Interval, bootstrap
-from clipkit.evaluation.metrics import mean_per_class_recall
+from clipkit.evaluation.measures import LEFT_OUT
+from clipkit.evaluation.metrics import macro_f1, mean_per_class_recall, roc_auc
 
 MAX_RESULT_BYTES = 100_000_000
 MAX_TASKS = 10_000
+MAX_ROWS = 10_000_000
 RESAMPLES = 1_000
 Floats = NDArray[np.float64]
 
@@ -84,11 +86,18 @@ def _result(path: Path) -> dict[str, Any]:
         if path.stat().st_size > MAX_RESULT_BYTES:
             raise UserError(f"`{path}` is over {MAX_RESULT_BYTES:,} bytes: this is no result of `clipkit eval`")
         result = json.loads(path.read_text(encoding="utf-8"))
-        main = next(score for score in result["scores"] if score["is_main"])
-        return {"content_hash": str(result["content_hash"]), "metric": str(main["metric"]), "value": float(main["value"])}
+        main = next((score for score in result["scores"] if score["is_main"]), None)
+        if main is None:
+            raise UserError(f"`{path}` has no main metric: results of zero-shot, linear-probe and retrieval are compared")
+        metric, value = str(main["metric"]), main["value"]
+        if type(value) not in (int, float) or not 0 <= value <= 1:
+            raise UserError(
+                f"`{path}` has {str(value)[:100]!r} as {metric[:100]!r}: a number from 0 to 1 was expected, run that task again"
+            )
+        return {"content_hash": str(result["content_hash"]), "metric": metric, "value": float(value)}
     except UserError:
         raise
-    except (OSError, ValueError, KeyError, TypeError, StopIteration, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"`{path}` is no result of `clipkit eval` ({type(error).__name__}: {error}): run that task again") from None
 
 
@@ -100,8 +109,10 @@ def _compare_task(
         raise UserError("the runs saw different pictures (`content_hash`): evaluate both on the same data")
     if a["metric"].removeprefix("lp_") != b["metric"].removeprefix("lp_"):
         raise UserError(f"the main metrics are `{a['metric']}` and `{b['metric']}`: evaluate both by the same task")
-    tables = [_predictions(run / "predictions" / f"{task}.parquet") for run in runs]
-    found = compare_metric(a["metric"].removeprefix("lp_"), *tables, confidence=confidence, seed=seed)
+    metric = a["metric"].removeprefix("lp_")
+    wanted = [name for names in columns_of(metric) for name in names]
+    tables = [_predictions(run / "predictions" / f"{task}.parquet", wanted) for run in runs]
+    found = compare_metric(metric, *tables, confidence=confidence, seed=seed)
     return {
         "task": task,
         "metric": a["metric"],
@@ -116,63 +127,160 @@ def _compare_task(
     }
 
 
-def _predictions(path: Path) -> pa.Table:
+def _predictions(path: Path, columns: Sequence[str]) -> pa.Table:
+    """Only the columns that a metric needs: whatever else a file holds is not read."""
     try:
-        return pq.read_table(path)
+        if (rows := pq.read_metadata(path).num_rows) > MAX_ROWS:
+            raise UserError(f"`{path}` has {rows:,} rows, at most {MAX_ROWS:,} are paired: these are no predictions of `clipkit eval`")
+        return pq.read_table(path, columns=list(columns))
     except (OSError, pa.ArrowException) as error:
         raise UserError(f"`{path}` cannot be read ({error}): without predictions nothing can be paired, run that task again") from None
 
 
 def compare_metric(metric: str, a: pa.Table, b: pa.Table, *, confidence: float, seed: int) -> Differing:
     """How two tables of predictions of the same pictures differ on a metric. Raises UserError where they cannot be paired."""
-    columns = {"mean_recall@1": ("direction", "image", "text")}.get(metric, ("index", "label"))
+    same, found = columns_of(metric)
     try:
-        if any(not a.column(name).equals(b.column(name)) for name in columns):
-            raise UserError("the predictions of the runs are about different pictures or labels: run both again")
-        if metric == "mean_recall@1":
-            return _bootstrapped(_mean_recall(a), _mean_recall(b), _clusters(a), confidence=confidence, seed=seed)
-        labels_N, (hits_a_N, hits_b_N) = a.column("label").to_numpy(), (_hits(table, metric) for table in (a, b))
-    except (KeyError, pa.ArrowException) as error:
-        raise UserError(f"metric `{metric}` cannot be paired from these predictions ({error}): compare its intervals instead") from None
+        known = {name: (_column(a, name), _column(b, name)) for name in (*same, *found)}
+    except (KeyError, pa.ArrowException, TypeError, ValueError) as error:
+        raise UserError(f"metric `{metric}` cannot be paired from these predictions ({error}): run that task again with both") from None
+    if not len(a) or any(not np.array_equal(*known[name]) for name in same):
+        raise UserError("the predictions of the runs are about different pictures or labels: run both again")
+    first, second = ({name: pair[i] for name, pair in known.items()} for i in (0, 1))
     if metric in ("acc1", "acc5"):
-        found = _bootstrapped(_mean(hits_a_N), _mean(hits_b_N), np.zeros(len(labels_N), np.int64), confidence=confidence, seed=seed)
-        return found._replace(p_value=mcnemar(hits_a_N, hits_b_N), test="McNemar, exact")
-    return _bootstrapped(_per_class(hits_a_N, labels_N), _per_class(hits_b_N, labels_N), labels_N, confidence=confidence, seed=seed)
+        hits_a_N, hits_b_N = (_hits(columns, metric) for columns in (first, second))
+        bootstrapped = _bootstrapped(_mean(hits_a_N), _mean(hits_b_N), _free(first), confidence=confidence, seed=seed)
+        return bootstrapped._replace(p_value=mcnemar(hits_a_N, hits_b_N), test="McNemar, exact")
+    statistic, strata = STATISTICS[metric]
+    return _bootstrapped(statistic(first), statistic(second), strata(first), confidence=confidence, seed=seed)
 
 
-def _hits(table: pa.Table, metric: str) -> NDArray[np.bool_]:
-    if metric in ("acc1", "mean_per_class_recall"):
-        return np.asarray(table.column("is_right").to_numpy())
-    if metric == "acc5":
-        labels_N = table.column("label").to_numpy()
-        return np.array([label in five for label, five in zip(labels_N, table.column("top5").to_pylist(), strict=True)])
-    raise UserError(f"metric `{metric}` cannot be paired, predictions hold no scores: compare its intervals instead")
+def columns_of(metric: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Columns of the predictions that two runs must agree on, and those in which they may differ. Raises UserError for other metrics."""
+    if metric not in FOUND_BY:
+        raise UserError(f"metric {metric[:100]!r} cannot be paired, predictions do not hold what it needs: compare its intervals instead")
+    if metric == "mean_recall@1":
+        return ("direction", "image", "text"), FOUND_BY[metric]
+    return ("index", "label", *(["group"] if "worst_group" in metric else [])), FOUND_BY[metric]
 
 
+def _column(table: pa.Table, name: str) -> NDArray[Any]:
+    """A column by its type; of `text`, which only half of the rows have, -1 for the others. Raises ArrowException, ValueError."""
+    column = table.column(name)
+    if name == "text":
+        column = column.cast(pa.int64()).fill_null(-1)
+    if name == "top5":
+        if pa.types.is_fixed_size_list(column.type) or pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
+            return np.array(column.cast(pa.list_(pa.int64())).to_pylist(), np.int64)
+        raise ValueError("column `top5` holds no lists")
+    values = column.cast(TYPES.get(name, pa.int64())).combine_chunks()
+    if values.null_count:
+        raise ValueError(f"column `{name}` has empty cells")
+    array = np.array(values.to_pylist()) if name in ("direction", "group") else values.to_numpy(zero_copy_only=False)
+    if name == "margin" and not np.isfinite(array).all():
+        raise ValueError("column `margin` holds NaN or infinity")
+    return np.asarray(array)
+
+
+Columns = Mapping[str, NDArray[Any]]
 Statistic = Callable[[NDArray[np.int64]], float]
+TYPES = {"is_right": pa.bool_(), "margin": pa.float64(), "direction": pa.string(), "group": pa.string()}
+FOUND_BY: Mapping[str, tuple[str, ...]] = {
+    "acc1": ("is_right",),
+    "acc5": ("top5",),
+    "mean_per_class_recall": ("is_right",),
+    "mean_acc1_acc5": ("is_right", "top5"),
+    "f1_macro": ("prediction",),
+    "roc_auc": ("margin",),
+    "acc1_worst_group": ("is_right",),
+    "acc5_worst_group": ("top5",),
+    "mean_recall@1": ("rank",),
+}
+"""Metric = the columns that it is found by. Predictions of several classes per picture hold too few scores for theirs."""
 
 
-def _mean(hits_N: NDArray[np.bool_]) -> Statistic:
+def _hits(columns: Columns, metric: str) -> NDArray[np.bool_]:
+    if metric.startswith("acc5"):
+        return np.asarray((columns["top5"] == columns["label"][:, None]).any(axis=1))
+    return np.asarray(columns["is_right"])
+
+
+def _free(columns: Columns) -> NDArray[np.int64]:
+    return np.zeros(len(columns["index"]), np.int64)
+
+
+def _mean(hits_N: NDArray[Any]) -> Statistic:
     return lambda drawn: float(hits_N[drawn].mean())
 
 
-def _per_class(hits_N: NDArray[np.bool_], labels_N: NDArray[np.int64]) -> Statistic:
+def _both_means(columns: Columns) -> Statistic:
+    return _mean((_hits(columns, "acc1") + _hits(columns, "acc5").astype(float)) / 2)
+
+
+def _places(*columns_N: NDArray[Any]) -> list[NDArray[np.int64]]:
+    """The same values as small numbers: a file may hold any number, and metrics count up to the greatest."""
+    _, places = np.unique(np.concatenate(columns_N), return_inverse=True)
+    return np.split(places, len(columns_N))
+
+
+def _per_class(columns: Columns) -> Statistic:
+    hits_N, [labels_N] = columns["is_right"], _places(columns["label"])
     return lambda drawn: mean_per_class_recall(hits_N[drawn], labels_N[drawn])
 
 
-def _clusters(table: pa.Table) -> NDArray[np.int64]:
-    return np.zeros(len(np.unique(table.column("image").to_numpy())), np.int64)
+def _f1(columns: Columns) -> Statistic:
+    said_N, labels_N = _places(columns["prediction"], columns["label"])
+    return lambda drawn: macro_f1(said_N[drawn], labels_N[drawn])
 
 
-def _mean_recall(table: pa.Table) -> Statistic:
+def _roc_auc(columns: Columns) -> Statistic:
+    margins_N, positive_N = columns["margin"], columns["label"] == 1
+    if positive_N.all() or not positive_N.any():
+        raise UserError("metric `roc_auc` cannot be paired: all pictures are of one class")
+    return lambda drawn: roc_auc(margins_N[drawn], positive_N[drawn])
+
+
+def _worst_group(metric: str) -> Callable[[Columns], Statistic]:
+    def of(columns: Columns) -> Statistic:
+        hits_N, [groups_N] = _hits(columns, metric), _places(columns["group"])
+        kept = np.unique(groups_N[~np.isin(columns["group"], sorted(LEFT_OUT))])
+        if not len(kept):
+            raise UserError(f"metric `{metric}` cannot be paired: every picture is in a group that it leaves out")
+
+        def worst(drawn: NDArray[np.int64]) -> float:
+            counts, rights = np.bincount(groups_N[drawn]), np.bincount(groups_N[drawn], weights=hits_N[drawn])
+            return float((rights[kept] / counts[kept]).min())
+
+        return worst
+
+    return of
+
+
+def _images(columns: Columns) -> NDArray[np.int64]:
+    return np.zeros(len(np.unique(columns["image"])), np.int64)
+
+
+def _mean_recall(columns: Columns) -> Statistic:
     """Mean of both recalls at 1 of drawn images, each with all its texts."""
-    is_text_query = np.array(table.column("direction").to_pylist()) == "image_retrieval"
-    _, image = np.unique(table.column("image").to_numpy(), return_inverse=True)
-    hit = table.column("rank").to_numpy() < 1
-    found_I = np.bincount(image[~is_text_query], weights=hit[~is_text_query])
-    hits_I = np.bincount(image[is_text_query], weights=hit[is_text_query])
-    counts_I = np.bincount(image[is_text_query])
-    return lambda drawn: float((found_I[drawn].mean() + hits_I[drawn].sum() / counts_I[drawn].sum()) / 2)
+    is_text_query, [image] = columns["direction"] == "image_retrieval", _places(columns["image"])
+    hit, images = columns["rank"] < 1, int(image.max()) + 1
+    found_I, count_I = (np.bincount(image[~is_text_query], w, minlength=images) for w in (hit[~is_text_query], None))
+    hits_I, texts_I = (np.bincount(image[is_text_query], w, minlength=images) for w in (hit[is_text_query], None))
+    if (count_I != 1).any() or not texts_I.all():
+        raise UserError("metric `mean_recall@1` cannot be paired: an image is not asked for once, or has no text, run that task again")
+    return lambda drawn: float((found_I[drawn].mean() + hits_I[drawn].sum() / texts_I[drawn].sum()) / 2)
+
+
+STATISTICS: Mapping[str, tuple[Callable[[Columns], Statistic], Callable[[Columns], NDArray[np.int64]]]] = {
+    "mean_per_class_recall": (_per_class, lambda columns: columns["label"]),
+    "mean_acc1_acc5": (_both_means, _free),
+    "f1_macro": (_f1, _free),
+    "roc_auc": (_roc_auc, lambda columns: columns["label"]),
+    "acc1_worst_group": (_worst_group("acc1"), lambda columns: _places(columns["group"])[0]),
+    "acc5_worst_group": (_worst_group("acc5"), lambda columns: _places(columns["group"])[0]),
+    "mean_recall@1": (_mean_recall, _images),
+}
+"""Metric = its value over drawn pictures, and the strata that keep their size in a draw (as in its own interval)."""
 
 
 def _bootstrapped(a: Statistic, b: Statistic, strata_N: NDArray[np.int64], *, confidence: float, seed: int) -> Differing:

@@ -4,15 +4,16 @@ import time
 
 import numpy as np
 import pytest
+from scipy.stats import binom
 from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 
 from clipkit import UserError
 from clipkit.evaluation.intervals import bootstrap, clopper_pearson
-from clipkit.evaluation.measures import Outcome, classified, measure, measure_multilabel, worst_group
+from clipkit.evaluation.measures import MAIN_METRIC, Outcome, classified, main_value, measure, measure_multilabel, worst_group
 from clipkit.evaluation.metrics import eleven_point_map, macro_f1, mean_average_precision, mean_per_class_recall, mean_precisions, softmax
 from clipkit.evaluation.resampling import f1_interval, recall_interval, roc_auc_interval
 from clipkit.evaluation.splits import FilesAt, Split
-from clipkit.evaluation.suite import Task
+from clipkit.evaluation.suite import METRICS_OF, Task
 
 RANDOM = np.random.default_rng(0)
 LABELS_N = RANDOM.integers(0, 7, 300)
@@ -88,6 +89,40 @@ def test_multilabel_precisions_are_scikit_learns_and_the_eleven_points_come_afte
     assert rows[0]["scores"] == pytest.approx(logits_NC[0, is_class_NC[0]])
 
 
+def test_a_difficult_cell_is_neither_right_nor_wrong_and_its_picture_still_counts_in_other_classes(color_task: Task) -> None:
+    # Class 0 ranks pictures 0, 1, 2, 3: without the difficult one, right, (left out), right, wrong: both metrics are 1, else 5/6 and less.
+    # Class 1 ranks pictures 3, 2, 1, 0 and picture 1, difficult in class 0 alone, is its only one: precision 1/3 throughout.
+    logits_NC = np.array([[4.0, -4], [2, -2], [-2, 2], [-4, 4]])
+    is_class_NC = np.array([[True, False], [False, True], [True, False], [False, False]])
+    is_difficult_NC = np.array([[False, False], [True, False], [False, False], [False, False]])
+    outcome = of(color_task, "11-point-map", logits_NC, FREE_N[:4], is_class_NC=is_class_NC, is_difficult_NC=is_difficult_NC)
+    assert value_of(outcome, "mean_average_precision") == pytest.approx((1 + 1 / 3) / 2)
+    assert value_of(outcome, "map_11_point") == pytest.approx((1 + 1 / 3) / 2)
+    plain = of(color_task, "11-point-map", logits_NC, FREE_N[:4], is_class_NC=is_class_NC)
+    assert value_of(plain, "mean_average_precision") == pytest.approx((5 / 6 + 1 / 3) / 2)
+    assert value_of(plain, "map_11_point") == pytest.approx(((6 + 5 * 2 / 3) / 11 + 1 / 3) / 2)
+
+
+@pytest.mark.parametrize("metric", [metric for kind in ("classification", "multilabel") for metric in METRICS_OF[kind]])
+def test_the_main_value_alone_is_that_of_the_whole_outcome(color_task: Task, metric: str) -> None:
+    logits_NC, labels_N = (LOGITS_NC[:, :2], LABELS_N % 2) if metric == "roc-auc" else (LOGITS_NC, LABELS_N)
+    known: dict[str, object] = {"groups": {"region": [("asia", "africa", "Other")[i % 3] for i in range(300)]}}
+    if metric in METRICS_OF["multilabel"]:
+        cells_NC = np.random.default_rng(1).random((300, 7))
+        known = {"is_class_NC": cells_NC < 0.2, "is_difficult_NC": cells_NC > 0.9}
+    outcome = of(color_task, metric, logits_NC, labels_N, **known)
+    task = color_task.model_copy(update={"metric": metric, "groups": tuple(known.get("groups", ()))})  # type: ignore[call-overload]
+    split = Split("t/test", FilesAt([]), labels_N, **known)  # type: ignore[arg-type]
+    assert main_value(logits_NC, task, split) == pytest.approx(value_of(outcome, MAIN_METRIC[task.metric]), abs=1e-12)
+
+
+def test_classifiers_of_each_class_alone_are_ranked_by_their_own_scores() -> None:
+    is_class_NC = np.random.default_rng(1).random((300, 7)) < 0.2
+    values = {value.metric: value.value for value in measure_multilabel(LOGITS_NC, is_class_NC, is_softmax=False, confidence=0.9, seed=0)}
+    assert values["map_11_point"] == pytest.approx(eleven_point_map(LOGITS_NC, is_class_NC))
+    assert values["map_11_point"] != pytest.approx(eleven_point_map(softmax(LOGITS_NC), is_class_NC), abs=1e-4)
+
+
 def test_precisions_of_counted_pictures_are_those_of_the_pictures_repeated() -> None:
     is_class_NC = np.random.default_rng(1).random((300, 7)) < 0.2
     counts_RN = np.random.default_rng(2).multinomial(300, np.full(300, 1 / 300), 5)
@@ -109,6 +144,29 @@ def test_intervals_from_counts_are_those_of_the_slow_bootstrap() -> None:
     ]
     for fast, slow in pairs:
         assert fast == pytest.approx(slow, abs=0.12 * (slow.high - slow.low))
+
+
+def test_a_tie_counts_half_in_every_resample_of_roc_auc() -> None:
+    # All scores are equal, so whatever is drawn, each pair is a tie.
+    assert roc_auc_interval(np.zeros(20), np.arange(20) < 8, confidence=0.95, seed=0) == (0.5, 0.5)
+    scores_N, positive_N = np.round(LOGITS_NC[:, 0] - LOGITS_NC[:, 5]), LABELS_N > 3  # about ten distinct scores
+    fast = roc_auc_interval(scores_N, positive_N, confidence=0.9, seed=3)
+    strata_N = positive_N.astype(np.int64)
+    slow = bootstrap(lambda n: float(roc_auc_score(positive_N[n], scores_N[n])), strata_N, confidence=0.9, seed=3)
+    assert fast == pytest.approx(slow, abs=0.12 * (slow.high - slow.low))
+
+
+def test_the_interval_of_f1_divides_by_the_classes_that_a_resample_has_and_by_both_of_precision_and_recall() -> None:
+    # Every draw of one class that is always right has F1 1, however many other classes there are.
+    assert f1_interval(FREE_N, FREE_N, classes=7, confidence=0.95, seed=0) == (1.0, 1.0)
+    # Two classes, one picture of the second: a third of the draws lack it, and then class 0 alone counts.
+    labels_N, said_N = np.array([0] * 11 + [1]), np.array([0] * 11 + [1])
+    assert f1_interval(said_N, labels_N, classes=2, confidence=0.95, seed=0) == (1.0, 1.0)
+    # Class 1 is said of n - k pictures of class 0 and has none: of k right, F1 is 2k / (n + k), a function of a binomial k alone.
+    labels_N, said_N = np.zeros(400, np.int64), np.repeat([0, 1], [300, 100])
+    k_low, k_high = binom.ppf([0.05, 0.95], 400, 0.75)
+    fast = f1_interval(said_N, labels_N, classes=2, confidence=0.9, seed=0)
+    assert fast == pytest.approx((2 * k_low / (400 + k_low), 2 * k_high / (400 + k_high)), abs=0.003)
 
 
 def test_intervals_of_fifty_thousand_pictures_take_seconds() -> None:

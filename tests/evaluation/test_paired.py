@@ -11,10 +11,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binomtest
+from sklearn.metrics import f1_score, roc_auc_score
 
 from clipkit import UserError
+from clipkit.evaluation.measures import MAIN_METRIC, classified
 from clipkit.evaluation.paired import compare_metric, compare_runs, holm, mcnemar
-from clipkit.evaluation.suite import Suite
+from clipkit.evaluation.splits import FilesAt, Split
+from clipkit.evaluation.suite import METRICS_OF, Suite, Task
 from clipkit.evaluation.zero_shot import run_zero_shot
 from clipkit.recipe import EvalRecipe
 from clipkit.run import Run
@@ -72,6 +75,96 @@ def test_mean_per_class_and_retrieval_are_paired_by_bootstrap() -> None:
 
     found = compare_metric("mean_recall@1", ranks(1), ranks(0), confidence=0.95, seed=0)
     assert (found.difference, found.interval) == (0.5, (0.5, 0.5))
+
+
+LABELS = np.arange(90) % 3
+
+
+def with_five(right_five_N: np.ndarray) -> pa.Table:
+    """No first guess is right; label 7 stands for what is not among the first five."""
+    fives = [[9, 8, label if right else 7, 10, 11] for label, right in zip(LABELS, right_five_N, strict=True)]
+    return table(np.zeros(90, bool), LABELS).append_column("top5", pa.array(fives, pa.list_(pa.int32(), 5)))
+
+
+def test_top_five_is_paired_by_the_first_five_and_not_by_the_first() -> None:
+    a, b = np.arange(90) < 45, np.arange(90) < 54
+    found = compare_metric("acc5", with_five(a), with_five(b), confidence=0.95, seed=0)
+    assert (found.difference, found.test) == (pytest.approx(0.1), "McNemar, exact")
+    assert found.p_value == pytest.approx(2 * 0.5**9)
+    assert 0 < found.interval.low < 0.1 < found.interval.high
+    assert compare_metric("mean_acc1_acc5", with_five(a), with_five(b), confidence=0.95, seed=0).difference == pytest.approx(0.05)
+
+
+def test_f1_and_roc_auc_differ_as_scikit_learn_says() -> None:
+    random = np.random.default_rng(0)
+    plain = table(LABELS == 0, LABELS)
+    said = [np.where(random.random(90) < share, LABELS, random.integers(0, 3, 90)) for share in (0.5, 0.9)]
+    found = compare_metric("f1_macro", *(plain.append_column("prediction", pa.array(s)) for s in said), confidence=0.95, seed=0)
+    one, other = (f1_score(LABELS, s, average="macro") for s in said)
+    assert found.difference == pytest.approx(other - one)
+    assert found.interval.low < found.difference < found.interval.high
+    positive = LABELS == 1
+    margins = [np.round(random.normal(size=90) + gain * positive, 1) for gain in (0.5, 2)]
+    two = table(positive, positive.astype(int))
+    found = compare_metric("roc_auc", *(two.append_column("margin", pa.array(m)) for m in margins), confidence=0.95, seed=0)
+    assert found.difference == pytest.approx(roc_auc_score(positive, margins[1]) - roc_auc_score(positive, margins[0]))
+    assert found.p_value < 0.05
+
+
+def test_worst_groups_are_paired_and_other_is_none() -> None:
+    groups = pa.array([("asia", "africa", "Other")[label] for label in LABELS])
+    # By thirds: 20 and 10 of 30 right, none of Other; then 20 and 25: the worst goes from 10/30 to 20/30.
+    rights = [np.concatenate([[i < 20, i < africa, False] for i in range(30)]) for africa in (10, 25)]
+    tables = [table(right, LABELS).append_column("group", groups) for right in rights]
+    assert compare_metric("acc1_worst_group", *tables, confidence=0.95, seed=0).difference == pytest.approx(1 / 3)
+
+
+@pytest.mark.parametrize("metric", sorted(set(MAIN_METRIC.values())))
+def test_each_main_metric_is_paired_from_what_an_evaluation_writes_or_says_that_it_cannot(color_task: Task, metric: str) -> None:
+    (name,) = (name for name in MAIN_METRIC if MAIN_METRIC[name] == metric)
+    task = color_task.model_copy(update={"metric": name, "groups": ("region",)})
+    if task.metric not in METRICS_OF["classification"]:
+        if metric != "mean_recall@1":  # the test above has it
+            with pytest.raises(UserError, match="cannot be paired, predictions do not hold what it needs"):
+                compare_metric(metric, table(LABELS > 0, LABELS), table(LABELS > 0, LABELS), confidence=0.95, seed=0)
+        return
+    classes = 2 if metric == "roc_auc" else 7
+    labels = LABELS % classes
+    split = Split("t/test", FilesAt([]), labels, groups={"region": [("asia", "africa")[i % 2] for i in range(90)]})
+    knobs: dict[str, Any] = {"confidence": 0.95, "seed": 0, "task": task, "split": split}
+    logits = [np.random.default_rng(seed).normal(size=(90, classes)) + seed * np.eye(classes)[labels] for seed in (1, 2)]
+    outcomes = [classified(logits_NC, labels, **knobs) for logits_NC in logits]
+    a, b = (next(value.value for value in outcome.values if value.metric == metric) for outcome in outcomes)
+    found = compare_metric(metric, *(outcome.predictions for outcome in outcomes), confidence=0.95, seed=0)  # type: ignore[arg-type]
+    assert found.difference == pytest.approx(b - a)
+
+
+@pytest.mark.parametrize(
+    ("column", "values"),
+    [("is_right", [True, None]), ("is_right", ["yes", "no"]), ("label", [0, 1e300]), ("label", [[0], [1]]), ("index", [0, None])],
+)
+def test_predictions_that_are_none_are_told(column: str, values: list[Any]) -> None:
+    bad = pa.table({"index": [0, 1], "label": [0, 1], "is_right": [True, False]} | {column: values})
+    with pytest.raises(UserError, match="metric `acc1` cannot be paired from these predictions"):
+        compare_metric("acc1", bad, bad, confidence=0.95, seed=0)
+
+
+def test_a_label_beyond_all_memory_costs_none() -> None:
+    labels = np.array([0, 2**62, 2**62, -5])
+    one, other = (table(np.array(right), labels) for right in ([True, False, False, True], [True, True, False, True]))
+    assert compare_metric("mean_per_class_recall", one, other, confidence=0.95, seed=0).difference == pytest.approx(1 / 6)
+
+
+@pytest.mark.parametrize("value", ["NaN", "Infinity", "-0.1", "71", '"0.5"', "true", "null", "[0.5]", '"' + "\\u001b" * 500 + '"'])
+def test_a_value_that_is_no_share_is_told(two_runs: tuple[Path, Path], value: str) -> None:
+    path = two_runs[1] / "results/colors.json"
+    path.write_text(f'{{"content_hash": "x", "scores": [{{"metric": "acc1", "is_main": true, "value": {value}}}]}}')
+    with pytest.raises(UserError, match=r"colors\.json` has .* as 'acc1': a number from 0 to 1 was expected") as told:
+        compare_runs(*two_runs)
+    assert "\x1b" not in str(told.value)
+    path.write_text('{"content_hash": "x", "scores": []}')
+    with pytest.raises(UserError, match="has no main metric"):
+        compare_runs(*two_runs)
 
 
 def test_equal_runs_do_not_differ() -> None:

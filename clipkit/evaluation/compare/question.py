@@ -10,6 +10,7 @@ from clipkit import UserError
 from clipkit.evaluation.compare.csv_tables import Csv
 from clipkit.evaluation.compare.figure import Figures, Runner
 from clipkit.evaluation.compare.fits import Floats, Line
+from clipkit.evaluation.compare.shipped import paper_lists
 
 POINTS_OF_A_BAND = 41
 
@@ -36,8 +37,12 @@ class Question:
     resamples: int = 2_000
 
     def averages(self) -> Mapping[str, Sequence[str]]:
-        """Which averages are asked for: those named, else the one over all tasks."""
-        return self.over or {f"all {len(self.figures.tasks)} tasks": self.figures.tasks}
+        """Which averages are asked for: those named, else that over all tasks and those of the paper's lists that are whole."""
+        if self.over:
+            return self.over
+        there = set(self.figures.tasks)
+        whole = {name: tasks for name, tasks in paper_lists().items() if set(tasks) < there}
+        return {f"all {len(there)} tasks": self.figures.tasks, **whole}
 
     def reference_runners(self) -> list[Runner]:
         """The reference models. Raises UserError for a name that no figure has."""

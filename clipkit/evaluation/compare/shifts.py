@@ -12,27 +12,9 @@ from clipkit.evaluation.compare.deltas import sides
 from clipkit.evaluation.compare.figure import Figures, Runner
 from clipkit.evaluation.compare.fits import Floats, Line, check_points, fit_line
 from clipkit.evaluation.compare.question import POINTS_OF_A_BAND, Missing, Question
+from clipkit.evaluation.compare.shipped import IMAGENET, Shift
+from clipkit.evaluation.compare.shipped import shifts as shipped_shifts
 from clipkit.evaluation.robustness import LogitFit, effective_robustness, relative_robustness
-
-
-class Shift(NamedTuple):
-    """One shift: tasks whose mean is its accuracy, and the task that has ImageNet's pictures of the same classes."""
-
-    name: str
-    tasks: tuple[str, ...]
-    matching: str
-
-
-SHIFTS = (
-    Shift("ImageNetV2", ("imagenet-v2",), "imagenet"),
-    Shift("ImageNet Sketch", ("imagenet-sketch",), "imagenet"),
-    Shift("Youtube-BB", ("youtube-bb-pm0", "youtube-bb-pm10"), "imagenet-youtube-bb"),
-    Shift("ImageNet-Vid", ("imagenet-vid-pm0", "imagenet-vid-pm10"), "imagenet-vid"),
-    Shift("ObjectNet", ("objectnet",), "imagenet-objectnet"),
-    Shift("ImageNet-A", ("imagenet-a",), "imagenet-a-classes"),
-    Shift("ImageNet-R", ("imagenet-r",), "imagenet-r-classes"),
-)
-"""The paper's seven; Youtube-BB and Vid are the mean of pm-0 and pm-10. Matching: ImageNet's validation on the shift's classes."""
 
 
 class ReferenceFit(NamedTuple):
@@ -54,7 +36,7 @@ def robustness(question: Question) -> dict[str, Any]:
         )
     shifts, notes = present_shifts(question.figures)
     if not shifts:
-        known = ", ".join(task for shift in SHIFTS for task in shift.tasks)
+        known = ", ".join(shift.task for shift in shipped_shifts())
         raise Missing(f"it needs tasks under shift beside ImageNet: {known} are the names that it knows")
     names = [(shift.name, [shift]) for shift in shifts]
     if len(shifts) > 1:
@@ -66,25 +48,28 @@ def robustness(question: Question) -> dict[str, Any]:
 
 
 def present_shifts(figures: Figures) -> tuple[list[Shift], list[str]]:
-    """Shifts that the results have, and in words where the whole of ImageNet stands in for the matching classes."""
+    """Shifts that the results have, and in words what is not as in the paper."""
     found, notes = [], []
-    for shift in SHIFTS:
-        if not set(shift.tasks) <= set(figures.tasks):
+    for shift in shipped_shifts():
+        if shift.task not in figures.tasks:
             continue
         if shift.matching in figures.tasks:
             found.append(shift)
-        elif "imagenet" in figures.tasks:
-            found.append(shift._replace(matching="imagenet"))
+        elif IMAGENET in figures.tasks:
+            found.append(shift._replace(matching=IMAGENET))
             notes.append(f"{shift.name}: no figure of `{shift.matching}`, so accuracy on all of ImageNet stands in for its classes")
+        if shift.is_video and shift.worst_frames not in figures.tasks:
+            notes.append(f"{shift.name}: no figure of `{shift.worst_frames}`, so anchor frames (pm-0) alone count, the paper has both")
     return found, notes
 
 
 def accuracies(figures: Figures, runner: Runner, shifts: Sequence[Shift]) -> tuple[float, float] | None:
     """Mean accuracy on the matching classes, and under the shifts; None where a figure is missing."""
     values = figures.values(runner)
-    if not all({*shift.tasks, shift.matching} <= values.keys() for shift in shifts):
+    frames = [[task for task in (shift.task, shift.worst_frames) if task in figures.tasks] for shift in shifts]
+    if not values.keys() >= {task for tasks in frames for task in tasks} | {shift.matching for shift in shifts}:
         return None
-    under = [sum(values[task] for task in shift.tasks) / len(shift.tasks) for shift in shifts]
+    under = [sum(values[task] for task in tasks) / len(tasks) for tasks in frames]
     return sum(values[shift.matching] for shift in shifts) / len(shifts), sum(under) / len(shifts)
 
 

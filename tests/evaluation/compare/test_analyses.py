@@ -13,6 +13,8 @@ from clipkit.evaluation.compare.figure import Figure, Figures, Runner
 from clipkit.evaluation.compare.humans import rates, read_answers
 from clipkit.evaluation.compare.question import Question
 from clipkit.evaluation.compare.shifts import pool_superclasses
+from clipkit.evaluation.compare.shipped import paper_lists, shifts
+from clipkit.evaluation.suite import load_suite
 
 
 def asked(values, **about):
@@ -80,18 +82,56 @@ def shifted():
     values = {}
     for i, x in enumerate(np.linspace(0.5, 0.9, 8)):
         under = expit(1.1 * logit(x) - 1 + random.normal(0, 0.05, 4))
-        values[(f"r{i}", "k")] = {"imagenet": x, "imagenet-vid": x + 0.05, "imagenet-v2": under[0], "imagenet-vid-pm0": under[1]}
+        values[(f"r{i}", "k")] = {"imagenet": x, "imagenet-on-vid": x + 0.05, "imagenet-v2": under[0], "imagenet-vid": under[1]}
         values[(f"r{i}", "k")]["imagenet-vid-pm10"] = under[2]
-    values[("clip", "k")] = {"imagenet": 0.7, "imagenet-vid": 0.8, "imagenet-v2": 0.7, "imagenet-vid-pm0": 0.9, "imagenet-vid-pm10": 0.7}
+    values[("clip", "k")] = {"imagenet": 0.7, "imagenet-on-vid": 0.8, "imagenet-v2": 0.7, "imagenet-vid": 0.9, "imagenet-vid-pm10": 0.7}
     return values
 
 
+def without(task):
+    return {runner: {name: v for name, v in tasks.items() if name != task} for runner, tasks in shifted().items()}
+
+
+REFERENCES = frozenset(f"r{i}" for i in range(8))
+
+
+def test_the_shifts_are_the_shipped_suites_and_each_has_the_task_of_its_own_classes():
+    tasks = {task.name: task for task in load_suite("imagenet-shifts").tasks}
+    named = {shift.task for shift in shifts()} | {shift.matching for shift in shifts()}
+    assert named == set(tasks)
+    matching = {shift.task: shift.matching for shift in shifts()}
+    assert matching == {
+        "imagenet-v2": "imagenet", "imagenet-sketch": "imagenet", "youtube-bb": "imagenet-on-youtube-bb", "imagenet-vid": "imagenet-on-vid",
+        "objectnet": "imagenet-on-objectnet", "imagenet-a": "imagenet-on-a", "imagenet-r": "imagenet-on-r",
+    }  # fmt: skip
+    for name in ("imagenet-a", "imagenet-r"):
+        assert tasks[name].classes == tasks[matching[name]].classes
+    assert [shift.name for shift in shifts() if shift.is_video] == ["Youtube-BB-Robust", "ImageNet-Vid-Robust"]
+
+
+def test_the_papers_two_averages_are_made_where_all_of_their_tasks_are_there():
+    tasks = paper_lists()["clip-27"]
+    assert paper_lists()["kornblith-12"] == (
+        "food101", "cifar10", "cifar100", "birdsnap", "sun397", "stanford-cars", "fgvc-aircraft", "voc2007", "dtd", "oxford-pets",
+        "caltech101", "flowers102",
+    )  # fmt: skip
+    values = {task: i / 100 for i, task in enumerate(tasks)}
+    rows = made(asked({("a", "k"): values | {"mine": 1.0}}), "averages")["rows"]
+    assert [(row["over"], row["of"]) for row in rows] == [("all 28 tasks", 28), ("kornblith-12", 12), ("clip-27", 27)]
+    assert [row["average"] for row in rows[1:]] == pytest.approx([0.055, 0.13])
+    assert [row["over"] for row in made(asked({("a", "k"): values}), "averages")["rows"]] == ["all 27 tasks", "kornblith-12"]
+    del values["dtd"]
+    assert [row["over"] for row in made(asked({("a", "k"): values}), "averages")["rows"]] == ["all 26 tasks"]
+
+
 def test_effective_robustness_is_what_is_above_the_references_line_in_logit_space():
-    values, names = shifted(), [f"r{i}" for i in range(8)]
-    found = made(asked(values, references=frozenset(names)), "robustness")["shifts"]
-    assert [one["shift"] for one in found] == ["ImageNetV2", "ImageNet-Vid", "average of 2"]
-    x = {name: (values[name, "k"]["imagenet"] + values[name, "k"]["imagenet-vid"]) / 2 for name in [*names, "clip"]}
-    vid = {n: (values[n, "k"]["imagenet-vid-pm0"] + values[n, "k"]["imagenet-vid-pm10"]) / 2 for n in x}
+    values, names = shifted(), sorted(REFERENCES)
+    report = made(asked(values, references=REFERENCES), "robustness")
+    found = report["shifts"]
+    assert [one["shift"] for one in found] == ["ImageNetV2", "ImageNet-Vid-Robust", "average of 2"]
+    assert report["notes"] == []
+    x = {name: (values[name, "k"]["imagenet"] + values[name, "k"]["imagenet-on-vid"]) / 2 for name in [*names, "clip"]}
+    vid = {n: (values[n, "k"]["imagenet-vid"] + values[n, "k"]["imagenet-vid-pm10"]) / 2 for n in x}
     y = {name: (values[name, "k"]["imagenet-v2"] + vid[name]) / 2 for name in x}
     known = linregress(logit([x[n] for n in names]), logit([y[n] for n in names]))
     point = next(point for point in found[-1]["points"] if point["model"] == "clip")
@@ -101,9 +141,15 @@ def test_effective_robustness_is_what_is_above_the_references_line_in_logit_spac
 
 
 def test_all_of_imagenet_stands_in_for_matching_classes_and_that_is_said():
-    values = {runner: {task: v for task, v in tasks.items() if task != "imagenet-vid"} for runner, tasks in shifted().items()}
-    found = made(asked(values, references=frozenset(f"r{i}" for i in range(8))), "robustness")
-    assert any("ImageNet-Vid: no figure of `imagenet-vid`" in note for note in found["notes"])
+    found = made(asked(without("imagenet-on-vid"), references=REFERENCES), "robustness")
+    assert any("ImageNet-Vid-Robust: no figure of `imagenet-on-vid`" in note for note in found["notes"])
+
+
+def test_anchor_frames_count_alone_where_no_worst_frames_are_given_and_that_is_said():
+    found = made(asked(without("imagenet-vid-pm10"), references=REFERENCES), "robustness")
+    assert any("no figure of `imagenet-vid-pm10`, so anchor frames (pm-0) alone count" in note for note in found["notes"])
+    point = next(point for point in found["shifts"][1]["points"] if point["model"] == "clip")
+    assert (point["in_distribution"], point["under_shift"]) == pytest.approx((0.8, 0.9))
 
 
 def test_relative_robustness_is_the_gain_under_shift():
