@@ -75,6 +75,18 @@ def test_the_worst_group_by_hand_leaves_out_other_and_its_interval_is_of_all_gro
     assert outcome.facts["left_out_of_worst_group"] == ["Other"]
 
 
+def test_top_five_of_the_worst_group_is_of_the_first_group_named_and_needs_six_classes(color_task: Task) -> None:
+    groups = {"region": ["a", "b"] * 150, "light": ["day"] * 300}
+    outcome = of(color_task, "worst-group-top-5", LOGITS_NC, LABELS_N, groups=groups)
+    best_N5 = np.argsort(-LOGITS_NC, axis=1)[:, :5]
+    is_found_N = np.array([label in best for label, best in zip(LABELS_N, best_N5, strict=True)])
+    assert value_of(outcome, "acc5_worst_group") == min(is_found_N[::2].mean(), is_found_N[1::2].mean())
+    assert value_of(outcome, "acc1_worst_group") == min((SAID_N == LABELS_N)[::2].mean(), (SAID_N == LABELS_N)[1::2].mean())
+    assert set(outcome.facts["groups"]) == {"region", "light"}
+    few = of(color_task, "worst-group", LOGITS_NC[:, :5], LABELS_N % 5, groups=groups)
+    assert "acc5_worst_group" not in {value.metric for value in few.values}
+
+
 def test_multilabel_precisions_are_scikit_learns_and_the_eleven_points_come_after_a_softmax(color_task: Task) -> None:
     is_class_NC = (np.random.default_rng(1).random((300, 7)) < 0.2) & (np.arange(7) < 6)
     logits_NC = np.round(LOGITS_NC + 2 * is_class_NC, 1)  # rounded: scores tie
