@@ -9,6 +9,7 @@ from scipy.stats import linregress
 from clipkit import UserError
 from clipkit.evaluation.compare.analyses import ANALYSES, compare
 from clipkit.evaluation.compare.csv_tables import read_csv
+from clipkit.evaluation.compare.deltas import newcombe
 from clipkit.evaluation.compare.figure import Figure, Figures, Runner
 from clipkit.evaluation.compare.humans import rates, read_answers
 from clipkit.evaluation.compare.question import Question
@@ -41,6 +42,14 @@ def test_the_papers_first_table_gives_its_gains_and_wins():
     found = made(asked(TABLE_1, between=between), "deltas")
     assert [(row["task"], round(row["delta"], 3)) for row in found["rows"]] == [("ImageNet", 0.647), ("SUN", 0.355), ("aYahoo", 0.26)]
     assert (found["wins"], found["losses"], found["ties"], found["with_interval"]) == (3, 0, 0, 0)
+
+
+def test_differences_come_greatest_first_and_each_side_has_its_own_count():
+    rows = [Figure("a", task, "k", "score", 0.5, 100, 1, "t") for task in "xyz"]
+    rows += [Figure("b", task, "k", "score", value, 400, 1, "t") for task, value in (("x", 0.4), ("y", 0.9), ("z", 0.6))]
+    found = made(Question(Figures(rows)), "deltas")["rows"]
+    assert [(row["task"], row["count"]) for row in found] == [("y", None), ("z", None), ("x", None)]
+    assert (found[1]["low"], found[1]["high"]) == pytest.approx(newcombe(50, 100, 240, 400, 0.95))
 
 
 def test_equal_scores_are_no_win_and_counts_give_intervals():
@@ -129,6 +138,19 @@ def test_task_shift_leaves_imagenet_out_of_the_transfer_average():
     found = made(asked(values), "task-shift")
     assert found["imagenet"] == "ImageNet-1k"
     assert [point["transfer"] for point in found["lists"][0]["points"]] == pytest.approx([0.15, 0.225, 0.3])
+
+
+def test_task_shift_puts_models_beside_the_line_of_the_references_alone():
+    x = {"r0": 0.4, "r1": 0.6, "r2": 0.7, "r3": 0.8, "clip": 0.6}
+    transfer = {name: expit(1.2 * logit(value) - 0.3) for name, value in x.items()} | {"clip": 0.9}
+    values = {(name, "k"): {"imagenet": x[name], "a": transfer[name] - 0.05, "b": transfer[name] + 0.05} for name in x}
+    (found,) = made(asked(values, references=frozenset(["r0", "r1", "r2", "r3"])), "task-shift")["lists"]
+    points = {point["model"]: point for point in found["points"]}
+    assert [points[f"r{i}"]["effective"] for i in range(4)] == pytest.approx([0] * 4)
+    assert points["clip"]["effective"] == pytest.approx(0.9 - expit(1.2 * logit(0.6) - 0.3))
+    assert found["band"]["x"][0] == 0.4
+    (bare,) = made(asked(values, references=frozenset(["r0", "r1"])), "task-shift")["lists"]
+    assert bare["band"] is None
 
 
 def test_the_order_of_figures_changes_nothing_in_the_report():
