@@ -74,6 +74,30 @@ def test_zero_shot_against_probe_is_fitted_by_task():
     known = linregress(probe, zero)
     assert (found["r"], found["p"], found["slope"]) == pytest.approx((known.rvalue, known.pvalue, known.slope))
     assert found["slope_low"] < known.slope < found["slope_high"]
+    assert (found["band"]["x"][0], found["band"]["x"][-1]) == (0.3, 0.9)
+    assert found["band"]["y"] == pytest.approx(known.slope * np.array(found["band"]["x"]) + known.intercept)
+    assert (np.array(found["band"]["low"]) <= found["band"]["high"]).all()
+
+
+def test_averages_come_best_first_and_models_without_one_last():
+    values = {("a", "k"): {"x": 0.2, "y": 0.4}, ("b", "k"): {"x": 0.9}, ("c", "k"): {"x": 0.6, "y": 0.8}}
+    rows = made(asked(values, gmacs={"c": 4.1}), "averages")["rows"]
+    assert [(row["model"], row["gmacs"]) for row in rows] == [("c", 4.1), ("a", None), ("b", None)]
+
+
+def test_people_and_a_model_agree_on_what_is_hard_by_spearmans_rank_correlation(tmp_path):
+    people_right, model_right = {"cat": 10, "dog": 7, "owl": 6, "fox": 1}, {"cat": 9, "dog": 8, "owl": 10, "fox": 0}
+    lines, rows = ["rater,picture,answer,truth"], {"index": [], "label": [], "prediction": []}
+    for label, name in enumerate(people_right):
+        for i in range(10):
+            lines.append(f"r,{10 * label + i},{name if i < people_right[name] else 'other'},{name}")
+            for column, value in zip(rows, (10 * label + i, label, label if i < model_right[name] else 9), strict=True):
+                rows[column].append(value)
+    table = people(tmp_path, "\n".join(lines))
+    found = made(asked({}, humans=[table], predictions={"m": pa.table(rows)}), "humans")["files"][0]
+    # Ranks 4 3 2 1 of people, 3 2 4 1 of the model: 1 - 6 x (1 + 1 + 4) / (4 x 15).
+    assert found["models"][0]["rank_correlation"] == pytest.approx(0.4)
+    assert found["accuracy"] == pytest.approx(0.6)
 
 
 def test_an_error_that_follows_a_power_of_multiply_adds_has_its_exponent_as_slope():
