@@ -153,6 +153,15 @@ def test_draws_are_of_the_recipes_seed_on(color_encoder: Any, color_suite: Suite
     assert point["draws"]["seed"] == [5, 6, 7]
 
 
+def test_class_texts_of_a_second_run_come_from_the_cache(color_encoder: Any, color_suite: Suite, color_data: Path, tmp_path: Path) -> None:
+    recipe = EvalRecipe(workers=0, few_shot=FewShotKnobs(shots=(1,), draws=1, classifiers=("ridge",)))
+    for name in ("first", "second"):
+        run = Run.scratch(tmp_path / name)
+        assert run_few_shot(recipe, color_encoder, color_suite, color_data, run=run, cache=tmp_path / "cache")["failed"] == {}
+        run.close()
+        assert color_encoder.texts_seen == len(color_suite.tasks[0].classes) * len(color_suite.tasks[0].templates)
+
+
 def test_a_task_with_too_few_pictures_for_the_shots_fails_alone(
     image_only_encoder: Any, color_suite: Suite, color_data: Path, scratch_run: Run
 ) -> None:

@@ -10,7 +10,7 @@ from clipkit import UserError
 from clipkit.evaluation.intervals import bootstrap, clopper_pearson
 from clipkit.evaluation.measures import Outcome, classified, measure, measure_multilabel, worst_group
 from clipkit.evaluation.metrics import eleven_point_map, macro_f1, mean_average_precision, mean_per_class_recall, mean_precisions, softmax
-from clipkit.evaluation.resampling import f1_interval, recall_interval, roc_auc_interval
+from clipkit.evaluation.resampling import f1_interval, mean_interval, recall_interval, roc_auc_interval
 from clipkit.evaluation.splits import FilesAt, Split
 from clipkit.evaluation.suite import Task
 
@@ -111,7 +111,9 @@ def test_precisions_of_counted_pictures_are_those_of_the_pictures_repeated() -> 
 def test_intervals_from_counts_are_those_of_the_slow_bootstrap() -> None:
     hits_N, positive_N, scores_N = SAID_N == LABELS_N, LABELS_N > 3, LOGITS_NC[:, 0] - LOGITS_NC[:, 5]
     knobs = {"confidence": 0.9, "seed": 3}
+    changes_N = hits_N.astype(float) - (LABELS_N > 3)
     pairs = [
+        (mean_interval(changes_N, **knobs), bootstrap(lambda n: float(changes_N[n].mean()), FREE_N, **knobs)),
         (recall_interval(hits_N, LABELS_N, **knobs), bootstrap(lambda n: mean_per_class_recall(hits_N[n], LABELS_N[n]), LABELS_N, **knobs)),
         (f1_interval(SAID_N, LABELS_N, classes=7, **knobs), bootstrap(lambda n: macro_f1(SAID_N[n], LABELS_N[n]), FREE_N, **knobs)),
         (
