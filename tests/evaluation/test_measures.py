@@ -125,6 +125,15 @@ def test_intervals_from_counts_are_those_of_the_slow_bootstrap() -> None:
         assert fast == pytest.approx(slow, abs=0.12 * (slow.high - slow.low))
 
 
+@pytest.mark.parametrize(("pictures", "classes", "share"), [(2, 50, 0.7), (10, 100, 0.9)])
+def test_the_interval_of_a_mean_over_small_classes_covers_as_often_as_it_says(pictures: int, classes: int, share: float) -> None:
+    labels_N, random, covered = np.repeat(np.arange(classes), pictures), np.random.default_rng(0), 0
+    for trial in range(300):
+        low, high = recall_interval(random.random(len(labels_N)) < share, labels_N, confidence=0.95, seed=trial)
+        covered += low <= share <= high
+    assert 0.92 <= covered / 300 <= 0.98
+
+
 def test_intervals_of_fifty_thousand_pictures_take_seconds() -> None:
     labels_N = np.arange(50_000) % 1_000
     said_N = np.where(np.random.default_rng(0).random(50_000) < 0.6, labels_N, np.random.default_rng(1).integers(0, 1_000, 50_000))
