@@ -126,7 +126,7 @@ def _few_shots(encoder: Encoder, task: Task, splits: Mapping[SplitName, Split], 
     ]
     facts: dict[str, Any] = {"draws": knobs.draws, "seed": recipe.seed, "interval": "t over draws", "curves": curves}
     if encoder.has_text:
-        facts |= _beside_zero_shot(encoder, task, embedded["test"], test.labels_N, curves, run)
+        facts |= _beside_zero_shot(encoder, task, embedded["test"], test.labels_N, curves, run=run, cache=cache)
     return Outcome(values, len(test.labels_N), None, facts)
 
 
@@ -141,10 +141,10 @@ def _curve(draws: Sequence[Mapping[str, Any]], shots: Sequence[int], confidence:
 
 
 def _beside_zero_shot(
-    encoder: Encoder, task: Task, embeddings: Embeddings, labels_N: NDArray[np.int64], curves: Mapping[str, Any], run: Run
+    encoder: Encoder, task: Task, embeddings: Embeddings, labels_N: NDArray[np.int64], curves: Mapping[str, Any], *, run: Run, cache: Path
 ) -> dict[str, Any]:
     """Zero-shot on the same pictures, and the shots at which each classifier reaches it."""
-    cosines_NC = (embeddings.projected_ND @ class_embeddings(encoder, task, run=run).T).numpy()
+    cosines_NC = (embeddings.projected_ND @ class_embeddings(encoder, task, run=run, cache=cache).T).numpy()
     accuracy = float(top_k_hits(cosines_NC, labels_N, 1).mean())
     points = {name: [(point["shots"], point["accuracy"]) for point in curve] for name, curve in curves.items()}
     return {"zero_shot": accuracy, "shots_to_match_zero_shot": {name: shots_to_match(accuracy, curve) for name, curve in points.items()}}

@@ -121,6 +121,7 @@ def _eleven_points(scores_N: Floats, is_class_N: NDArray[np.bool_], counts_RN: L
 
 
 def softmax(logits_NC: Floats) -> Floats:
-    """Logits as shares of one, over classes."""
+    """Logits as shares of one, over classes. In float64: in float32 all shares above 1 - 6e-8 are equal, and their order is lost."""
+    logits_NC = logits_NC.astype(np.float64)
     raised_NC = np.exp(logits_NC - logits_NC.max(axis=1, keepdims=True))
     return np.asarray(raised_NC / raised_NC.sum(axis=1, keepdims=True))

@@ -56,6 +56,43 @@ def test_more_shots_score_better_and_the_same_seed_scores_the_same() -> None:
     assert score_few_shot(train, test, shots=(1, 16), seeds=(0, 1, 2), knobs=knobs) == curve
 
 
+def noisy(seed: int, count: int) -> Labelled:
+    """Classes that overlap, so that strengths differ on any pictures."""
+    random = np.random.default_rng(seed)
+    labels_N = np.arange(count) % 3
+    return Labelled((random.normal(size=(count, 12)) + 0.8 * np.eye(3, 12)[labels_N]).astype(np.float32), labels_N)
+
+
+@pytest.mark.parametrize("classifier", ["logistic", "ridge"])
+def test_the_strength_does_not_depend_on_the_test_pictures(classifier: str) -> None:
+    knobs = ProbeKnobs(steps_per_decade=1)
+
+    def strengths(test: Labelled) -> list[float]:
+        found = score_few_shot(noisy(0, 90), test, shots=(2, 8), seeds=range(4), knobs=knobs, classifier=classifier)
+        return [point["strength"] for point in found]
+
+    test = noisy(1, 60)
+    chosen = strengths(test)
+    assert len(set(chosen)) > 1
+    assert strengths(Labelled(test.features_NF, (test.labels_N + 1) % 3)) == strengths(noisy(2, 30)) == chosen
+
+
+def test_ridges_strength_is_the_greatest_of_those_that_scikit_learn_finds_best_on_the_validation_draw() -> None:
+    train, knobs = noisy(0, 90), ProbeKnobs(steps_per_decade=1)
+    for seed in range(4):
+        draw = draw_shots(train.labels_N, 8, seed=seed)
+        (chosen_NF, chosen_N), (validation_NF, validation_N) = train.take(draw.train_N), train.take(draw.validation_N)
+        scores = {
+            strength: RidgeClassifier(alpha=strength).fit(chosen_NF.astype(np.float64), chosen_N).score(validation_NF, validation_N)
+            for strength in np.logspace(-6, 6, 13)
+        }
+        wanted = max(scores, key=lambda strength: (scores[strength], strength))
+        (found,) = score_few_shot(train, noisy(1, 60), shots=(8,), seeds=(seed,), knobs=knobs, classifier="ridge")
+        assert found["strength"] == pytest.approx(wanted)
+        model = RidgeClassifier(alpha=wanted).fit(chosen_NF.astype(np.float64), chosen_N)
+        assert found["accuracy"] == pytest.approx(model.score(*noisy(1, 60)))
+
+
 CURVE = [(1.0, 0.40), (2.0, 0.50), (4.0, 0.60), (16.0, 0.70), (1_600.0, 0.90)]
 
 
@@ -107,6 +144,22 @@ def test_few_shots_of_coloured_pictures_reach_zero_shot(color_encoder: Any, colo
         assert [point["accuracy"] for point in curve] == pytest.approx([32 / 35] * 2)
         assert result["shots_to_match_zero_shot"][classifier] == 1
         assert result["metrics"][f"acc1_4_shot_{classifier}"] == pytest.approx(32 / 35)
+
+
+def test_draws_are_of_the_recipes_seed_on(color_encoder: Any, color_suite: Suite, color_data: Path, scratch_run: Run) -> None:
+    recipe = EvalRecipe(seed=5, workers=0, few_shot=FewShotKnobs(shots=(1,), draws=3, classifiers=("ridge",)))
+    run_few_shot(recipe, color_encoder, color_suite, color_data, run=scratch_run, cache=scratch_run.path / "cache")
+    (point,) = json.loads((scratch_run.path / "results/colors.json").read_text())["curves"]["ridge"]
+    assert point["draws"]["seed"] == [5, 6, 7]
+
+
+def test_class_texts_of_a_second_run_come_from_the_cache(color_encoder: Any, color_suite: Suite, color_data: Path, tmp_path: Path) -> None:
+    recipe = EvalRecipe(workers=0, few_shot=FewShotKnobs(shots=(1,), draws=1, classifiers=("ridge",)))
+    for name in ("first", "second"):
+        run = Run.scratch(tmp_path / name)
+        assert run_few_shot(recipe, color_encoder, color_suite, color_data, run=run, cache=tmp_path / "cache")["failed"] == {}
+        run.close()
+        assert color_encoder.texts_seen == len(color_suite.tasks[0].classes) * len(color_suite.tasks[0].templates)
 
 
 def test_a_task_with_too_few_pictures_for_the_shots_fails_alone(

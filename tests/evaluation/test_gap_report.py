@@ -66,6 +66,29 @@ def test_the_report_has_the_values_of_the_vectors_and_intervals_around_them(
     assert len(table) == 2 * 2 * 40
 
 
+def test_a_difference_is_the_later_model_minus_the_first(
+    shards: Shards, color_encoder: Any, scratch_run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = EvalRecipe.model_validate({"modality_gap": {"resamples": 100, "shifts": [0.0]}})
+    encode = color_encoder.encode_texts
+
+    def apart() -> Any:
+        """The same encoder whose texts lie on the other side of the sphere."""
+        monkeypatch.setattr(color_encoder, "encode_texts", lambda texts: -encode(texts))
+        return color_encoder
+
+    models = {"color": lambda: color_encoder, "apart": apart}
+    report = report_gap(recipe, models, pairs_of_shards(shards, 40, seed=0), "shards", run=scratch_run, cache=tmp_path / "c")
+    first, later = ({score["metric"]: score["value"] for score in model["scores"]} for model in report["models"])
+    found = {row["metric"]: row for row in report["models"][1]["differences"]}
+    for metric, row in found.items():
+        assert row["value"] == pytest.approx(later[metric] - first[metric])
+        assert row["low"] - 1e-9 <= row["value"] <= row["high"] + 1e-9
+    assert found["gap"]["low"] > 0
+    assert found["alignment"]["high"] < 0
+    assert found["gap"]["from"] == "color"
+
+
 def test_captions_of_a_retrieval_split_are_paired_by_the_first(make_picture: Callable[..., bytes]) -> None:
     class InMemory(list[bytes]):
         def read(self, start: int, stop: int) -> list[bytes]:

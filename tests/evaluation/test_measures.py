@@ -11,7 +11,7 @@ from clipkit import UserError
 from clipkit.evaluation.intervals import bootstrap, clopper_pearson
 from clipkit.evaluation.measures import MAIN_METRIC, Outcome, classified, main_value, measure, measure_multilabel, worst_group
 from clipkit.evaluation.metrics import eleven_point_map, macro_f1, mean_average_precision, mean_per_class_recall, mean_precisions, softmax
-from clipkit.evaluation.resampling import f1_interval, recall_interval, roc_auc_interval
+from clipkit.evaluation.resampling import f1_interval, mean_interval, recall_interval, roc_auc_interval
 from clipkit.evaluation.splits import FilesAt, Split
 from clipkit.evaluation.suite import METRICS_OF, Task
 
@@ -76,6 +76,18 @@ def test_the_worst_group_by_hand_leaves_out_other_and_its_interval_is_of_all_gro
     assert outcome.facts["left_out_of_worst_group"] == ["Other"]
 
 
+def test_top_five_of_the_worst_group_is_of_the_first_group_named_and_needs_six_classes(color_task: Task) -> None:
+    groups = {"region": ["a", "b"] * 150, "light": ["day"] * 300}
+    outcome = of(color_task, "worst-group-top-5", LOGITS_NC, LABELS_N, groups=groups)
+    best_N5 = np.argsort(-LOGITS_NC, axis=1)[:, :5]
+    is_found_N = np.array([label in best for label, best in zip(LABELS_N, best_N5, strict=True)])
+    assert value_of(outcome, "acc5_worst_group") == min(is_found_N[::2].mean(), is_found_N[1::2].mean())
+    assert value_of(outcome, "acc1_worst_group") == min((SAID_N == LABELS_N)[::2].mean(), (SAID_N == LABELS_N)[1::2].mean())
+    assert set(outcome.facts["groups"]) == {"region", "light"}
+    few = of(color_task, "worst-group", LOGITS_NC[:, :5], LABELS_N % 5, groups=groups)
+    assert "acc5_worst_group" not in {value.metric for value in few.values}
+
+
 def test_multilabel_precisions_are_scikit_learns_and_the_eleven_points_come_after_a_softmax(color_task: Task) -> None:
     is_class_NC = (np.random.default_rng(1).random((300, 7)) < 0.2) & (np.arange(7) < 6)
     logits_NC = np.round(LOGITS_NC + 2 * is_class_NC, 1)  # rounded: scores tie
@@ -134,7 +146,9 @@ def test_precisions_of_counted_pictures_are_those_of_the_pictures_repeated() -> 
 def test_intervals_from_counts_are_those_of_the_slow_bootstrap() -> None:
     hits_N, positive_N, scores_N = SAID_N == LABELS_N, LABELS_N > 3, LOGITS_NC[:, 0] - LOGITS_NC[:, 5]
     knobs = {"confidence": 0.9, "seed": 3}
+    changes_N = hits_N.astype(float) - (LABELS_N > 3)
     pairs = [
+        (mean_interval(changes_N, **knobs), bootstrap(lambda n: float(changes_N[n].mean()), FREE_N, **knobs)),
         (recall_interval(hits_N, LABELS_N, **knobs), bootstrap(lambda n: mean_per_class_recall(hits_N[n], LABELS_N[n]), LABELS_N, **knobs)),
         (f1_interval(SAID_N, LABELS_N, classes=7, **knobs), bootstrap(lambda n: macro_f1(SAID_N[n], LABELS_N[n]), FREE_N, **knobs)),
         (
@@ -167,6 +181,15 @@ def test_the_interval_of_f1_divides_by_the_classes_that_a_resample_has_and_by_bo
     k_low, k_high = binom.ppf([0.05, 0.95], 400, 0.75)
     fast = f1_interval(said_N, labels_N, classes=2, confidence=0.9, seed=0)
     assert fast == pytest.approx((2 * k_low / (400 + k_low), 2 * k_high / (400 + k_high)), abs=0.003)
+
+
+@pytest.mark.parametrize(("pictures", "classes", "share"), [(2, 50, 0.7), (10, 100, 0.9)])
+def test_the_interval_of_a_mean_over_small_classes_covers_as_often_as_it_says(pictures: int, classes: int, share: float) -> None:
+    labels_N, random, covered = np.repeat(np.arange(classes), pictures), np.random.default_rng(0), 0
+    for trial in range(300):
+        low, high = recall_interval(random.random(len(labels_N)) < share, labels_N, confidence=0.95, seed=trial)
+        covered += low <= share <= high
+    assert 0.92 <= covered / 300 <= 0.98
 
 
 def test_intervals_of_fifty_thousand_pictures_take_seconds() -> None:

@@ -11,6 +11,7 @@ from clipkit.evaluation.metrics import (
     eleven_point_map,
     mean_per_class_recall,
     roc_auc,
+    softmax,
     top_k,
     top_k_hits,
 )
@@ -79,3 +80,13 @@ def test_roc_auc_is_scikit_learns_also_with_ties(seed: int) -> None:
 def test_roc_auc_needs_both_kinds() -> None:
     with pytest.raises(ValueError, match="positives and negatives"):
         roc_auc(np.array([0.1, 0.2]), np.array([True, True]))
+
+
+def test_a_softmax_of_sure_float32_logits_keeps_their_order() -> None:
+    # Every picture is sure of class 0, the true ones surer: their shares differ by less than float32 can tell of 1.
+    logits_NC = np.zeros((40, 3), np.float32)
+    logits_NC[:, 0] = np.linspace(18, 30, 40)
+    is_class_NC = np.zeros((40, 3), bool)
+    is_class_NC[20:, 0] = True
+    assert eleven_point_map(softmax(logits_NC), is_class_NC) == 1.0
+    assert softmax(logits_NC).sum(axis=1) == pytest.approx(np.ones(40))

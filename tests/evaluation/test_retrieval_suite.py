@@ -11,9 +11,11 @@ import pytest
 from scipy.stats import binomtest
 
 from clipkit import UserError
+from clipkit.evaluation import texts as text_cache
 from clipkit.evaluation.retrieval import Ranks, measure_recall, run_retrieval
 from clipkit.evaluation.splits import READERS, Asked, FilesAt, Place, Split
 from clipkit.evaluation.suite import Suite, Task
+from clipkit.evaluation.texts import embed_texts
 from clipkit.evaluation.zero_shot import run_zero_shot
 from clipkit.recipe import EvalRecipe
 from clipkit.run import Run
@@ -134,3 +136,37 @@ def test_captions_of_one_picture_are_drawn_together() -> None:
     assert found["image_retrieval_recall@1"].value == 0.5
     assert high - low == pytest.approx(2 * 1.96 * np.sqrt(0.25 / 100), rel=0.1)
     assert measure_recall(ranks, ks=(1,), confidence=0.95, seed=0) == measure_recall(ranks, ks=(1,), confidence=0.95, seed=0)
+
+
+def test_intervals_of_images_with_unlike_numbers_of_captions_are_those_of_a_naive_bootstrap() -> None:
+    # Images of ten captions are found half the time, those of one always: a mean over images would say 3/4.
+    owner_M = np.concatenate([np.repeat(np.arange(40), 10), np.arange(40, 80)])
+    image_rank_M = np.where(owner_M < 40, owner_M % 2, 0)
+    ranks = Ranks(np.arange(80), np.zeros(80, np.int64), owner_M, image_rank_M)
+    (image,) = (value for value in measure_recall(ranks, ks=(1,), confidence=0.9, seed=0) if value.metric == "image_retrieval_recall@1")
+    texts_of = [np.flatnonzero(owner_M == i) for i in range(80)]
+    random, drawn = np.random.default_rng(1), []
+    for _ in range(2_000):
+        texts = np.concatenate([texts_of[i] for i in random.integers(0, 80, 80)])
+        drawn.append((image_rank_M[texts] == 0).mean())
+    assert image.value == pytest.approx((200 + 40) / 440)
+    assert image.interval == pytest.approx(np.quantile(drawn, [0.05, 0.95]), abs=0.02)
+
+
+def test_the_same_texts_in_another_order_are_other_texts(color_encoder: Any, scratch_run: Run, tmp_path: Path) -> None:
+    one, other = (
+        embed_texts(color_encoder, texts, name="t", cache=tmp_path, run=scratch_run) for texts in (["red", "blue"], ["blue", "red"])
+    )
+    assert (one.flip(0) == other).all()
+    assert not (one == other).all()
+
+
+def test_a_text_that_gives_nan_is_named_by_its_place_in_all_of_them(
+    color_encoder: Any, scratch_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(text_cache, "BLOCK", 4)
+    encode = color_encoder.encode_texts
+    color_encoder.encode_texts = lambda texts: encode(texts) * np.nan if "blue" in texts else encode(texts)
+    monkeypatch.setattr(text_cache, "TEXTS_AT_ONCE", 1)
+    with pytest.raises(UserError, match="for text 6 of `t`"):
+        embed_texts(color_encoder, ["red"] * 6 + ["blue", "red"], name="t", cache=tmp_path, run=scratch_run)

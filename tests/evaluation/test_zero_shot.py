@@ -170,6 +170,15 @@ def test_a_second_run_encodes_no_text(color_encoder: Any, color_suite: Suite, co
         run.close()
 
 
+def test_class_texts_are_never_those_of_another_encoder(color_encoder: Any, color_task: Task, scratch_run: Run, tmp_path: Path) -> None:
+    first_CD = class_embeddings(color_encoder, color_task, run=scratch_run, cache=tmp_path)
+    encode, color_encoder.fingerprint = color_encoder.encode_texts, "other"
+    color_encoder.encode_texts = lambda texts: encode(texts).flip(1)
+    other_CD = class_embeddings(color_encoder, color_task, run=scratch_run, cache=tmp_path)
+    assert torch.equal(other_CD, class_embeddings(color_encoder, color_task, run=scratch_run))
+    assert not torch.equal(other_CD, first_CD)
+
+
 def test_the_gains_from_templates_are_paired(color_encoder: Any, color_suite: Suite, color_data: Path, scratch_run: Run) -> None:
     encode = color_encoder.encode_texts
     # By its name alone green is taken for magenta, so its three pictures are lost.

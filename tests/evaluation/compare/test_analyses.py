@@ -9,6 +9,7 @@ from scipy.stats import linregress
 from clipkit import UserError
 from clipkit.evaluation.compare.analyses import ANALYSES, compare
 from clipkit.evaluation.compare.csv_tables import read_csv
+from clipkit.evaluation.compare.deltas import newcombe
 from clipkit.evaluation.compare.figure import Figure, Figures, Runner
 from clipkit.evaluation.compare.humans import rates, read_answers
 from clipkit.evaluation.compare.question import Question
@@ -45,6 +46,14 @@ def test_the_papers_first_table_gives_its_gains_and_wins():
     assert (found["wins"], found["losses"], found["ties"], found["with_interval"]) == (3, 0, 0, 0)
 
 
+def test_differences_come_greatest_first_and_each_side_has_its_own_count():
+    rows = [Figure("a", task, "k", "score", 0.5, 100, 1, "t") for task in "xyz"]
+    rows += [Figure("b", task, "k", "score", value, 400, 1, "t") for task, value in (("x", 0.4), ("y", 0.9), ("z", 0.6))]
+    found = made(Question(Figures(rows)), "deltas")["rows"]
+    assert [(row["task"], row["count"]) for row in found] == [("y", None), ("z", None), ("x", None)]
+    assert (found[1]["low"], found[1]["high"]) == pytest.approx(newcombe(50, 100, 240, 400, 0.95))
+
+
 def test_equal_scores_are_no_win_and_counts_give_intervals():
     found = made(asked({("a", "k"): {"x": 0.5, "y": 0.5}, ("b", "k"): {"x": 0.5, "y": 0.9}}, count=100), "deltas")
     assert (found["wins"], found["ties"], found["with_interval"], found["interval_excludes_0"]) == (1, 1, 2, 1)
@@ -67,6 +76,30 @@ def test_zero_shot_against_probe_is_fitted_by_task():
     known = linregress(probe, zero)
     assert (found["r"], found["p"], found["slope"]) == pytest.approx((known.rvalue, known.pvalue, known.slope))
     assert found["slope_low"] < known.slope < found["slope_high"]
+    assert (found["band"]["x"][0], found["band"]["x"][-1]) == (0.3, 0.9)
+    assert found["band"]["y"] == pytest.approx(known.slope * np.array(found["band"]["x"]) + known.intercept)
+    assert (np.array(found["band"]["low"]) <= found["band"]["high"]).all()
+
+
+def test_averages_come_best_first_and_models_without_one_last():
+    values = {("a", "k"): {"x": 0.2, "y": 0.4}, ("b", "k"): {"x": 0.9}, ("c", "k"): {"x": 0.6, "y": 0.8}}
+    rows = made(asked(values, gmacs={"c": 4.1}), "averages")["rows"]
+    assert [(row["model"], row["gmacs"]) for row in rows] == [("c", 4.1), ("a", None), ("b", None)]
+
+
+def test_people_and_a_model_agree_on_what_is_hard_by_spearmans_rank_correlation(tmp_path):
+    people_right, model_right = {"cat": 10, "dog": 7, "owl": 6, "fox": 1}, {"cat": 9, "dog": 8, "owl": 10, "fox": 0}
+    lines, rows = ["rater,picture,answer,truth"], {"index": [], "label": [], "prediction": []}
+    for label, name in enumerate(people_right):
+        for i in range(10):
+            lines.append(f"r,{10 * label + i},{name if i < people_right[name] else 'other'},{name}")
+            for column, value in zip(rows, (10 * label + i, label, label if i < model_right[name] else 9), strict=True):
+                rows[column].append(value)
+    table = people(tmp_path, "\n".join(lines))
+    found = made(asked({}, humans=[table], predictions={"m": pa.table(rows)}), "humans")["files"][0]
+    # Ranks 4 3 2 1 of people, 3 2 4 1 of the model: 1 - 6 x (1 + 1 + 4) / (4 x 15).
+    assert found["models"][0]["rank_correlation"] == pytest.approx(0.4)
+    assert found["accuracy"] == pytest.approx(0.6)
 
 
 def test_an_error_that_follows_a_power_of_multiply_adds_has_its_exponent_as_slope():
@@ -175,6 +208,19 @@ def test_task_shift_leaves_imagenet_out_of_the_transfer_average():
     found = made(asked(values), "task-shift")
     assert found["imagenet"] == "ImageNet-1k"
     assert [point["transfer"] for point in found["lists"][0]["points"]] == pytest.approx([0.15, 0.225, 0.3])
+
+
+def test_task_shift_puts_models_beside_the_line_of_the_references_alone():
+    x = {"r0": 0.4, "r1": 0.6, "r2": 0.7, "r3": 0.8, "clip": 0.6}
+    transfer = {name: expit(1.2 * logit(value) - 0.3) for name, value in x.items()} | {"clip": 0.9}
+    values = {(name, "k"): {"imagenet": x[name], "a": transfer[name] - 0.05, "b": transfer[name] + 0.05} for name in x}
+    (found,) = made(asked(values, references=frozenset(["r0", "r1", "r2", "r3"])), "task-shift")["lists"]
+    points = {point["model"]: point for point in found["points"]}
+    assert [points[f"r{i}"]["effective"] for i in range(4)] == pytest.approx([0] * 4)
+    assert points["clip"]["effective"] == pytest.approx(0.9 - expit(1.2 * logit(0.6) - 0.3))
+    assert found["band"]["x"][0] == 0.4
+    (bare,) = made(asked(values, references=frozenset(["r0", "r1"])), "task-shift")["lists"]
+    assert bare["band"] is None
 
 
 def test_the_order_of_figures_changes_nothing_in_the_report():

@@ -43,6 +43,36 @@ def test_a_run_and_its_result_files_say_the_same(tmp_path):
     assert [figure[:7] for figure in Figures(found).rows()] == [("m", "birds", "linear-probe", "acc1", 0.7, 10, 2)]
 
 
+def test_a_score_is_the_main_one_where_the_run_says_so_alone(tmp_path):
+    scores = [
+        {"task": "birds", "metric": metric, "value": value, "count": 10, "is_main": is_main}
+        for metric, value, is_main in (("acc1", 0.7, False), ("mean_per_class_recall", 0.6, True))
+    ]
+    (tmp_path / "report.json").write_text(json.dumps({"command": "eval zero-shot", "model": "m", "scores": scores}))
+    table = Figures(read_results([tmp_path], kind=None, percent=False).figures)
+    assert table.get(Runner("m", "zero-shot"), "birds").value == 0.6
+
+
+def test_columns_about_models_are_read_beside_their_figures(tmp_path):
+    (tmp_path / "t.csv").write_text("model,birds,gmacs,is_reference\na,0.5,4.1,yes\nb,0.6,,no\nc,0.7,8,\nd,0.8,16,1\n")
+    found = read_results([tmp_path / "t.csv"], kind="zero-shot", percent=False)
+    assert (found.references, found.gmacs) == ({"a", "d"}, {"a": 4.1, "c": 8.0, "d": 16.0})
+    assert [(figure.model, figure.task, figure.value) for figure in found.figures] == [
+        ("a", "birds", 0.5),
+        ("b", "birds", 0.6),
+        ("c", "birds", 0.7),
+        ("d", "birds", 0.8),
+    ]
+
+
+def test_few_shots_of_clip_benchmark_are_no_linear_probe(tmp_path):
+    for shots in (-1, 16):
+        data = {"dataset": "birds", "model": "m", "pretrained": "p", "task": "linear_probe"}
+        (tmp_path / f"{shots}.json").write_text(json.dumps({**data, "metrics": {"lp_acc1": 0.5 + shots / 100, "fewshot_k": shots}}))
+    found = read_results([tmp_path], kind=None, percent=False).figures
+    assert {figure.kind: figure.value for figure in found} == pytest.approx({"linear-probe": 0.49, "16-shot": 0.66})
+
+
 @pytest.mark.parametrize(
     ("text", "options", "said"),
     [
