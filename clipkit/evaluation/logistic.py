@@ -33,8 +33,8 @@ up to 3.3 times scikit-learn's loss. A gradient says little of small losses: `FL
 FLAT = 1e-6
 """A fit goes on until its loss has less than this share left to fall along the next direction, or fell by less over `HISTORY` iterations.
 
-On digits and on drawn classes every loss from lambda 1e-6 to 1e6 ended within 6e-6 of its optimum; scikit-learn's ended up to 100 times
-above theirs where strengths are small, so that a search may choose another strength than its search does.
+On digits and on drawn classes every loss from lambda 1e-6 to 1e6 ended within 6e-6 of its optimum; scikit-learn's ended at up to hundreds
+of times theirs where strengths are small, so that a search may choose another strength than its search does.
 """
 CHUNK_BYTES = 4 * 2**20
 """Of logits that are made at once: more would leave the processor's cache."""
