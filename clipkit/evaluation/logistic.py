@@ -24,8 +24,18 @@ from clipkit import UserError
 from clipkit.model.linear import linear
 
 HISTORY = 10
-TOLERANCE = 1e-4
-"""On the largest component of the gradient of the mean loss: scikit-learn's `tol`."""
+TOLERANCE = 1e-6
+"""On the largest component of the gradient of the mean loss.
+
+scikit-learn's `tol` is 1e-4, which it often reaches before the optimum of a small strength; along these axes 1e-4 comes earlier still, at
+up to 3.3 times scikit-learn's loss. A gradient says little of small losses: `FLAT` has to hold too.
+"""
+FLAT = 1e-6
+"""A fit goes on until its loss has less than this share left to fall along the next direction, or fell by less over `HISTORY` iterations.
+
+On digits and on drawn classes every loss from lambda 1e-6 to 1e6 ended within 6e-6 of its optimum; scikit-learn's ended at up to hundreds
+of times theirs where strengths are small, so that a search may choose another strength than its search does.
+"""
 CHUNK_BYTES = 4 * 2**20
 """Of logits that are made at once: more would leave the processor's cache."""
 SUFFICIENT = 1e-4
@@ -156,15 +166,19 @@ class _Problem:
 
 
 def _residuals(logits_BSC: Tensor, labels_B: Tensor) -> Tensor:
-    """Summed cross-entropy (S); the logits become probabilities less the truth, in place."""
+    """Summed cross-entropy (S); the logits become probabilities less the truth, in place.
+
+    Neither is a difference of numbers near 1: a picture that is right by far keeps its small loss and gradient in float32.
+    """
     index_BS1 = labels_B[:, None, None].expand(-1, logits_BSC.shape[1], 1)
     logits_BSC -= logits_BSC.amax(dim=2, keepdim=True)
-    own_BS = logits_BSC.gather(2, index_BS1)[..., 0]
-    logits_BSC.exp_()
-    total_BS1 = logits_BSC.sum(dim=2, keepdim=True)
+    own_BS1 = logits_BSC.gather(2, index_BS1)
+    logits_BSC.exp_().scatter_(2, index_BS1, 0.0)
+    others_BS1 = logits_BSC.sum(dim=2, keepdim=True)
+    total_BS1 = others_BS1 + own_BS1.exp()
     logits_BSC /= total_BS1
-    logits_BSC.scatter_add_(2, index_BS1, torch.full_like(total_BS1, -1.0))
-    return (total_BS1[..., 0].log() - own_BS).sum(dim=0, dtype=torch.float64)
+    logits_BSC.scatter_(2, index_BS1, -others_BS1 / total_BS1)
+    return (torch.log1p(others_BS1 + own_BS1.expm1()) - own_BS1)[..., 0].sum(dim=0, dtype=torch.float64)
 
 
 def _dot(a_SCG: Tensor, b_SCG: Tensor) -> Tensor:
@@ -183,6 +197,7 @@ class _State(NamedTuple):
     steps_HSCG: Tensor
     changes_HSCG: Tensor
     inverse_HS: Tensor  # 1 / (step . change); 0 where a pair is not used
+    losses_HS: Tensor  # of the last iterations
 
     def keep(self, mask_S: Tensor) -> "_State":
         """The strengths of a mask."""
@@ -210,16 +225,26 @@ class _Solver:
         iterations_S, converged_S = np.zeros(count, dtype=np.int64), np.zeros(count, dtype=bool)
         can_move_S = torch.ones_like(state.which_S, dtype=torch.bool)
         for iteration in range(max_iterations + 1):
-            done_S = self.problem.steepest(state.gradient_SCG) <= self.tolerance
+            direction_SCG = _direction(state, self.problem.spread_F1, iteration)
+            slope_S = _dot(state.gradient_SCG, direction_SCG)
+            done_S = self._has_ended(state, slope_S, iteration)
             leaves_S = done_S | ~can_move_S if iteration < max_iterations else torch.ones_like(done_S)
             which = state.which_S[leaves_S].cpu().numpy()
             weights_SCG[which], loss_S[which] = state.weights_SCG[leaves_S], state.loss_S[leaves_S]
             iterations_S[which], converged_S[which] = iteration, done_S[leaves_S].cpu().numpy()
             if leaves_S.all():
                 break
-            state, can_move_S = self._step(state.keep(~leaves_S), iteration)
+            state, can_move_S = self._step(state.keep(~leaves_S), direction_SCG[~leaves_S], slope_S[~leaves_S], iteration)
         weights_SCF, bias_SC = self.problem.untwisted(weights_SCG)
         return (weights_SCF.float().cpu().numpy(), bias_SC.float().cpu().numpy(), loss_S.cpu().numpy(), iterations_S, converged_S)
+
+    def _has_ended(self, state: _State, slope_S: Tensor, iteration: int) -> Tensor:
+        """Which strengths have a small gradient and little left to fall, or a loss that has come to rest."""
+        before_S = state.losses_HS[iteration % HISTORY].clone()
+        state.losses_HS[iteration % HISTORY] = state.loss_S
+        least_S = FLAT * state.loss_S
+        at_optimum_S = (self.problem.steepest(state.gradient_SCG) <= self.tolerance) & (-slope_S <= least_S)
+        return at_optimum_S | (before_S - state.loss_S <= least_S)
 
     def _start(self) -> _State:
         strengths, shape = len(self.strength_SCG), (len(self.strength_SCG), self.problem.classes, self.problem.width + 1)
@@ -229,20 +254,17 @@ class _Solver:
         curvature_S = loss_S.new_full((strengths,), 1 / self.problem.classes)
         empty_HSCG = weights_SCG.new_zeros(HISTORY, *shape)
         which_S = torch.arange(strengths, device=weights_SCG.device)
-        inverse_HS = loss_S.new_zeros(HISTORY, strengths)
-        return _State(
-            which_S, self.strength_SCG, weights_SCG, loss_S, gradient_SCG, curvature_S, empty_HSCG, empty_HSCG.clone(), inverse_HS
-        )
+        inverse_HS, losses_HS = loss_S.new_zeros(HISTORY, strengths), loss_S.new_full((HISTORY, strengths), torch.inf)
+        pairs = (empty_HSCG, empty_HSCG.clone(), inverse_HS)
+        return _State(which_S, self.strength_SCG, weights_SCG, loss_S, gradient_SCG, curvature_S, *pairs, losses_HS)
 
     def _objective(self, weights_SCG: Tensor, strength_SCG: Tensor) -> tuple[Tensor, Tensor]:
         loss_S, gradient_SCG = self.problem.evaluate(weights_SCG)
         pull_SCG = strength_SCG * weights_SCG
         return loss_S + _dot(pull_SCG, weights_SCG) / 2, gradient_SCG.add_(pull_SCG)
 
-    def _step(self, state: _State, iteration: int) -> tuple[_State, Tensor]:
+    def _step(self, state: _State, direction_SCG: Tensor, slope_S: Tensor, iteration: int) -> tuple[_State, Tensor]:
         """One iteration; also which strengths could move."""
-        direction_SCG = _direction(state, self.problem.spread_F1, iteration)
-        slope_S = _dot(state.gradient_SCG, direction_SCG)
         size_S, loss_S, gradient_SCG = self._search(state, direction_SCG, slope_S)
         step_SCG = direction_SCG.mul_(size_S.to(direction_SCG.dtype)[:, None, None])
         change_SCG = gradient_SCG - state.gradient_SCG

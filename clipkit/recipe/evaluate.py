@@ -12,7 +12,8 @@ class ProbeKnobs(Section):
     """Linear probe (CLIP appendix A.3)."""
 
     solver: Literal["batched", "sklearn"] = Field(
-        "batched", description="batched: many strengths at once as one L-BFGS in torch; sklearn: scikit-learn, one after the other"
+        "sklearn",
+        description="sklearn: scikit-learn, one by one; batched: many strengths at once as one L-BFGS in torch, each to its optimum",
     )
     max_iterations: int = Field(1_000, ge=1, le=10**9, description="most L-BFGS iterations of one fit")
     memory_mb: int = Field(
