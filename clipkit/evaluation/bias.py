@@ -58,15 +58,6 @@ def _tie(has_label_N: NDArray[np.bool_], label: str, group_N: NDArray[np.str_]) 
     return Tie(label, shares, float(test.statistic), float(test.pvalue))
 
 
-def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's adjustment: p-values of one family, so that the chance of any false alarm among them stays below the level."""
-    order = np.argsort(p_values, kind="stable")
-    scaled = np.asarray(p_values, float)[order] * np.arange(len(order), 0, -1)
-    adjusted = np.empty(len(order))
-    adjusted[order] = np.minimum(np.maximum.accumulate(scaled), 1.0) if len(order) else scaled
-    return [float(p) for p in adjusted]
-
-
 def rate_gap(hit_N: NDArray[np.bool_], groups_N: Sequence[str], *, confidence: float, seed: int) -> tuple[float, Interval]:
     """The greatest rate of a group minus the least, with the bootstrap's interval: each group drawn at its own size.
 

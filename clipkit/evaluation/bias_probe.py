@@ -13,11 +13,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from torch import Tensor
 
 from clipkit import UserError
-from clipkit.evaluation.bias import holm, label_rates, label_ties, rate_gap
+from clipkit.evaluation.bias import label_rates, label_ties, rate_gap
 from clipkit.evaluation.classify import label_directions, probabilities
 from clipkit.evaluation.embeddings import embed
 from clipkit.evaluation.intervals import clopper_pearson
 from clipkit.evaluation.metrics import top_k
+from clipkit.evaluation.significance import holm
 from clipkit.evaluation.splits import Split
 from clipkit.evaluation.suite import MAX_TOML_BYTES, Name, Suite, Template, Text
 from clipkit.model.encoder import Encoder

@@ -15,12 +15,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from scipy.stats import binom
 
 from clipkit import UserError
 from clipkit.evaluation.intervals import Interval, bootstrap
 from clipkit.evaluation.measures import LEFT_OUT
 from clipkit.evaluation.metrics import macro_f1, mean_per_class_recall, roc_auc
+from clipkit.evaluation.significance import holm, mcnemar
 
 MAX_RESULT_BYTES = 100_000_000
 MAX_TASKS = 10_000
@@ -36,22 +36,6 @@ class Differing(NamedTuple):
     interval: Interval
     p_value: float
     test: str
-
-
-def mcnemar(right_a_N: NDArray[np.bool_], right_b_N: NDArray[np.bool_]) -> float:
-    """The exact two-sided p that two classifiers are right equally often, from the pictures on which one of them alone is right."""
-    only_a, only_b = int((right_a_N & ~right_b_N).sum()), int((right_b_N & ~right_a_N).sum())
-    return float(min(1.0, 2 * binom.cdf(min(only_a, only_b), only_a + only_b, 0.5)))
-
-
-def holm(p_values: Sequence[float]) -> list[float]:
-    """p-values adjusted for their number (Holm 1979), in the order given: below `alpha` with at most `alpha` of any false alarm."""
-    order = sorted(range(len(p_values)), key=lambda i: p_values[i])
-    adjusted, greatest = [0.0] * len(p_values), 0.0
-    for place, i in enumerate(order):
-        greatest = max(greatest, min(1.0, (len(p_values) - place) * p_values[i]))
-        adjusted[i] = greatest
-    return adjusted
 
 
 def compare_runs(a: Path, b: Path, *, confidence: float = 0.95, seed: int = 0) -> dict[str, Any]:

@@ -18,9 +18,10 @@ from typer.testing import CliRunner
 from clipkit import UserError
 from clipkit.cli import app
 from clipkit.evaluation import splits
-from clipkit.evaluation.bias import holm, rate_gap
+from clipkit.evaluation.bias import rate_gap
 from clipkit.evaluation.bias_probe import load_label_set, run_bias
 from clipkit.evaluation.intervals import clopper_pearson
+from clipkit.evaluation.significance import holm
 from clipkit.evaluation.splits import Asked, Split
 from clipkit.evaluation.suite import Suite, Task
 from clipkit.recipe import EvalRecipe

@@ -15,7 +15,8 @@ from sklearn.metrics import f1_score, roc_auc_score
 
 from clipkit import UserError
 from clipkit.evaluation.measures import MAIN_METRIC, classified
-from clipkit.evaluation.paired import compare_metric, compare_runs, holm, mcnemar
+from clipkit.evaluation.paired import compare_metric, compare_runs
+from clipkit.evaluation.significance import holm, mcnemar
 from clipkit.evaluation.splits import FilesAt, Split
 from clipkit.evaluation.suite import METRICS_OF, Suite, Task
 from clipkit.evaluation.zero_shot import run_zero_shot

@@ -45,4 +45,6 @@ def test_captioned_pictures_are_read_back_with_their_captions(tmp_path: Path) ->
 def test_the_script_writes_every_split_of_every_task_of_the_suite() -> None:
     from test_sets import SETS
 
-    assert {name: set(splits) for name, splits in SETS.items()} == {t.name: set(t.splits) for t in load_suite("small-real").tasks}
+    assert {name: set(splits) for name, splits in SETS.items()} == {
+        t.name: set(t.splits) for suite in ("small-real", "small-captions") for t in load_suite(suite).tasks
+    }

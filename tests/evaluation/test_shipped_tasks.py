@@ -93,7 +93,15 @@ DATACOMP = {
     "flickr30k-datacomp": (0, 1_000, "mean-recall-at-1"),
     "mscoco-datacomp": (0, 5_000, "mean-recall-at-1"),
 }
-SUITES = {"clip-27": 27, "clip-zero-shot-36": 32, "datacomp-38": 32, "imagenet-shifts": 13, "few-shot-20": 20, "small-real": 9}
+SUITES = {
+    "clip-27": 27,
+    "clip-zero-shot-36": 32,
+    "datacomp-38": 32,
+    "imagenet-shifts": 13,
+    "few-shot-20": 20,
+    "small-real": 8,
+    "small-captions": 1,
+}
 
 
 def tasks_of(suite: Suite) -> dict[str, Task]:
