@@ -36,6 +36,7 @@ def overlap_report(
     out: OutOption,
     recipe: RecipeOption = None,
     set_: SetOption = None,
+    review: Annotated[bool, typer.Option("--review", help="Also write `DIR/review.html`: judge pairs and move the threshold.")] = False,
     cache: CacheOption = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
@@ -43,26 +44,31 @@ def overlap_report(
     """How much the training shards overlap the test sets, and what that did to zero-shot scores.
 
     For each test picture finds the nearest training picture; splits the test set into Overlap and Clean; compares accuracies
-    as section 5 of the CLIP paper does. Writes a table and `DIR/overlap.html` with the pairs side by side.
+    as section 5 of the CLIP paper does. Writes a table and `DIR/overlap.html` with the pairs side by side; with `--review` also
+    `DIR/review.html`, a page to judge pairs and set the threshold on, whose `verdicts.json` the same command reads from DIR.
 
     Example: `clipkit overlap-report --model runs/model --train runs/data --suite demo --data clipkit-demo/web/eval --out runs/overlap`
     """
     knobs = load_recipe(OverlapRecipe, find("recipes/overlap-report", recipe) if recipe else None, set_ or ())
     from clipkit.dataset.shards import Shards
     from clipkit.evaluation.suite import load_suite
-    from clipkit.overlap import review
+    from clipkit.overlap.review import fingerprint, review_path
+    from clipkit.report.review_page import REVIEW_PAGE
 
     tasks, shards = load_suite(suite), Shards.open(train)
     inputs = {**identity(model, tasks, data), "train": shards.fingerprint}
     with Run.open(out, command="overlap-report", recipe=knobs, inputs=inputs, quiet=quiet) as run:
         # Verdicts written after the report was finished call for a new one; everything but the comparison comes from the cache.
-        reviewed = review.fingerprint(review.review_path(out, knobs.review))
-        if (report := run.report) is None or report["review"] != reviewed:
+        reviewed, page = fingerprint(review_path(out, knobs.review)), out / REVIEW_PAGE
+        report, has_page = run.report, page.exists()
+        if report is None or report["review"] != reviewed or (review and not has_page):
             from clipkit.model.encoder import load_encoder
             from clipkit.overlap import analysis
 
             encoder = load_encoder(model, precision=knobs.precision)
-            report = analysis.report_overlap(knobs, encoder, shards, tasks, data, run=run, cache=cache_dir(cache))
+            report = analysis.report_overlap(
+                knobs, encoder, shards, tasks, data, run=run, cache=cache_dir(cache), review_page=review or has_page
+            )
             if not report["failed"]:
                 run.finish(report)
     show(report, overlap_tables(report), as_json=as_json, where=out)

@@ -5,8 +5,7 @@ second one only searches. Two passes over the shards for each task: the search k
 a detector that can verifies them.
 """
 
-from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -20,8 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from clipkit import UserError
-from clipkit.dataset.shards import Pair, Shards, made_from
-from clipkit.dataset.shards.thumbnails import picture_uri
+from clipkit.dataset.shards import Shards, made_from
 from clipkit.evaluation.embeddings import Embeddings, Pictures, embed
 from clipkit.evaluation.metrics import top_k
 from clipkit.evaluation.shard_pictures import ShardPictures
@@ -30,22 +28,18 @@ from clipkit.evaluation.suite import Suite, Task
 from clipkit.evaluation.zero_shot import Predictions, predict
 from clipkit.model.detector import Detector, Verify, load_detector
 from clipkit.model.encoder import Encoded, Encoder
-from clipkit.model.preprocess import FORMATS
 from clipkit.overlap.effect import LEVEL, Effect, measure_effect, summarise
 from clipkit.overlap.matches import MATCH_SCHEMA, matches
 from clipkit.overlap.neighbours import NearestSearch, Neighbours
-from clipkit.overlap.pairs import choose_pairs, find_training_pairs
-from clipkit.overlap.review import Review, apply_review, load_review, review_path
+from clipkit.overlap.review import Review, Verdict, apply_review, check_report, load_review, pairs_fingerprint, review_path
+from clipkit.overlap.shown import ROWS_PER_SHARD, Compared, plain_sections, review_tasks
 from clipkit.recipe import OverlapRecipe
-from clipkit.report.page import OverlapPage, ShownPair, TaskSection, write_overlap_page
-from clipkit.report.pages import one_line
+from clipkit.report.page import OverlapPage, write_overlap_page
+from clipkit.report.review_page import REVIEW_PAGE, ReviewPage, write_review_page
 from clipkit.run import Run, replacing
 
 PAIRS_AT_ONCE = 512
-MAX_CAPTION = 300
 Describe = Callable[[Pictures], Embeddings]
-ROWS_PER_SHARD = 2**32
-"""A place is shard index x this + row."""
 
 TABLE_SCHEMA = pa.schema(
     [
@@ -93,16 +87,26 @@ class Finding:
     threshold: float
     is_overlap_N: NDArray[np.bool_]
     effect: Effect
-    verdicts: dict[int, str]
+    verdicts: dict[int, Verdict]
     candidates: Neighbours
+    pairs: str  # `pairs_fingerprint`
 
 
 def report_overlap(
-    recipe: OverlapRecipe, encoder: Encoder, shards: Shards, suite: Suite, data_root: Path, *, run: Run, cache: Path
+    recipe: OverlapRecipe,
+    encoder: Encoder,
+    shards: Shards,
+    suite: Suite,
+    data_root: Path,
+    *,
+    run: Run,
+    cache: Path,
+    review_page: bool = False,
 ) -> dict[str, Any]:
     """The report of `clipkit overlap-report`. A task that fails is named in `failed`, the others go on.
 
-    Leaves `overlap.parquet` (a row per test picture), `overlap-pairs.parquet` (a row per pair that counts) and `overlap.html` in the run.
+    Leaves `overlap.parquet` (a row per test picture), `overlap-pairs.parquet` (a row per pair that counts) and `overlap.html` in the run;
+    with `review_page` also `review.html`, on which a person judges pairs.
     Raises UserError for what concerns all tasks: an image-only model, a detector that cannot be loaded, a threshold or a review of a
     task that the suite does not have.
     """
@@ -117,21 +121,23 @@ def report_overlap(
     for task in suite.tasks:  # One at a time: the many views of its pictures take much memory.
         try:
             test = _test_set(task, data_root, answer)
+            pairs = pairs_fingerprint(pictures=test.split.content_hash, training=shards.fingerprint, detector=detector.encoder.fingerprint)
+            check_report(review.of(task.name), report=pairs, task=task.name)
             described = Encoded(*describe(test.split))
         except UserError as error:
             failed[task.name] = _told(run, task, error)
             continue
         candidates = _neighbours(detector, described, training, describe, block_size=recipe.block_size, run=run)
         try:
-            findings.append(_finding(recipe, test, candidates, review))
+            findings.append(_finding(recipe, test, candidates, review, pairs))
         except UserError as error:
             failed[task.name] = _told(run, task, error)
     _write_table(run.path / "overlap.parquet", TABLE_SCHEMA, [_rows(finding, shards) for finding in findings], shards)
     _write_table(run.path / "overlap-pairs.parquet", MATCH_SCHEMA, [_matches(finding, shards) for finding in findings], shards)
     report = _report(recipe, encoder, detector, suite, findings, run=run)
     report |= {"failed": failed, "training_pictures": shards.count, "review": review.fingerprint}
-    sections = _sections(recipe, findings, shards)
-    write_overlap_page(run.path / "overlap.html", OverlapPage(report, sections))
+    report["review_page"] = str(run.path / REVIEW_PAGE) if review_page else None
+    _write_pages(recipe, report, [_compared(recipe, finding, num_tasks=len(findings)) for finding in findings], shards, run=run)
     return report
 
 
@@ -224,14 +230,14 @@ def _nearest(candidates: Neighbours) -> Nearest:
 # ------------------------------------------------------------------- findings
 
 
-def _finding(recipe: OverlapRecipe, test: TestSet, candidates: Neighbours, review: Review) -> Finding:
+def _finding(recipe: OverlapRecipe, test: TestSet, candidates: Neighbours, review: Review, pairs: str) -> Finding:
     nearest = _nearest(candidates)
     name = test.task.name
     decided = review.of(name)
     threshold = decided.threshold if decided.threshold is not None else recipe.thresholds.get(name, recipe.threshold)
     is_overlap_N = apply_review(nearest.similarity_N, threshold=threshold, review=decided, task=name)
     effect = measure_effect(test.is_correct_N, is_overlap_N, confidence=recipe.confidence)
-    return Finding(test, nearest, threshold, is_overlap_N, effect, dict(decided.verdicts), candidates)
+    return Finding(test, nearest, threshold, is_overlap_N, effect, dict(decided.verdicts), candidates, pairs)
 
 
 def _report(
@@ -299,46 +305,30 @@ def _rows(finding: Finding, shards: Shards) -> pa.Table:
     return pa.Table.from_arrays(columns, schema=TABLE_SCHEMA)
 
 
-# ----------------------------------------------------------------------- page
+# ---------------------------------------------------------------------- pages
 
 
-def _sections(recipe: OverlapRecipe, findings: Sequence[Finding], shards: Shards) -> list[TaskSection]:
-    choices = [
-        choose_pairs(finding.nearest.similarity_N, finding.is_overlap_N, shown=recipe.pairs_shown, seed=recipe.seed) for finding in findings
-    ]
-    wanted: defaultdict[int, list[int]] = defaultdict(list)
-    for finding, choice in zip(findings, choices, strict=True):
-        for place in finding.nearest.place_N[list(choice.all)].tolist():
-            wanted[place // ROWS_PER_SHARD].append(place % ROWS_PER_SHARD)
-    training = {place: (pair, picture_uri(pair.image, formats=FORMATS)) for place, pair in find_training_pairs(shards, wanted)}
-    show = partial(_shown, shards, training)
-    return [
-        TaskSection(
-            row=_task_row(finding, num_tasks=len(findings)),
-            similarity_N=finding.nearest.similarity_N[np.isfinite(finding.nearest.similarity_N)].tolist(),
-            overlap=[show(finding, i) for i in choice.overlap],
-            above=[show(finding, i) for i in choice.above],
-            below=[show(finding, i) for i in choice.below],
-        )
-        for finding, choice in zip(findings, choices, strict=True)
-    ]
-
-
-def _shown(shards: Shards, training: dict[tuple[int, int], tuple[Pair, str]], finding: Finding, index: int) -> ShownPair:
-    place = divmod(int(finding.nearest.place_N[index]), ROWS_PER_SHARD)
-    pair, train_picture = training[place]
-    classes, split = finding.test.task.classes, finding.test.split
-    return ShownPair(
-        test_index=index,
-        similarity=float(finding.nearest.similarity_N[index]),
-        is_overlap=bool(finding.is_overlap_N[index]),
-        verdict=finding.verdicts.get(index),
-        test_picture=picture_uri(split.read(index, index + 1)[0], formats=FORMATS),
-        train_picture=train_picture,
-        caption=one_line(pair.text, MAX_CAPTION),
-        key=pair.key,
-        shard=shards.shards[place[0]].name,
-        label=classes[int(split.labels_N[index])][0],
-        predicted=classes[int(finding.test.predicted_N[index])][0],
-        is_correct=bool(finding.test.is_correct_N[index]),
+def _compared(recipe: OverlapRecipe, finding: Finding, *, num_tasks: int) -> Compared:
+    """What the pages show of a task."""
+    return Compared(
+        row=_task_row(finding, num_tasks=num_tasks),
+        split=finding.test.split,
+        classes=[names[0] for names in finding.test.task.classes],
+        predicted_N=finding.test.predicted_N,
+        is_correct_N=finding.test.is_correct_N,
+        similarity_N=finding.nearest.similarity_N,
+        place_N=finding.nearest.place_N,
+        is_overlap_N=finding.is_overlap_N,
+        threshold=finding.threshold,
+        default_threshold=recipe.thresholds.get(finding.test.task.name, recipe.threshold),
+        verdicts=finding.verdicts,
+        pairs=finding.pairs,
     )
+
+
+def _write_pages(recipe: OverlapRecipe, report: Mapping[str, Any], compared: Sequence[Compared], shards: Shards, *, run: Run) -> None:
+    sections = plain_sections(compared, shards, shown=recipe.pairs_shown, seed=recipe.seed)
+    write_overlap_page(run.path / "overlap.html", OverlapPage(report, sections))
+    if report["review_page"]:
+        tasks = review_tasks(compared, shards, shown=recipe.pairs_reviewed, seed=recipe.seed)
+        write_review_page(run.path / REVIEW_PAGE, ReviewPage(report, tasks))

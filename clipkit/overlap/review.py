@@ -2,13 +2,15 @@
 
 A JSON file, `verdicts.json` in the run's directory unless the recipe names another:
 
-    {"cifar10": {"threshold": 0.87, "verdicts": {"17": "duplicate", "203": "different"}}}
+    {"cifar10": {"threshold": 0.87, "verdicts": {"17": "duplicate", "203": "different"}, "report": "5c0f..."}}
 
-Both keys may be left out. A verdict is about a test picture, by its index, and stands above the threshold.
+All three keys may be left out. A verdict is about a test picture, by its index, and stands above the threshold. `report`, which the review
+page writes, says which pairs were looked at: the same indices of another test set, or beside other training pictures, are other pairs.
 """
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +23,7 @@ from clipkit import UserError
 
 FILE_NAME = "verdicts.json"
 MAX_BYTES = 50_000_000
+REPORT = re.compile(r"[0-9a-f]{32}")
 
 Verdict = Literal["duplicate", "different"]
 
@@ -31,6 +34,7 @@ class TaskReview:
 
     threshold: float | None = None
     verdicts: Mapping[int, Verdict] = field(default_factory=dict)
+    report: str | None = None  # the `pairs_fingerprint` of what was judged; None: whatever the file is used for
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,20 @@ def load_review(path: Path | None) -> Review:
     return Review({name: _task_review(entry, path, name) for name, entry in tasks.items()}, hashlib.sha256(data).hexdigest())
 
 
+def pairs_fingerprint(*, pictures: str, training: str, detector: str) -> str:
+    """What a verdict depends on: the hashes of the test pictures, of the training shards and of the detector, as one."""
+    return hashlib.sha256("\n".join((pictures, training, detector)).encode()).hexdigest()[:32]
+
+
+def check_report(review: TaskReview, *, report: str, task: str) -> None:
+    """Raises UserError where the review says that it is about other pairs than those of `report`."""
+    if review.report is not None and review.report != report:
+        raise UserError(
+            f"the review of task `{task}` is of report `{review.report}`, this one is `{report}`: test set, training shards or detector "
+            "are others, so judge anew on this report's page, or take `report` out of the file to use it all the same"
+        )
+
+
 def apply_review(similarity_N: NDArray[np.float32], *, threshold: float, review: TaskReview, task: str) -> NDArray[np.bool_]:
     """Which test pictures count as overlap: similarity at or above the threshold, unless there is a verdict.
 
@@ -105,14 +123,18 @@ def _mapping(value: Any, path: Path, where: str) -> dict[str, Any]:
 
 def _task_review(entry: Any, path: Path, task: str) -> TaskReview:
     known = _mapping(entry, path, f"task `{task}`")
-    if unknown := sorted(known.keys() - {"threshold", "verdicts"}):
-        raise UserError(f"task `{task}` in review `{path}` has `{unknown[0]}`: it may have `threshold` and `verdicts`")
+    if unknown := sorted(known.keys() - {"threshold", "verdicts", "report"}):
+        raise UserError(f"task `{task}` in review `{path}` has `{unknown[0]}`: it may have `threshold`, `verdicts` and `report`")
+    report = known.get("report")
+    if report is not None and not (isinstance(report, str) and REPORT.fullmatch(report)):
+        raise UserError(f"`report` of task `{task}` in review `{path}` is {_shown(report)}: 32 digits of 0-9 and a-f were expected")
     threshold = known.get("threshold")
     is_number = isinstance(threshold, int | float) and not isinstance(threshold, bool)
     if threshold is not None and not (is_number and -1 <= threshold <= 1):
         raise UserError(f"threshold of task `{task}` in review `{path}` is {_shown(threshold)}: a similarity from -1 to 1 was expected")
     verdicts = _mapping(known.get("verdicts", {}), path, f"`verdicts` of task `{task}`")
-    return TaskReview(None if threshold is None else float(threshold), dict(_verdict(*pair, path, task) for pair in verdicts.items()))
+    judged = dict(_verdict(*pair, path, task) for pair in verdicts.items())
+    return TaskReview(None if threshold is None else float(threshold), judged, report)
 
 
 def _verdict(index: str, verdict: Any, path: Path, task: str) -> tuple[int, Verdict]:

@@ -126,3 +126,4 @@ class OverlapRecipe(Section):
     precision: Literal["auto", "bf16", "fp32"] = Field("auto", description="arithmetic of the encoder; auto: bf16 where the device has it")
     confidence: float = Field(0.995, gt=0, lt=1, description="confidence of the Clopper-Pearson interval (CLIP section 5: 99.5%)")
     pairs_shown: int = Field(60, ge=1, le=1_000, description="pairs per task shown side by side on the page")
+    pairs_reviewed: int = Field(300, ge=1, le=2_000, json_schema_extra=FREE, description="pairs per task on the page of `--review`")
