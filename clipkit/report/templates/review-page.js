@@ -128,9 +128,12 @@
     counts.forEach((count, bar) => {
       if (count === 0) return;
       const from = low + ((high - low) * bar) / BARS;
+      const to = low + ((high - low) * (bar + 1)) / BARS;
+      const cut = Math.min(to, Math.max(from, current.threshold)); // a bar with the threshold in it has both colours
       const share = Math.log10(1 + count) / most;
-      const size = { x: x(from) + 0.5, y: y(share), width: (width - left - right) / BARS - 1, height: y(0) - y(share) };
-      svg(plot, "rect", { ...size, class: from >= current.threshold ? "bar-overlap" : "bar-clean" });
+      const size = { y: y(share), height: y(0) - y(share) };
+      if (cut > from) svg(plot, "rect", { ...size, x: x(from) + 0.5, width: Math.max(0, x(cut) - x(from) - 1), class: "bar-clean" });
+      if (cut < to) svg(plot, "rect", { ...size, x: x(cut) + 0.5, width: Math.max(0, x(to) - x(cut) - 1), class: "bar-overlap" });
     });
     svg(plot, "line", { x1: x(current.threshold), x2: x(current.threshold), y1: top, y2: y(0), class: "threshold-line" });
     drawPrecision(plot, { x, y, width, right });
@@ -252,7 +255,7 @@
   }
 
   function drawSaved() {
-    at("unsaved").hidden = State.isSaved();
+    at("unsaved").classList.toggle("saved", State.isSaved());
   }
 
   function choose(one) {
@@ -269,7 +272,7 @@
 
   function setThreshold(text) {
     const threshold = Number(text);
-    const isSimilarity = text.trim() !== "" && Math.abs(threshold) <= 1; // NaN is not
+    const isSimilarity = text.trim() !== "" && Math.abs(threshold) <= 1;
     at("exact").setAttribute("aria-invalid", String(!isSimilarity));
     if (!isSimilarity) return say("A threshold is a similarity from -1 to 1.");
     State.setThreshold(current, threshold);
