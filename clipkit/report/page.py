@@ -10,8 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from clipkit.report.pages import environment
+from clipkit.report.pages import environment, one_line
 from clipkit.run import replacing
+
+MAX_FACT = 300
+TOLD = {
+    *("task", "title", "threshold", "count", "overlap", "contamination", "accuracy_all", "accuracy_overlap", "accuracy_clean"),
+    *("all_minus_clean", "p_value", "low", "high", "note", "is_significant", "is_significant_bonferroni", "verdicts"),
+}
+"""Fields of a row that the sentences and the table tell; `further_facts` has the others."""
 
 
 @dataclass(frozen=True)
@@ -77,10 +84,34 @@ def render_overlap_page(page: OverlapPage) -> str:
                 "histogram": _image_uri(similarity_histogram(section.similarity_N, threshold=section.row["threshold"])),
                 "sentences": sentences(section.row, confidence=page.report["confidence"]),
                 "example": verdict_example(section),
+                "facts": further_facts(section.row),
             }
             for section in page.sections
         ],
     )
+
+
+def further_facts(row: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Names and values of a row's fields that the page shows nowhere else: the simple ones, and those one level down in a mapping."""
+    found: list[tuple[str, str]] = []
+    for name, value in row.items():
+        if name in TOLD:
+            continue
+        inner = value.items() if isinstance(value, Mapping) else [("", value)]
+        found += [(f"{name} {key}".replace("_", " ").strip(), _fact(one)) for key, one in inner if _is_simple(one)]
+    return found
+
+
+def _is_simple(value: object) -> bool:
+    return isinstance(value, str | int | float) and value != ""
+
+
+def _fact(value: str | float) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, str):
+        return one_line(value, MAX_FACT)
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
 
 
 def percent(share: float | None) -> str:

@@ -299,7 +299,10 @@ def overlap_tables(report: Mapping[str, Any]) -> list[Table]:
     titles = ("task", "pictures", "overlap", "share", "All", "Overlap", "Clean", "All - Clean", "p")
     rows = [tuple(row[column] for column in columns) for row in report["tasks"]]
     notes = [f"{row['task']}: {row['note']}" for row in report["tasks"] if row["note"]]
-    note = "\n".join([*notes, f"pairs side by side: {report['page']}"])
+    pages = [f"pairs side by side: {report['page']}"]
+    if report.get("review_page"):
+        pages.append(f"to judge them: {report['review_page']}")
+    note = "\n".join([*notes, *pages])
     found = report["summary"]
     counts: list[tuple[Cell, ...]] = [
         ("tasks with overlap", found["tasks"] - found["without_overlap"]),

@@ -1,4 +1,4 @@
-"""A real browser for the review page: headless Chromium over two pipes, spoken to in the DevTools protocol. Nothing but the standard library."""
+"""A real browser for the review page: headless Chromium, spoken to in the DevTools protocol by the standard library alone."""
 
 import base64
 import fcntl

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from clipkit import UserError
-from clipkit.overlap.review import TaskReview, apply_review, fingerprint, load_review, review_path
+from clipkit.overlap.review import TaskReview, apply_review, check_report, fingerprint, load_review, pairs_fingerprint, review_path
 
 SIMILARITY = np.array([0.95, 0.85, 0.2], np.float32)
 
@@ -53,6 +53,8 @@ def test_without_a_file_there_is_no_review(tmp_path: Path) -> None:
         ({"t": {"verdicts": {"-1": "duplicate"}}}, "verdict on `-1`"),
         ({"t": {"verdicts": {"1": "same"}}}, '"same"'),
         ({"t": {"verdicts": {"1": []}}}, "was expected"),
+        ({"t": {"report": 3}}, "32 digits"),
+        ({"t": {"report": "<b>"}}, "32 digits"),
     ],
 )
 def test_a_wrong_file_is_told_in_one_sentence(tmp_path: Path, content: Any, message: str) -> None:
@@ -63,3 +65,19 @@ def test_a_wrong_file_is_told_in_one_sentence(tmp_path: Path, content: Any, mess
 def test_a_named_file_that_is_missing_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot be read"):
         load_review(review_path(tmp_path, str(tmp_path / "none.json")))
+
+
+def test_a_review_of_other_pairs_is_refused_and_one_that_does_not_say_is_taken() -> None:
+    parts = {"pictures": "a", "training": "b", "detector": "c"}
+    own = pairs_fingerprint(**parts)
+    others = {pairs_fingerprint(**{**parts, name: "x"}) for name in parts} | {pairs_fingerprint(pictures="ab", training="", detector="c")}
+    assert len(others | {own}) == 5
+    check_report(TaskReview(report=own), report=own, task="t")
+    check_report(TaskReview(), report=own, task="t")
+    with pytest.raises(UserError, match="take `report` out of the file"):
+        check_report(TaskReview(report=min(others)), report=own, task="t")
+
+
+def test_a_task_may_be_named_as_a_field_is(tmp_path: Path) -> None:
+    found = load_review(write(tmp_path / "verdicts.json", {"report": {"threshold": 0.5, "report": "0" * 32}})).of("report")
+    assert found == TaskReview(0.5, {}, "0" * 32)

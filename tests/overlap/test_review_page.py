@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 from scipy.stats import beta, binom, binomtest
+from typer.testing import CliRunner
 
+from clipkit.cli import app
 from clipkit.dataset.shards import Pair, Shards, pair_key, write_shards
 from clipkit.evaluation.suite import Suite, load_suite
 from clipkit.overlap.analysis import report_overlap
@@ -319,12 +321,12 @@ def test_what_is_not_saved_survives_the_page_and_leaving_it_is_warned_of(opened:
     page = written(tmp_path, task([0.9, 0.8, 0.3], [True] * 3))
     tab = opened(page)
     tab.click(".pair[data-index='1'] .different")
-    leaving = tab.browser.send("Page.navigate", tab.session, url="about:blank")
+    loaded = len(tab.events("Page.loadEventFired"))
+    tab.browser.send("Page.reload", tab.session)
     tab.browser.wait(lambda: tab.events("Page.javascriptDialogOpening"), "a warning")
     assert tab.events("Page.javascriptDialogOpening")[0]["type"] == "beforeunload"
     tab.call("Page.handleJavaScriptDialog", accept=True)
-    tab.browser.answer(leaving)
-    tab.go(page.as_uri())
+    tab.browser.wait(lambda: len(tab.events("Page.loadEventFired")) > loaded, "the page again")
     assert tab.text(".pair[data-index='1'] .verdict") == "judged different"
     assert tab.run("document.getElementById('unsaved').checkVisibility({visibilityProperty: true})") is True
     assert "is back" in tab.text("#status")
@@ -339,7 +341,7 @@ def test_a_file_of_another_report_or_a_wrong_one_is_refused_in_a_sentence(opened
     tab.click(".pair[data-index='1'] .different")
     before = tab.run("State.text()")
     wrong = {
-        '{"birds": {"report": "%s"}}' % ("cd" * 16): "of another report",  # noqa: UP031
+        json.dumps({"birds": {"report": "cd" * 16}}): "of another report",
         "{": "not valid JSON",
         "[]": "A JSON object was expected",
         '{"cars": {}}': "names task cars: this page has birds",
@@ -362,7 +364,8 @@ def test_a_file_of_another_report_or_a_wrong_one_is_refused_in_a_sentence(opened
 def test_where_the_browser_may_write_a_file_it_is_written(opened: Any, tmp_path: Path) -> None:
     tab = opened(written(tmp_path, task([0.9, 0.8, 0.3], [True] * 3)))
     tab.run(
-        "window.wrote = []; window.asked = 0; window.showSaveFilePicker = async (knobs) => { window.asked += 1; return { name: knobs.suggestedName,"
+        "window.wrote = []; window.asked = 0;"
+        "window.showSaveFilePicker = async (knobs) => { window.asked += 1; return { name: knobs.suggestedName,"
         " createWritable: async () => ({ write: async (text) => window.wrote.push(text), close: async () => {} }) }; }; undefined"
     )
     tab.press("d")
@@ -403,7 +406,7 @@ CONTRASTS = """
     }
     return "rgb(255, 255, 255)";
   };
-  const shown = [...document.querySelectorAll("body *")].filter((one) => one.checkVisibility() && !one.closest("svg") && !one.closest("#divider") &&
+  const shown = [...document.querySelectorAll("body *")].filter((one) => one.checkVisibility() && !one.closest("svg, #divider") &&
     [...one.childNodes].some((node) => node.nodeType === 3 && node.textContent.trim()));
   return shown.flatMap((one) => {
     const [a, b] = [light(getComputedStyle(one).color), light(ground(one))];
@@ -424,10 +427,9 @@ def test_everything_can_be_reached_and_named(opened: Any, tmp_path: Path) -> Non
     assert [role for role, name in named if role in roles and not name] == []
     tab.run("document.getElementById('slider').focus()")
     tab.press("Tab")
-    outline = tab.run(
-        "(() => { const s = getComputedStyle(document.activeElement); return [document.activeElement.id, s.outlineStyle, s.outlineWidth]; })()"
-    )
-    assert outline == ["exact", "solid", "3px"]
+    assert tab.run("document.activeElement.id") == "exact"
+    outline = "(({ outlineStyle, outlineWidth }) => [outlineStyle, outlineWidth])(getComputedStyle(document.activeElement))"
+    assert tab.run(outline) == ["solid", "3px"]
 
 
 # ------------------------------------------------------------------- end to end
@@ -555,3 +557,36 @@ def test_the_page_is_small_and_the_same_for_the_same_findings() -> None:
     html = render_review_page(one)
     assert html == render_review_page(one)
     assert len(html) < 60_000 + 7 * 10_000  # the scripts, and 7 characters for a test picture
+
+
+def test_the_command_writes_the_page_when_asked_and_keeps_it_up_to_date(
+    tmp_path: Path, suite: Suite, shards: Shards, color_encoder: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("clipkit.model.encoder.load_encoder", lambda *_, **__: color_encoder)
+    places = {
+        "model": "timm:x",
+        "train": shards.root,
+        "suite": tmp_path / "suite.toml",
+        "data": tmp_path / "data",
+        "cache": tmp_path / "cache",
+    }
+    command = ["overlap-report", "--out", str(tmp_path / "out"), "--quiet", "--set", "workers=0"]
+    command += [word for name, value in places.items() for word in (f"--{name}", str(value))]
+    page = tmp_path / "out" / "review.html"
+
+    def run(*further: str) -> str:
+        found = CliRunner().invoke(app, [*command, *further], env={"COLUMNS": "200"})
+        assert found.exit_code == 0, found.output
+        return found.output
+
+    assert "review.html" not in run()
+    assert not page.exists()
+    assert f"to judge them: {page}" in run("--review")
+    first = page.read_text()
+    before = page.stat().st_mtime_ns
+    run("--review")
+    assert page.stat().st_mtime_ns == before  # nothing has changed: nothing is done
+    (tmp_path / "out" / "verdicts.json").write_text('{"cloth": {"verdicts": {"7": "different"}}}')
+    run()  # without the flag: a page that is there must not show old verdicts
+    assert page.read_text() != first
+    assert json.loads(re.search(r'id="data">(.*)</script>', page.read_text())[1])["tasks"][0]["verdicts"] == {"7": "different"}  # type: ignore[index]

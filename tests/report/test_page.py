@@ -9,6 +9,7 @@ from clipkit.report.page import (
     OverlapPage,
     ShownPair,
     TaskSection,
+    further_facts,
     p_value,
     percent,
     points,
@@ -31,7 +32,7 @@ SUMMARY = {
 }  # fmt: skip
 REPORT: dict[str, Any] = {
     "model": EVIL, "detector": "pixels", "suite": "demo", "confidence": 0.995, "training_pictures": 1234,
-    "summary": SUMMARY, "failed": {"cars": EVIL},
+    "summary": SUMMARY, "failed": {"cars": EVIL}, "review_page": None,
 }  # fmt: skip
 SECTION = TaskSection(ROW, [0.91, 0.2], [], [PAIR], [replace(PAIR, test_index=7, is_overlap=False, similarity=0.88)])
 
@@ -77,6 +78,24 @@ def test_the_result_is_told_in_plain_language() -> None:
 
 def test_the_example_of_a_review_is_one_that_is_read_as_is() -> None:
     assert json.loads(verdict_example(SECTION)) == {"birds": {"threshold": 0.9, "verdicts": {"3": "duplicate", "7": "different"}}}
+
+
+def test_fields_that_nothing_else_tells_are_listed() -> None:
+    row = {
+        **ROW,
+        "holm": {"p_value": 0.01234567, "is_significant": True, "steps": [1]},
+        "black_frames": 1234,
+        "why": EVIL,
+        "curve": [1, 2],
+        "x": None,
+    }
+    assert further_facts(row) == [
+        ("is shifted", "yes"), ("interval excludes clean", "no"), ("holm p value", "0.01235"), ("holm is significant", "yes"),
+        ("black frames", "1,234"), ("why", EVIL),
+    ]  # fmt: skip
+    html = render_overlap_page(OverlapPage(REPORT, [replace(SECTION, row=row)]))
+    assert "<dt>black frames</dt><dd>1,234</dd>" in html
+    assert EVIL not in html
 
 
 @pytest.mark.parametrize(

@@ -211,6 +211,7 @@
       element.dataset.verdict = verdict ?? "";
       element.setAttribute("aria-current", String(i === position));
       element.querySelector(".counted").textContent = `counts as ${counted}`;
+      element.querySelector(".counted").hidden = verdict !== undefined; // the verdict says it
       const tag = element.querySelector(".verdict");
       tag.hidden = verdict === undefined;
       tag.textContent = verdict === undefined ? "" : `judged ${verdict}`;
