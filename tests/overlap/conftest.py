@@ -130,12 +130,18 @@ class Tab:
     def until(self, script: str) -> None:
         self.browser.wait(lambda: self.run(script), script)
 
+    def drawn(self) -> None:
+        """Wait until the page has drawn what was decided."""
+        self.run("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
+
     def number(self, name: str) -> float | None:
         """What a `data` element holds, to the last digit."""
+        self.drawn()
         value = self.run(f"document.getElementById({json.dumps(name)}).value")
         return float(value) if value != "" else None
 
     def text(self, selector: str) -> str:
+        self.drawn()
         return self.run(f"document.querySelector({json.dumps(selector)}).textContent")
 
     def point(self, selector: str, across: float = 0.5) -> tuple[float, float]:

@@ -11,6 +11,7 @@
   let current = tasks[0];
   let cards = []; // of the current task, as { pair, element }
   let position = 0;
+  let isDue = false;
   let file = null; // where the browser lets a page write
 
   // ------------------------------------------------------------- figures
@@ -28,13 +29,13 @@
       show(`${prefix}overlap`, Statistics.whole(found.overlap), found.overlap);
       show(`${prefix}clean`, Statistics.whole(found.count - found.overlap), found.count - found.overlap);
       show(`${prefix}share`, Statistics.percent(found.contamination), found.contamination);
+      show(`${prefix}all-minus-clean`, Statistics.points(found.all_minus_clean), found.all_minus_clean);
+      show(`${prefix}p-value`, Statistics.pValue(found.p_value), found.p_value);
       show(`${prefix}precision`, Statistics.percent(judged.precision), judged.precision);
     }
     show("accuracy-all", Statistics.percent(found.accuracy_all), found.accuracy_all);
     show("accuracy-overlap", Statistics.percent(found.accuracy_overlap), found.accuracy_overlap);
     show("accuracy-clean", Statistics.percent(found.accuracy_clean), found.accuracy_clean);
-    show("all-minus-clean", Statistics.points(found.all_minus_clean), found.all_minus_clean);
-    show("p-value", Statistics.pValue(found.p_value), found.p_value);
     show("recall", Statistics.percent(judged.recall), judged.recall);
     at("interval").textContent = found.low === null ? "" : `${interval(found, confidence)}`;
     at("interval").dataset.low = found.low ?? "";
@@ -46,6 +47,7 @@
       ? `${judged.duplicatesAbove} of ${judged.duplicates} judged duplicates`
       : "no duplicate judged";
     at("note").textContent = note(found);
+    drawRow(current, found);
   }
 
   function interval(found, level) {
@@ -54,7 +56,7 @@
 
   function note(found) {
     if (found.count === 0) return "There are no test pictures.";
-    if (!current.similarity.some(Number.isFinite)) return "There are no training pictures to compare with: everything is Clean.";
+    if (current.known.length === 0) return "There are no training pictures to compare with: everything is Clean.";
     if (found.overlap === 0) return "No test picture counts as overlap: All and Clean are the same pictures, and nothing is tested.";
     if (found.overlap === found.count) return "Every test picture counts as overlap: there is no Clean part to compare with.";
     if (found.accuracy_clean === 1) return "Every Clean picture was right: Overlap cannot be easier, so the test cannot find anything.";
@@ -62,21 +64,23 @@
     return "";
   }
 
+  function drawRow(one, found) {
+    const { cells } = at("task-rows").rows[tasks.indexOf(one)];
+    cells[0].firstChild.setAttribute("aria-pressed", String(one === current));
+    const texts = [
+      String(one.threshold),
+      Statistics.whole(found.overlap),
+      Statistics.percent(found.contamination),
+      Statistics.points(found.all_minus_clean),
+      Statistics.pValue(found.p_value),
+      Statistics.whole(one.verdicts.size),
+    ];
+    texts.forEach((text, column) => (cells[column + 1].textContent = text));
+  }
+
+  /* After what may have changed more than the current task. */
   function drawRows() {
-    tasks.forEach((one, i) => {
-      const found = Statistics.effect(one, confidence);
-      const cells = at("task-rows").rows[i].cells;
-      cells[0].firstChild.setAttribute("aria-pressed", String(one === current));
-      const texts = [
-        String(one.threshold),
-        Statistics.whole(found.overlap),
-        Statistics.percent(found.contamination),
-        Statistics.points(found.all_minus_clean),
-        Statistics.pValue(found.p_value),
-        Statistics.whole(one.verdicts.size),
-      ];
-      texts.forEach((text, column) => (cells[column + 1].textContent = text));
-    });
+    for (const one of tasks) drawRow(one, Statistics.effect(one, confidence));
   }
 
   function makeRows() {
@@ -101,26 +105,30 @@
     parent.append(element);
   }
 
+  /* The ends of the plot: all similarities, the threshold and 1 are on it. */
   function similarityRange() {
-    const known = current.similarity.filter(Number.isFinite);
-    let low = Math.min(current.threshold, 1);
-    let high = Math.max(current.threshold, 1);
-    for (const similarity of known) {
-      if (similarity < low) low = similarity;
-      if (similarity > high) high = similarity;
+    const high = Math.max(current.highest, current.threshold);
+    const low = Math.floor(Math.min(current.lowest, current.threshold) * 20) / 20;
+    return { low: low < high ? low : high - 0.05, high };
+  }
+
+  /* How many pictures each bar stands for; counted again only where the ends have moved. */
+  function barCounts(low, high) {
+    if (current.bars?.low !== low || current.bars.high !== high) {
+      const counts = new Array(BARS).fill(0);
+      for (const similarity of current.known) counts[Math.min(BARS - 1, Math.floor(((similarity - low) / (high - low)) * BARS))] += 1;
+      current.bars = { low, high, counts };
     }
-    low = Math.floor(low * 20) / 20;
-    return { low: low < high ? low : high - 0.05, high, known };
+    return current.bars.counts;
   }
 
   function drawHistogram() {
     const plot = at("histogram");
     const [width, height, left, right, top, bottom] = [Math.max(280, plot.parentElement.clientWidth), 230, 46, 44, 12, 34];
-    const { low, high, known } = similarityRange();
+    const { low, high } = similarityRange();
     const x = (similarity) => left + ((similarity - low) / (high - low)) * (width - left - right);
     const y = (share) => height - bottom - share * (height - top - bottom);
-    const counts = new Array(BARS).fill(0);
-    for (const similarity of known) counts[Math.min(BARS - 1, Math.floor(((similarity - low) / (high - low)) * BARS))] += 1;
+    const counts = barCounts(low, high);
     const most = Math.log10(1 + Math.max(1, ...counts));
     plot.replaceChildren();
     plot.setAttribute("viewBox", `0 0 ${width} ${height}`);
@@ -139,7 +147,7 @@
     drawPrecision(plot, { x, y, width, right });
     const precise = current.verdicts.size ? " Line: precision of the judged pairs, were the threshold there (right scale)." : "";
     at("histogram-text").textContent =
-      `How similar the nearest training picture of each of ${Statistics.whole(known.length)} test pictures is; numbers grow by powers of ten. ` +
+      `How similar the nearest training picture of each of ${Statistics.whole(current.known.length)} test pictures is; numbers grow by powers of ten. ` +
       `Dashed: the threshold, ${current.threshold}.${precise}`;
   }
 
@@ -234,7 +242,7 @@
 
   function drawChosen() {
     const shown = new Set(current.pairs.map((pair) => pair.index));
-    const known = current.similarity.reduce((count, similarity) => count + Number.isFinite(similarity), 0);
+    const known = current.known.length;
     const hidden = [...current.verdicts.keys()].filter((index) => !shown.has(index)).length;
     const part = shown.size < known ? ": those next to the threshold on both sides, as many drawn over all similarities, and what was judged before" : "";
     at("chosen").textContent =
@@ -246,7 +254,6 @@
 
   function drawAll() {
     drawFigures();
-    drawRows();
     drawHistogram();
     drawCards();
     drawChosen();
@@ -268,6 +275,7 @@
     at("task-title").textContent = one.title;
     at("task-name").textContent = one.name;
     makeCards();
+    drawRows();
     drawAll();
   }
 
@@ -277,11 +285,20 @@
     at("exact").setAttribute("aria-invalid", String(!isSimilarity));
     if (!isSimilarity) return say("A threshold is a similarity from -1 to 1.");
     State.setThreshold(current, threshold);
-    drawFigures();
-    drawRows();
-    drawHistogram();
-    drawCards();
-    drawSaved();
+    drawSoon();
+  }
+
+  /* Once for all the moves of a slider between two pictures on the screen. */
+  function drawSoon() {
+    if (isDue) return;
+    isDue = true;
+    requestAnimationFrame(() => {
+      isDue = false;
+      drawFigures();
+      drawHistogram();
+      drawCards();
+      drawSaved();
+    });
   }
 
   function judge(i, verdict) {

@@ -18,6 +18,7 @@ const State = (() => {
   function task(given) {
     const view = new DataView(bytes(given.similarity).buffer);
     const similarity = new Float32Array(view.byteLength / 4).map((_, i) => view.getFloat32(4 * i, true));
+    const known = similarity.filter(Number.isFinite);
     const verdicts = new Map(Object.entries(given.verdicts).map(([index, verdict]) => [Number(index), verdict]));
     return {
       name: given.task,
@@ -25,6 +26,9 @@ const State = (() => {
       report: given.report,
       pairs: given.pairs,
       similarity,
+      known, // of the pictures that have a nearest training picture
+      lowest: known.reduce((low, one) => Math.min(low, one), 1),
+      highest: known.reduce((high, one) => Math.max(high, one), 1),
       correct: bytes(given.correct),
       usual: given.default_threshold, // the recipe's, where nobody sets another
       first: { threshold: given.threshold, verdicts: new Map(verdicts) },

@@ -92,10 +92,15 @@ const Statistics = (() => {
     let rightOverlap = 0;
     for (let i = 0; i < count; i++) {
       right += task.correct[i];
-      if (isOverlap(task, i, limit)) {
+      if (task.similarity[i] >= limit) {
         overlap += 1;
         rightOverlap += task.correct[i];
       }
+    }
+    for (const i of task.verdicts.keys()) {
+      const change = isOverlap(task, i, limit) - (task.similarity[i] >= limit);
+      overlap += change;
+      rightOverlap += change * task.correct[i];
     }
     const clean = overlap < count ? (right - rightOverlap) / (count - overlap) : null;
     const interval = overlap ? clopperPearson(rightOverlap, overlap, confidence) : { low: null, high: null };
