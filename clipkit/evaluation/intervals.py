@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import beta
+from scipy.special import betaincinv
 
 
 class Interval(NamedTuple):
@@ -23,8 +23,8 @@ def clopper_pearson(successes: int, count: int, confidence: float) -> Interval:
     if not 0 <= successes <= count:
         raise ValueError(f"{successes} successes among {count}")
     tail = (1 - confidence) / 2
-    low = beta.ppf(tail, successes, count - successes + 1) if successes > 0 else 0.0
-    high = beta.ppf(1 - tail, successes + 1, count - successes) if successes < count else 1.0
+    low = betaincinv(successes, count - successes + 1, tail) if successes > 0 else 0.0
+    high = betaincinv(successes + 1, count - successes, 1 - tail) if successes < count else 1.0
     return Interval(float(low), float(high))
 
 
