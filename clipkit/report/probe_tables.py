@@ -53,10 +53,10 @@ def bias_tables(report: Mapping[str, Any]) -> list[Table]:
         _of(
             "gaps between groups",
             report["gaps"],
-            ("label_set", "harmful", "attribute", "gap", "low", "high", "holm_p"),
-            "greatest rate minus least",
+            ("label_set", "harmful", "attribute", "gap", "low", "high", "by_chance", "holm_p", "test"),
+            "greatest rate minus least, intervals of all groups at once; by chance: the mean gap if groups are shuffled",
         ),
-        _of("labels most tied to a group", _strongest(report["ties"]), TIE_COLUMNS, "chi-squared, p adjusted by Holm; 5 of each are shown"),
+        _of("labels most tied to a group", _strongest(report["ties"]), TIE_COLUMNS, TIE_NOTE),
         _of(
             "attributes as classes",
             _ends(report["accuracies"], "accuracy"),
@@ -67,8 +67,9 @@ def bias_tables(report: Mapping[str, Any]) -> list[Table]:
     return [table for table in tables if table.rows]
 
 
-TIE_COLUMNS = ("label_set", "attribute", "threshold", "label", "most", "chi_squared", "holm_p")
-SHARES = ("rate", "low", "high", "gap", "accuracy", "threshold")
+TIE_COLUMNS = ("label_set", "attribute", "threshold", "label", "most", "chi_squared", "holm_p", "test")
+TIE_NOTE = "chi-squared, p adjusted by Holm; 5 of each are shown. The p is exact, or of shuffles, where fewer than 5 pictures are expected"
+SHARES = ("rate", "low", "high", "gap", "by_chance", "accuracy", "threshold")
 TIES_SHOWN = 5
 
 
