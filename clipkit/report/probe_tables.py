@@ -10,7 +10,8 @@ __all__ = ["bias_tables", "gap_tables"]
 
 def gap_tables(report: Mapping[str, Any]) -> list[Table]:
     """Measures of each model, differences between models, the gap-shift curve."""
-    note = f"{report['pairs']:,} pairs of {report['source']}, {report['confidence']:.0%} intervals"
+    pictures = f"{report['pictures']:,} different pictures" if report["pictures"] != report["pairs"] else "each of another picture"
+    note = f"{report['pairs']:,} pairs of {report['source']}, {pictures}; {report['confidence']:.0%} intervals over pictures"
     tables = []
     for model in report["models"]:
         tables.append(
