@@ -66,7 +66,7 @@ class DrawnPictures:
         return sum(map(len, self._rows.values()))
 
     @cached_property
-    def content_hash(self) -> str:
+    def pictures_hash(self) -> str:
         """Of the tars' own hashes, which are checked, and the rows."""
         digest = hashlib.sha256()
         for number, rows in self._rows.items():

@@ -41,7 +41,7 @@ def test_pairs_of_shards_keep_picture_and_text_together(shards: Shards) -> None:
     assert drawn.pictures.read(3, 5) == images[3:5]
     again, other = pairs_of_shards(shards, 15, seed=1), pairs_of_shards(shards, 15, seed=2)
     assert again.texts == drawn.texts
-    assert again.pictures.content_hash == drawn.pictures.content_hash != other.pictures.content_hash
+    assert again.pictures.pictures_hash == drawn.pictures.pictures_hash != other.pictures.pictures_hash
     assert len(pairs_of_shards(shards, 1_000, seed=0).texts) == 40
 
 
