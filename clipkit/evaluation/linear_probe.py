@@ -208,11 +208,11 @@ def run_linear_probe(recipe: EvalRecipe, encoder: Encoder, suite: Suite, data_ro
 
     A task that fails is named in `failed`, the others go on. Leaves `results/TASK.json` and `predictions/TASK.parquet` in the run.
     """
-    method = Method("linear-probe", partial(_splits, data_root), partial(_probe, encoder, recipe=recipe, run=run, cache=cache))
+    method = Method("linear-probe", partial(all_splits, data_root), partial(_probe, encoder, recipe=recipe, run=run, cache=cache))
     return score_suite(method, suite, recipe=recipe, encoder=encoder, run=run)
 
 
-def _splits(data_root: Path, task: Task) -> dict[SplitName, Split]:
+def all_splits(data_root: Path, task: Task) -> dict[SplitName, Split]:
     """All of them before any work, so that a missing one is told at once."""
     names: tuple[SplitName, ...] = ("train", "validation", "test") if "validation" in task.splits else ("train", "test")
     return {name: task.split(data_root, name) for name in names}
@@ -226,7 +226,7 @@ def _probe(encoder: Encoder, task: Task, splits: Mapping[SplitName, Split], *, r
     for name, split in splits.items():
         embeddings = embed(encoder, split, cache=cache, run=run, batch_size=recipe.batch_size, workers=recipe.workers)
         labelled[name] = Labelled(embeddings.features_NF.numpy(), split.labels_N)
-    train, validation = _search_parts(labelled, task, recipe=recipe)
+    train, validation = search_parts(labelled, task, recipe=recipe)
     with run.progress(f"probing {task.name}", total=None, unit="fits") as advance:
         strength, fits = choose_strength(train, validation, metric=task.metric, knobs=recipe.probe, advance=advance)
         [final] = fit_all(train.joined(validation), [strength], knobs=recipe.probe)
@@ -272,7 +272,8 @@ def ways_of(knobs: ProbeKnobs) -> dict[str, Any]:
     }
 
 
-def _search_parts(labelled: Mapping[str, Labelled], task: Task, *, recipe: EvalRecipe) -> tuple[Labelled, Labelled]:
+def search_parts(labelled: Mapping[str, Labelled], task: Task, *, recipe: EvalRecipe) -> tuple[Labelled, Labelled]:
+    """What the search fits on and what it is scored by: the task's splits, or a drawn part of train where there is no validation."""
     train = labelled["train"]
     if "validation" in labelled:
         return train, labelled["validation"]

@@ -43,12 +43,16 @@ class Value(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What was found on one task: its values, one row per picture of the test split, and facts about how, for the result file."""
+    """What was found on one task: its values, one row per picture of the test split, and facts about how, for the result file.
+
+    `main`: which value the task is compared by, where that is not the one called after the task's metric.
+    """
 
     values: list[Value]
     pictures: int
     predictions: pa.Table | None
     facts: Mapping[str, Any]
+    main: str | None = None
 
 
 def classified(

@@ -50,6 +50,7 @@ class FewShotKnobs(Section):
     classifiers: tuple[Literal["logistic", "ridge"], ...] = Field(
         ("logistic", "ridge"), min_length=1, description="logistic regression, closed-form ridge regression, or both"
     )
+    fully_supervised: bool = Field(True, description="end each curve with a probe on all training pictures, as figure 7 does")
 
 
 class RetrievalKnobs(Section):

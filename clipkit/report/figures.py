@@ -181,22 +181,30 @@ def _svg(figure: Figure) -> str:
 
 
 def few_shot_figure(result: Mapping[str, Any]) -> str:
-    """Accuracy against pictures per class on a logarithmic axis, a band of the interval over draws, zero-shot as a line (CLIP figure 6)."""
+    """Scores against pictures per class on a logarithmic axis, a band of the interval over draws, zero-shot as a line (CLIP figure 6).
+
+    All training pictures are a hollow point at the end, its bar the interval of the test pictures (figure 7).
+    """
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(4.6, 3.0), layout="constrained")
         axes = figure.add_subplot()
         for classifier, curve in result["curves"].items():
             shots = [point["shots"] for point in curve]
-            low, middle, high = ([100 * point[name] for point in curve] for name in ("low", "accuracy", "high"))
+            low, middle, high = ([100 * point[name] for point in curve] for name in ("low", "score", "high"))
             axes.fill_between(shots, low, high, color=CLASSIFIERS[classifier], alpha=0.2, linewidth=0)
             axes.plot(shots, middle, color=CLASSIFIERS[classifier], marker="o", markersize=3, label=classifier)
+        for classifier, point in result["fully_supervised"].items():
+            ends = [[100 * (point["score"] - point["low"])], [100 * (point["high"] - point["score"])]]
+            place, colour = ([point["pictures_per_class"]], [100 * point["score"]]), CLASSIFIERS[classifier]
+            axes.errorbar(*place, yerr=ends, color=colour, marker="o", markersize=4, markerfacecolor="white")
         if "zero_shot" in result:
             axes.axhline(100 * result["zero_shot"], color=INK, linewidth=1, linestyle="--", label="zero-shot")
         axes.set_xscale("log", base=2)
-        axes.set_xticks(shots, [str(k) for k in shots])
+        every = sorted({point["pictures_per_class"] for point in result["fully_supervised"].values()})
+        axes.set_xticks([*shots, *every], [*(str(k) for k in shots), *(f"all\n{k:.4g}" for k in every)])
         axes.minorticks_off()
         axes.set_xlabel("pictures per class")
-        axes.set_ylabel("accuracy, %")
+        axes.set_ylabel(f"{result['metric']}, %")
         axes.set_title(result["dataset"], loc="left", fontsize=9)
         axes.legend(frameon=False)
         return _svg(figure)
