@@ -15,37 +15,32 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from clipkit import UserError
 from clipkit.dataset.shards import Pair, Shards, made_from
 from clipkit.dataset.shards.thumbnails import picture_uri
-from clipkit.evaluation.embeddings import Embeddings, Pictures, embed
+from clipkit.evaluation.embeddings import embed
 from clipkit.evaluation.metrics import top_k
 from clipkit.evaluation.shard_pictures import ShardPictures
 from clipkit.evaluation.splits import Split
 from clipkit.evaluation.suite import Suite, Task
 from clipkit.evaluation.zero_shot import Predictions, predict
-from clipkit.model.detector import Detector, Verify, load_detector
+from clipkit.model.detector import Detector, load_detector
 from clipkit.model.encoder import Encoded, Encoder
 from clipkit.model.preprocess import FORMATS
 from clipkit.overlap.effect import LEVEL, Effect, measure_effect, summarise
 from clipkit.overlap.matches import MATCH_SCHEMA, matches
-from clipkit.overlap.neighbours import NearestSearch, Neighbours
+from clipkit.overlap.neighbours import Neighbours
 from clipkit.overlap.pairs import choose_pairs, find_training_pairs
 from clipkit.overlap.review import Review, apply_review, load_review, review_path
+from clipkit.overlap.search import ROWS_PER_SHARD, Describe, Nearest, find_neighbours, nearest_of
 from clipkit.recipe import OverlapRecipe
 from clipkit.report.page import OverlapPage, ShownPair, TaskSection, write_overlap_page
 from clipkit.report.pages import one_line
 from clipkit.run import Run, replacing
 
-PAIRS_AT_ONCE = 512
 MAX_CAPTION = 300
-Describe = Callable[[Pictures], Embeddings]
-ROWS_PER_SHARD = 2**32
-"""A place is shard index x this + row."""
 
 TABLE_SCHEMA = pa.schema(
     [
@@ -73,15 +68,6 @@ class TestSet:
     def is_correct_N(self) -> NDArray[np.bool_]:
         """Whether the model's first answer was right."""
         return np.asarray(self.predicted_N == self.split.labels_N)
-
-
-@dataclass(frozen=True)
-class Nearest:
-    """The nearest training picture of each test picture. -inf, b"" and -1 without training pictures."""
-
-    similarity_N: NDArray[np.float32]
-    key_N: NDArray[np.bytes_]
-    place_N: NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -121,7 +107,7 @@ def report_overlap(
         except UserError as error:
             failed[task.name] = _told(run, task, error)
             continue
-        candidates = _neighbours(detector, described, training, describe, block_size=recipe.block_size, run=run)
+        candidates = find_neighbours(detector, described, training, describe, block_size=recipe.block_size, run=run)
         try:
             findings.append(_finding(recipe, test, candidates, review))
         except UserError as error:
@@ -159,73 +145,11 @@ def _told(run: Run, task: Task, error: UserError) -> str:
     return str(error)
 
 
-# ---------------------------------------------------------- search and verify
-
-
-def _neighbours(
-    detector: Detector, tests: Encoded, training: Sequence[ShardPictures], describe: Describe, *, block_size: int, run: Run
-) -> Neighbours:
-    """The candidates of a task's test pictures, with the similarity that decides: the verified one where the detector verifies."""
-    search = NearestSearch(detector.views(tests), detector.candidates)
-    _search(search, training, describe, block_size=block_size, run=run)
-    if detector.verify is None:
-        return search.neighbours
-    return search.neighbours._replace(similarity_NK=_verified(detector.verify, tests, search, training, describe, run=run))
-
-
-def _search(search: NearestSearch, training: Sequence[ShardPictures], describe: Describe, *, block_size: int, run: Run) -> None:
-    with run.progress("searching the training pictures", total=sum(map(len, training)), unit="pictures") as advance:
-        for index, shard in enumerate(training):
-            vectors_MD = describe(shard).projected_ND
-            for start in range(0, len(shard), block_size):
-                rows = np.arange(start, min(start + block_size, len(shard)))
-                search.add(vectors_MD[rows[0] : rows[-1] + 1], shard.keys[rows], index * ROWS_PER_SHARD + rows)
-                advance(len(rows))
-
-
-def _verified(
-    verify: Verify, tests: Encoded, search: NearestSearch, training: Sequence[ShardPictures], describe: Describe, *, run: Run
-) -> NDArray[np.float32]:
-    """Verified similarities (N, K) of the candidates, shard by shard."""
-    place_NK = search.neighbours.place_NK
-    similarity_NK = np.full_like(search.neighbours.similarity_NK, -np.inf)
-    with run.progress("verifying the candidates", total=len(training), unit="shards") as advance:
-        for index, shard in enumerate(training):
-            is_here_NK = place_NK // ROWS_PER_SHARD == index
-            if is_here_NK.any():
-                tests_P, rows_P = np.nonzero(is_here_NK)[0], place_NK[is_here_NK] % ROWS_PER_SHARD
-                views_VND = search.views_VND
-                similarity_NK[is_here_NK] = _similarity(
-                    verify, tests.features_BF, views_VND, describe(shard), tests_P=tests_P, rows_P=rows_P
-                )
-            advance(1)
-    return similarity_NK
-
-
-def _similarity(
-    verify: Verify, features_NF: Tensor, views_VND: Tensor, train: Embeddings, *, tests_P: NDArray[np.int64], rows_P: NDArray[np.int64]
-) -> NDArray[np.float32]:
-    """Verified similarities (P,) of pairs of a test picture and a training picture."""
-    parts = [np.zeros(0, np.float32)]
-    with torch.inference_mode():
-        for start in range(0, len(tests_P), PAIRS_AT_ONCE):
-            tests, rows = tests_P[start : start + PAIRS_AT_ONCE], rows_P[start : start + PAIRS_AT_ONCE]
-            view_P = torch.einsum("vpd,pd->vp", views_VND[:, tests], train.projected_ND[rows]).argmax(0)
-            parts.append(verify(features_NF[tests], train.features_NF[rows], view_P).numpy())
-    return np.concatenate(parts)
-
-
-def _nearest(candidates: Neighbours) -> Nearest:
-    """The most similar candidate of each test picture; of equally similar ones that with the smallest key."""
-    best = candidates._replace(similarity_NK=candidates.similarity_NK.round(5)).ordered(1)
-    return Nearest(best.similarity_NK[:, 0], best.key_NK[:, 0], best.place_NK[:, 0])
-
-
 # ------------------------------------------------------------------- findings
 
 
 def _finding(recipe: OverlapRecipe, test: TestSet, candidates: Neighbours, review: Review) -> Finding:
-    nearest = _nearest(candidates)
+    nearest = nearest_of(candidates)
     name = test.task.name
     decided = review.of(name)
     threshold = decided.threshold if decided.threshold is not None else recipe.thresholds.get(name, recipe.threshold)
