@@ -37,8 +37,8 @@ def clustered_share(share: float, deviation: float, *, clusters: int, count: int
     """
     answers = min(share * (1 - share) / deviation**2, float(count)) if deviation > 0 else float(clusters)
     tail, hits = (1 - confidence) / 2, share * answers
-    low = beta.ppf(tail, hits, answers - hits + 1) if hits > 0 else 0.0
-    high = beta.ppf(1 - tail, hits + 1, answers - hits) if hits < answers else 1.0
+    low = betaincinv(hits, answers - hits + 1, tail) if hits > 0 else 0.0
+    high = betaincinv(hits + 1, answers - hits, 1 - tail) if hits < answers else 1.0
     return Interval(float(low), float(high))
 
 

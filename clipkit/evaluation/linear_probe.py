@@ -219,7 +219,15 @@ def all_splits(data_root: Path, task: Task) -> dict[SplitName, Split]:
 
 
 def _probe(encoder: Encoder, task: Task, splits: Mapping[SplitName, Split], *, recipe: EvalRecipe, run: Run, cache: Path) -> Outcome:
-    """Search on validation, fit on train and validation, predict test: one task by appendix A.3."""
+    logits_NC, facts = probe_logits(encoder, task, splits, recipe=recipe, run=run, cache=cache)
+    about: dict[str, Any] = {"confidence": recipe.confidence, "seed": recipe.seed, "facts": facts, "task": task, "split": splits["test"]}
+    return classified(logits_NC, splits["test"].labels_N, **about, is_softmax=False)
+
+
+def probe_logits(
+    encoder: Encoder, task: Task, splits: Mapping[SplitName, Split], *, recipe: EvalRecipe, run: Run, cache: Path
+) -> tuple[NDArray[np.floating], Mapping[str, Any]]:
+    """Search on validation, fit on train and validation, predict test (N, C): one task by appendix A.3. And facts for the result file."""
     if task.kind == "multilabel":
         return _probe_multilabel(encoder, task, splits, recipe=recipe, run=run, cache=cache)
     labelled: dict[str, Labelled] = {}
@@ -234,14 +242,12 @@ def _probe(encoder: Encoder, task: Task, splits: Mapping[SplitName, Split], *, r
         "train_count": len(train.labels_N),
         "validation_count": len(validation.labels_N),
     }
-    logits_NC = final.logits(labelled["test"].features_NF, len(task.classes))
-    about: dict[str, Any] = {"confidence": recipe.confidence, "seed": recipe.seed, "facts": facts, "task": task, "split": splits["test"]}
-    return classified(logits_NC, labelled["test"].labels_N, **about)
+    return final.logits(labelled["test"].features_NF, len(task.classes)), facts
 
 
 def _probe_multilabel(
     encoder: Encoder, task: Task, splits: Mapping[SplitName, Split], *, recipe: EvalRecipe, run: Run, cache: Path
-) -> Outcome:
+) -> tuple[NDArray[np.floating], Mapping[str, Any]]:
     """The same for pictures of any number of classes."""
     marked: dict[str, Marked] = {}
     for name, split in splits.items():
@@ -257,9 +263,7 @@ def _probe_multilabel(
         test_NF = marked["test"].features_NF
         ways: dict[str, Any] = {**ways_of(recipe.probe), "advance": advance}
         scores_NC, facts = probe_marked(train, validation, test_NF, eleven_points=is_eleven, **ways)
-    about: dict[str, Any] = {"confidence": recipe.confidence, "seed": recipe.seed, "task": task, "split": splits["test"]}
-    about["facts"] = {"solver": recipe.probe.solver, **facts}
-    return classified(scores_NC, splits["test"].labels_N, **about, is_softmax=False)
+    return scores_NC, {"solver": recipe.probe.solver, **facts}
 
 
 def ways_of(knobs: ProbeKnobs) -> dict[str, Any]:

@@ -127,3 +127,11 @@ class OverlapRecipe(Section):
     precision: Literal["auto", "bf16", "fp32"] = Field("auto", description="arithmetic of the encoder; auto: bf16 where the device has it")
     confidence: float = Field(0.995, gt=0, lt=1, description="confidence of the Clopper-Pearson interval (CLIP section 5: 99.5%)")
     pairs_shown: int = Field(60, ge=1, le=1_000, description="pairs per task shown side by side on the page")
+    scores: tuple[Literal["zero-shot", "probe", "retrieval"], ...] = Field(
+        ("zero-shot",),
+        min_length=1,
+        max_length=3,
+        description="what is compared, the leading one first: zero-shot by the task's metric (the paper), a linear probe, retrieval; "
+        "each task takes those that suit its kind",
+    )
+    probe: ProbeKnobs = Field(ProbeKnobs(), description="linear probe, where `scores` has it")
