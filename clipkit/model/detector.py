@@ -95,17 +95,25 @@ class CosineDetector:
         """The pictures as they are: (1, N, D)."""
         return described.projected_BD[None]
 
+    def with_background(self, background_KD: Tensor, *, source: str) -> "CosineDetector":
+        """The same detector with these unit vectors for score normalisation, weighted as its own were. Raises UserError for too few."""
+        weight, nearest = (norm.weight, norm.nearest) if (norm := self.score_norm) else (WEIGHT, NEAREST)
+        threshold = self.threshold._replace(measured_on=f"{self.threshold.measured_on} (not with the background `{source}`)")
+        norm = ScoreNorm(background_KD, weight=weight, nearest=nearest, source=source)
+        return CosineDetector(self.encoder, threshold=threshold, score_norm=norm)
+
 
 HASHED_THRESHOLDS = {
     "phash": Threshold(
         1 - 2 * 4 / 64,
-        "4 bits of 64: at most 1 in 700 pictures of Fashion-MNIST, MNIST and Tux Paint is that near one of CIFAR-10's 50,000 (at the usual "
-        "10 bits 1 in 18 to 1 in 9), of stamps stored again as JPEG of quality 30 or at half size 96% are found, cropped by 5% at two sides 5%",
+        "4 bits of 64: at most 1 in 700 pictures of Fashion-MNIST, MNIST and Tux Paint is that near one of CIFAR-10's 50,000 (at the "
+        "usual 10 bits 1 in 18 to 1 in 9), of stamps stored again as JPEG of quality 30 or at half size 96% are found, with two sides cropped "
+        "by 5% 5%",
     ),
     "dhash": Threshold(
         1 - 2 * 2 / 64,
         "2 bits of 64: at most 1 in 3,000 pictures of Fashion-MNIST, MNIST and Tux Paint is that near one of CIFAR-10's 50,000 (at 10 bits "
-        "1 in 33 to 1 in 3), of stamps stored again as JPEG of quality 30 83% are found, at half size 63%, cropped by 5% at two sides 2%",
+        "1 in 33 to 1 in 3), of stamps stored again as JPEG of quality 30 83% are found, at half size 63%, with two sides cropped by 5% 2%",
     ),
 }
 SSCD = Threshold(0.75, "DISC, by its authors: pairs above it are copies with 90% precision; without score normalisation")

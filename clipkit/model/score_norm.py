@@ -49,8 +49,12 @@ class ScoreNorm:
 
     def taken_off(self, vectors_ND: Tensor) -> Tensor:
         """What to subtract from every similarity of N test pictures with these unit vectors: (N,), float32."""
-        parts = [(rows_BD @ self.background_KD.T).topk(self.nearest, dim=1).values.mean(1) for rows_BD in vectors_ND.float().split(AT_ONCE)]
-        return self.weight * torch.cat(parts) if len(vectors_ND) else torch.zeros(0)
+        taken_N = torch.zeros(len(vectors_ND))
+        for start in range(0, len(vectors_ND), AT_ONCE):
+            rows = slice(start, start + AT_ONCE)
+            likeness_BK = vectors_ND[rows].float() @ self.background_KD.T
+            taken_N[rows] = self.weight * likeness_BK.topk(self.nearest, dim=1).values.mean(1)
+        return taken_N
 
     @cached_property
     def fingerprint(self) -> str:

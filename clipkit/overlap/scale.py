@@ -15,7 +15,6 @@ from clipkit.evaluation.embeddings import Embeddings, Pictures
 from clipkit.evaluation.shard_pictures import ShardPictures
 from clipkit.model.detector import CosineDetector, Detector
 from clipkit.model.encoder import Encoded
-from clipkit.model.score_norm import NEAREST, WEIGHT, ScoreNorm
 from clipkit.overlap.neighbours import Neighbours
 from clipkit.recipe import OverlapRecipe
 
@@ -36,13 +35,7 @@ def with_background(recipe: OverlapRecipe, detector: Detector, shards: Shards, d
             f"background `{recipe.background}` is the training shards, in which the copies are: give shards of pictures that are no copies"
         )
     vectors_KD = _first_vectors(background, recipe.background_pictures, describe)
-    weight, nearest = (norm.weight, norm.nearest) if (norm := detector.score_norm) else (WEIGHT, NEAREST)
-    note = f"{detector.threshold.measured_on} (not with the background `{recipe.background}`)"
-    return CosineDetector(
-        detector.encoder,
-        threshold=detector.threshold._replace(measured_on=note),
-        score_norm=ScoreNorm(vectors_KD, weight=weight, nearest=nearest, source=recipe.background),
-    )
+    return detector.with_background(vectors_KD, source=recipe.background)
 
 
 def _first_vectors(background: Shards, most: int, describe: Callable[[Pictures], Embeddings]) -> Tensor:
