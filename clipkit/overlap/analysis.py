@@ -32,6 +32,7 @@ from clipkit.overlap.matches import MATCH_SCHEMA, matches
 from clipkit.overlap.neighbours import Neighbours
 from clipkit.overlap.pairs import choose_pairs, find_training_pairs
 from clipkit.overlap.review import Review, apply_review, load_review, review_path
+from clipkit.overlap.scale import detector_facts, normalised, threshold_of, with_background
 from clipkit.overlap.search import ROWS_PER_SHARD, Describe, Nearest, find_neighbours, nearest_of
 from clipkit.overlap.test_sets import TestSet, check_asked, read_test_set
 from clipkit.overlap.together import rows_together, summary_of
@@ -90,6 +91,7 @@ def report_overlap(
     detector = load_detector(recipe.detector, precision=recipe.precision)
     knobs: dict[str, Any] = {"cache": cache, "run": run, "batch_size": recipe.batch_size, "workers": recipe.workers}
     describe: Describe = partial(embed, detector.encoder, **knobs)
+    detector = with_background(recipe, detector, shards, describe)
     training = [ShardPictures(shards, shard) for shard in shards.shards]
     findings, failed = [], {}
     for task in suite.tasks:  # One at a time: the many views of its pictures take much memory.
@@ -100,8 +102,9 @@ def report_overlap(
             failed[task.name] = _told(run, task, error)
             continue
         candidates = find_neighbours(detector, described, training, describe, block_size=recipe.block_size, run=run)
+        candidates = normalised(candidates, detector, described)
         try:
-            findings.append(_finding(recipe, test, candidates, review))
+            findings.append(_finding(recipe, detector, test, candidates, review))
         except UserError as error:
             failed[task.name] = _told(run, task, error)
     findings = _with_rows(findings)
@@ -124,11 +127,11 @@ def _told(run: Run, task: Task, error: UserError) -> str:
 # ------------------------------------------------------------------- findings
 
 
-def _finding(recipe: OverlapRecipe, test: TestSet, candidates: Neighbours, review: Review) -> Finding:
+def _finding(recipe: OverlapRecipe, detector: Detector, test: TestSet, candidates: Neighbours, review: Review) -> Finding:
     nearest = nearest_of(candidates)
     name = test.task.name
     decided = review.of(name)
-    threshold = decided.threshold if decided.threshold is not None else recipe.thresholds.get(name, recipe.threshold)
+    threshold = decided.threshold if decided.threshold is not None else threshold_of(recipe, detector, name)
     apply_review(nearest.similarity_N, threshold=threshold, review=decided, task=name)  # refuses verdicts on pictures that are not there
     parts = Parts(judged(nearest.similarity_N, decided.verdicts), threshold, test.is_blank_N)
     compared = tuple(compare(answers, parts, confidence=recipe.confidence, seed=recipe.seed) for answers in test.answers)
@@ -169,7 +172,7 @@ def _report(
         "command": "overlap-report",
         "model": encoder.name,
         "precision": encoder.precision,
-        "detector": detector.encoder.name,
+        **detector_facts(recipe, detector),
         "suite": suite.name,
         "page": str(run.path / "overlap.html"),
         "confidence": recipe.confidence,

@@ -108,13 +108,15 @@ class OverlapRecipe(Section):
     seed: int = Field(0, ge=0, lt=2**63, description="seed of the pairs that are shown")
     detector: str = Field(
         "pixels",
-        description="what two pictures are compared by: `pixels` (the built-in near-duplicate descriptor) or a model as --model takes it",
+        description="what two pictures are compared by: `pixels` (no training), `duplicates` (the shipped trained detector), `phash`, "
+        "`dhash`, `sscd:FILE`, or a model as --model takes it",
     )
-    threshold: float = Field(
-        0.85,
+    threshold: float | None = Field(
+        None,
         ge=-1,
         le=1,
-        description="similarity from which a test picture counts as overlap; `pixels`: 0.8 to 0.85 suits photographs, 0.89 flat drawings",
+        description="similarity from which a test picture counts as overlap; unset: what was measured for the detector. "
+        "`pixels` (0.85): 0.8 to 0.85 suits photographs, 0.89 flat drawings",
     )
     thresholds: Mapping[str, float] = Field({}, description="task name = threshold, where a task needs its own")
     review: str | None = Field(
@@ -135,3 +137,9 @@ class OverlapRecipe(Section):
         "each task takes those that suit its kind",
     )
     probe: ProbeKnobs = Field(ProbeKnobs(), description="linear probe, where `scores` has it")
+    background: str | None = Field(
+        None,
+        description="shards of pictures that are no copies of test pictures: likeness to them is taken off every similarity "
+        "(score normalisation, SSCD); unset: the background that came with the detector, if any",
+    )
+    background_pictures: int = Field(10_000, ge=1, le=100_000, description="pictures of `background` that are used, from its first on")
