@@ -16,6 +16,7 @@ from clipkit.cli.options import (
     SetOption,
     SuiteOption,
     cache_dir,
+    detector_identity,
     exit_for_failures,
     identity,
     show,
@@ -56,7 +57,9 @@ def overlap_report(
     from clipkit.report.review_page import REVIEW_PAGE
 
     tasks, shards = load_suite(suite), Shards.open(train)
-    inputs = {**identity(model, tasks, data), "train": shards.fingerprint}
+    inputs = {**identity(model, tasks, data), "train": shards.fingerprint, **detector_identity(knobs.detector)}
+    if knobs.background is not None:
+        inputs["background"] = Shards.open(Path(knobs.background)).fingerprint
     with Run.open(out, command="overlap-report", recipe=knobs, inputs=inputs, quiet=quiet) as run:
         # Verdicts written after the report was finished call for a new one; everything but the comparison comes from the cache.
         reviewed, page = fingerprint(review_path(out, knobs.review)), out / REVIEW_PAGE

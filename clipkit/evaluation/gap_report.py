@@ -17,7 +17,7 @@ from clipkit import UserError
 from clipkit.dataset.shards import Pair, Shards
 from clipkit.evaluation import modality_gap as measure
 from clipkit.evaluation.embeddings import Pictures, embed
-from clipkit.evaluation.intervals import clopper_pearson
+from clipkit.evaluation.intervals import clustered_share
 from clipkit.evaluation.splits import Split
 from clipkit.model.encoder import Encoder
 from clipkit.recipe import EvalRecipe
@@ -25,6 +25,8 @@ from clipkit.run import Run, replacing
 
 FEWEST = 10
 """Pairs below which nothing is said."""
+
+READ_AT_ONCE = 256
 
 Draws = Mapping[str, NDArray[np.float64]]
 POINT_SCHEMA = pa.schema(
@@ -38,6 +40,15 @@ class Pairs(NamedTuple):
 
     pictures: Pictures
     texts: Sequence[str]
+
+    def which(self) -> NDArray[np.int64]:
+        """The picture of each pair, from 0 on: pairs whose files have the same bytes have one picture."""
+        known: dict[bytes, int] = {}
+        count, found = len(self.pictures), []
+        for start in range(0, count, READ_AT_ONCE):
+            for data in self.pictures.read(start, min(start + READ_AT_ONCE, count)):
+                found.append(known.setdefault(hashlib.sha256(data).digest(), len(known)))
+        return np.array(found, np.int64)
 
 
 class DrawnPictures:
@@ -55,7 +66,7 @@ class DrawnPictures:
         return sum(map(len, self._rows.values()))
 
     @cached_property
-    def content_hash(self) -> str:
+    def pictures_hash(self) -> str:
         """Of the tars' own hashes, which are checked, and the rows."""
         digest = hashlib.sha256()
         for number, rows in self._rows.items():
@@ -113,6 +124,7 @@ def report_gap(
     """
     sections: list[dict[str, Any]] = []
     failed: dict[str, str] = {}
+    picture_N = _different(pairs)
     first: tuple[str, Draws, Mapping[str, float]] | None = None
     points: list[pa.Table] = []
     for name, load in models.items():
@@ -121,8 +133,8 @@ def report_gap(
         except UserError as error:
             failed[name] = str(error)
             continue
-        values, drawn = _measured(image_ND, text_ND, recipe)
-        section = _section(name, values, drawn, image_ND, text_ND, scale, recipe=recipe, run=run)
+        values, drawn = _measured(image_ND, text_ND, picture_N, recipe)
+        section = _section(name, values, drawn, image_ND, text_ND, picture_N, scale, recipe=recipe, run=run)
         if first is not None:
             section["differences"] = _differences(first, values, drawn, recipe.confidence)
         first = first or (name, drawn, values)
@@ -131,8 +143,22 @@ def report_gap(
     if points:
         with replacing(run.path / "points.parquet") as temporary:
             pq.write_table(pa.concat_tables([POINT_SCHEMA.empty_table(), *points]), temporary)
-    about = {"source": source, "pairs": len(pairs.texts), "confidence": recipe.confidence, "seed": recipe.seed}
+    about = {
+        "source": source,
+        "pairs": len(pairs.texts),
+        "pictures": int(picture_N.max()) + 1,
+        "confidence": recipe.confidence,
+        "seed": recipe.seed,
+    }
     return {"command": "eval modality-gap", **about, "models": sections, "failed": failed}
+
+
+def _different(pairs: Pairs) -> NDArray[np.int64]:
+    """The picture of each pair. Raises UserError where there are hardly two."""
+    picture_N = pairs.which()
+    if (pictures := int(picture_N.max()) + 1) < FEWEST:
+        raise UserError(f"the {len(picture_N)} pairs have {pictures} different pictures: the gap is measured on {FEWEST} or more")
+    return picture_N
 
 
 def _chosen(total: int, count: int, seed: int) -> NDArray[np.int64]:
@@ -151,9 +177,11 @@ def _encoded(encoder: Encoder, pairs: Pairs, *, recipe: EvalRecipe, run: Run, ca
     return image_ND, text_ND, encoder.logit_scale
 
 
-def _measured(image_ND: Tensor, text_ND: Tensor, recipe: EvalRecipe) -> tuple[dict[str, float], dict[str, NDArray[np.float64]]]:
+def _measured(
+    image_ND: Tensor, text_ND: Tensor, picture_N: NDArray[np.int64], recipe: EvalRecipe
+) -> tuple[dict[str, float], dict[str, NDArray[np.float64]]]:
     """The values, and the same of each bootstrap draw."""
-    drawn_RN = measure.draws(len(image_ND), resamples=recipe.modality_gap.resamples, seed=recipe.seed)
+    drawn_RN = measure.draws(picture_N, resamples=recipe.modality_gap.resamples, seed=recipe.seed)
     cosine_N = (image_ND.double() * text_ND.double()).sum(dim=1).numpy()
     values = {
         "gap": measure.gap(image_ND, text_ND),
@@ -163,7 +191,7 @@ def _measured(image_ND: Tensor, text_ND: Tensor, recipe: EvalRecipe) -> tuple[di
     }
     drawn = {
         "gap": measure.drawn_gaps(image_ND, text_ND, drawn_RN),
-        "alignment": drawn_RN @ cosine_N / len(cosine_N),
+        "alignment": measure.drawn_means(cosine_N, drawn_RN),
         "image uniformity": measure.drawn_uniformities(image_ND, drawn_RN),
         "text uniformity": measure.drawn_uniformities(text_ND, drawn_RN),
     }
@@ -176,6 +204,7 @@ def _section(
     drawn: Draws,
     image_ND: Tensor,
     text_ND: Tensor,
+    picture_N: NDArray[np.int64],
     scale: float,
     *,
     recipe: EvalRecipe,
@@ -183,13 +212,11 @@ def _section(
 ) -> dict[str, Any]:
     knobs = recipe.modality_gap
     scores = [_score(metric, value, drawn[metric], recipe.confidence) for metric, value in values.items()]
-    is_right_M = measure.separability(image_ND, text_ND, folds=min(knobs.folds, len(image_ND)), seed=recipe.seed)
-    exact = clopper_pearson(int(is_right_M.sum()), len(is_right_M), recipe.confidence)
-    scores.append({"metric": "separability", "value": float(is_right_M.mean()), "low": exact.low, "high": exact.high})
+    scores.append(_separability(image_ND, text_ND, picture_N, recipe))
     curve = []
     with run.progress(f"shifting {name}", total=len(knobs.shifts), unit="steps") as advance:
         for shift in knobs.shifts:
-            curve.append(_step(measure.gap_shift(image_ND, text_ND, shift, logit_scale=scale), recipe))
+            curve.append(_step(measure.gap_shift(image_ND, text_ND, shift, logit_scale=scale), picture_N, recipe))
             advance(1)
     return {"model": name, "logit_scale": scale, "scores": scores, "shift": curve, "axes": measure.plane(image_ND, text_ND)[2]}
 
@@ -199,12 +226,23 @@ def _score(metric: str, value: float, drawn_R: NDArray[np.float64], confidence: 
     return {"metric": metric, "value": value, "low": low, "high": high}
 
 
-def _step(step: measure.Step, recipe: EvalRecipe) -> dict[str, Any]:
-    """The pairs are drawn again, what they are compared with stays."""
-    drawn_RN = measure.draws(len(step.losses_N), resamples=recipe.modality_gap.resamples, seed=recipe.seed)
+def _separability(image_ND: Tensor, text_ND: Tensor, picture_N: NDArray[np.int64], recipe: EvalRecipe) -> dict[str, Any]:
+    """With an interval over pictures: a picture and its texts are told apart together or not at all."""
+    knobs, pictures = recipe.modality_gap, int(picture_N.max()) + 1
+    is_right_M = measure.separability(image_ND, text_ND, folds=min(knobs.folds, pictures), seed=recipe.seed, picture_N=picture_N)
+    drawn_RN = measure.draws(picture_N, resamples=knobs.resamples, seed=recipe.seed)
+    deviation = float(measure.drawn_means(is_right_M.reshape(2, -1).mean(axis=0), drawn_RN).std())
+    share, count = float(is_right_M.mean()), len(is_right_M)
+    low, high = clustered_share(share, deviation, clusters=pictures, count=count, confidence=recipe.confidence)
+    return {"metric": "separability", "value": share, "low": low, "high": high}
+
+
+def _step(step: measure.Step, picture_N: NDArray[np.int64], recipe: EvalRecipe) -> dict[str, Any]:
+    """Pictures are drawn again with their pairs, what they are compared with stays."""
+    drawn_RN = measure.draws(picture_N, resamples=recipe.modality_gap.resamples, seed=recipe.seed)
     told: dict[str, Any] = {"shift": step.shift, "gap": step.gap}
     for metric, value_N in (("loss", step.losses_N), ("image to text R@1", step.image_hits_N), ("text to image R@1", step.text_hits_N)):
-        drawn_R = drawn_RN @ value_N.astype(np.float64) / len(value_N)
+        drawn_R = measure.drawn_means(value_N, drawn_RN)
         told[metric] = {
             key: value for key, value in _score(metric, float(value_N.mean()), drawn_R, recipe.confidence).items() if key != "metric"
         }

@@ -2,7 +2,6 @@
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import rankdata
 
 Floats = NDArray[np.floating]
 Labels = NDArray[np.int64]
@@ -56,7 +55,9 @@ def roc_auc(scores_N: Floats, is_positive_N: NDArray[np.bool_]) -> float:
     negatives = len(is_positive_N) - positives
     if positives == 0 or negatives == 0:
         raise ValueError("ROC AUC needs positives and negatives")
-    rank_sum = rankdata(scores_N)[is_positive_N].sum()
+    _, value_N, count_V = np.unique(scores_N, return_inverse=True, return_counts=True)
+    rank_V = np.cumsum(count_V) - (count_V - 1) / 2  # equal scores share the mean of their ranks
+    rank_sum = rank_V[value_N][is_positive_N].sum()
     return float((rank_sum - positives * (positives + 1) / 2) / (positives * negatives))
 
 

@@ -5,11 +5,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import binomtest
 
 from clipkit.evaluation.class_texts import NAMES, ONE
 from clipkit.evaluation.metrics import top_k_hits
 from clipkit.evaluation.resampling import mean_interval
+from clipkit.evaluation.significance import mcnemar
 from clipkit.evaluation.suite import Task
 
 
@@ -32,8 +32,6 @@ def template_gains(
 
 def paired_gain(before_N: NDArray[np.bool_], after_N: NDArray[np.bool_], *, confidence: float, seed: int) -> dict[str, float]:
     """The gain in accuracy, its bootstrap interval over pictures, and the exact two-sided p of McNemar's test."""
-    won, lost = int((after_N & ~before_N).sum()), int((before_N & ~after_N).sum())
     changes_N = after_N.astype(float) - before_N
     interval = mean_interval(changes_N, confidence=confidence, seed=seed)
-    p = binomtest(won, won + lost).pvalue if won + lost else 1.0
-    return {"gain": float(changes_N.mean()), "low": interval.low, "high": interval.high, "p": float(p)}
+    return {"gain": float(changes_N.mean()), "low": interval.low, "high": interval.high, "p": mcnemar(before_N, after_N)}

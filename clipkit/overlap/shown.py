@@ -12,16 +12,16 @@ from clipkit.dataset.shards import Pair, Shards
 from clipkit.dataset.shards.thumbnails import picture_uri
 from clipkit.evaluation.splits import Split
 from clipkit.model.preprocess import FORMATS
+from clipkit.overlap.answers import Answers
+from clipkit.overlap.comparison import Parts
 from clipkit.overlap.pairs import choose_for_review, choose_pairs, find_training_pairs
 from clipkit.overlap.review import Verdict
+from clipkit.overlap.search import ROWS_PER_SHARD
 from clipkit.report.page import ShownPair, TaskSection
 from clipkit.report.pages import one_line
 from clipkit.report.review_page import MAX_PICTURE_CHARACTERS, ReviewTask
 
-__all__ = ["ROWS_PER_SHARD", "Compared", "plain_sections", "review_tasks"]
-
-ROWS_PER_SHARD = 2**32
-"""A place is shard index x this + row."""
+__all__ = ["Compared", "live_hits", "plain_sections", "review_tasks"]
 
 MAX_CAPTION = 300
 Show = Callable[["Compared", int], ShownPair]
@@ -33,9 +33,11 @@ class Compared:
 
     row: Mapping[str, Any]  # its row of the report
     split: Split
-    classes: Sequence[str]
-    predicted_N: NDArray[np.int64]
+    label: Callable[[int], str]  # what a test picture is
+    said: Callable[[int], str]  # what the model took it for
     is_correct_N: NDArray[np.bool_]
+    hits_N: NDArray[np.bool_]  # what is counted while the threshold moves
+    note: str  # where the report scores by something else
     similarity_N: NDArray[np.float32]
     place_N: NDArray[np.int64]
     is_overlap_N: NDArray[np.bool_]
@@ -43,6 +45,21 @@ class Compared:
     default_threshold: float  # the recipe's
     verdicts: Mapping[int, Verdict]
     pairs: str  # `pairs_fingerprint`
+
+
+def live_hits(answers: Answers, parts: Parts) -> tuple[NDArray[np.bool_], str]:
+    """Which pictures (N) count as right while a threshold moves, and a sentence where the report will say something else.
+
+    The report's own score where that is a share of right pictures. No other metric is computed in a browser, and retrieval asks another
+    question at every threshold: there, first answers that are right stand in.
+    """
+    hits_N = answers.of(parts.similarity_N)(parts.threshold).hits_N
+    if hits_N is not None and answers.predicted_N is not None:
+        return hits_N, ""
+    return answers.is_correct_N, (
+        f"The report compares {answers.asked} by {answers.metric}. The accuracies here are shares of right first answers instead: "
+        "counts, share and precision are those of the next report, scores, p and interval are not."
+    )
 
 
 def plain_sections(tasks: Sequence[Compared], shards: Shards, *, shown: int, seed: int) -> list[TaskSection]:
@@ -95,7 +112,8 @@ def _review_task(task: Compared, pairs: Sequence[ShownPair]) -> ReviewTask:
         default_threshold=task.default_threshold,
         verdicts=task.verdicts,
         similarity_N=task.similarity_N,
-        is_correct_N=task.is_correct_N,
+        is_correct_N=task.hits_N,
+        note=task.note,
         pairs=sorted(pairs, key=lambda pair: (-pair.similarity, pair.test_index)),
     )
 
@@ -123,7 +141,7 @@ def _shown(shards: Shards, training: Mapping[tuple[int, int], tuple[Pair, str]],
         caption=one_line(pair.text, MAX_CAPTION),
         key=pair.key,
         shard=shards.shards[place[0]].name,
-        label=task.classes[int(task.split.labels_N[index])],
-        predicted=task.classes[int(task.predicted_N[index])],
+        label=one_line(task.label(index), MAX_CAPTION),
+        predicted=one_line(task.said(index), MAX_CAPTION),
         is_correct=bool(task.is_correct_N[index]),
     )

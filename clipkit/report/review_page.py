@@ -47,6 +47,7 @@ class ReviewTask:
     similarity_N: "NDArray[np.float32]"  # -inf without a neighbour
     is_correct_N: "NDArray[np.bool_]"
     pairs: Sequence[ShownPair]
+    note: str = ""  # where the report scores by something else than right answers
 
 
 @dataclass(frozen=True)
@@ -116,6 +117,7 @@ def _task(task: ReviewTask) -> dict[str, Any]:
     return {
         "task": task.task,
         "title": task.title,
+        "note": task.note,
         "report": task.report,
         "threshold": task.threshold,
         "default_threshold": task.default_threshold,
@@ -127,7 +129,7 @@ def _task(task: ReviewTask) -> dict[str, Any]:
 
 
 def _pair(pair: ShownPair) -> dict[str, Any]:
-    names = ("caption", "key", "shard", "label", "predicted", "test_picture", "train_picture")
+    names = ("caption", "key", "shard", "label", "predicted", "is_correct", "test_picture", "train_picture")
     return {"index": pair.test_index, **{name: getattr(pair, name) for name in names}}
 
 

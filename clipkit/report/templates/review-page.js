@@ -46,7 +46,7 @@
     at("recall-of").textContent = judged.duplicates
       ? `${judged.duplicatesAbove} of ${judged.duplicates} judged duplicates`
       : "no duplicate judged";
-    at("note").textContent = note(found);
+    at("note").textContent = [current.note, note(found)].join(" ").trim();
     drawRow(current, found);
   }
 
@@ -192,9 +192,8 @@
       find("train").src = pair.train_picture;
       find("train").alt = `training picture: ${pair.caption}`;
       find("similarity").textContent = current.similarity[pair.index].toFixed(3);
-      const isRight = current.correct[pair.index] === 1;
-      find("answer").classList.add(isRight ? "right" : "wrong");
-      find("answer").textContent = isRight ? `✓ right: ${pair.label}` : `✗ wrong: ${pair.label}, taken for ${pair.predicted}`;
+      find("answer").classList.add(pair.is_correct ? "right" : "wrong");
+      find("answer").textContent = pair.is_correct ? `✓ right: ${pair.label}` : `✗ wrong: ${pair.label}, taken for ${pair.predicted}`;
       find("caption").textContent = pair.caption || "(no caption)";
       find("key").textContent = `${pair.shard} · ${pair.key}`;
       for (const verdict of ["duplicate", "different"]) {

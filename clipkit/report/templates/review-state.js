@@ -23,6 +23,7 @@ const State = (() => {
     return {
       name: given.task,
       title: given.title,
+      note: given.note,
       report: given.report,
       pairs: given.pairs,
       similarity,

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import scipy.io
 
 from clipkit import UserError
 from clipkit.evaluation.splits.arrays import netpbm
@@ -24,6 +23,8 @@ NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight
 
 def mat(path: Path, name: str, asked: Asked) -> Any:
     """A variable of a .mat file: numbers, texts and plain structs alone. Raises UserError for whatever else a file may hold."""
+    import scipy.io  # here: few layouts need it, and it takes a third of a second
+
     refuse_escape(path, asked.root)
     try:
         if path.stat().st_size > MAX_MAT_BYTES:
