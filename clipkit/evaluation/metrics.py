@@ -5,11 +5,25 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.floating]
 Labels = NDArray[np.int64]
+ROWS_AT_ONCE = 4_096
 
 
 def top_k(logits_NC: Floats, k: int) -> Labels:
     """The k classes with the greatest logits, best first (N, k). Of equal logits the class with the smaller index comes first."""
-    return np.argsort(-logits_NC, axis=1, kind="stable")[:, :k]
+    parts = [_top_k(logits_NC[start : start + ROWS_AT_ONCE], k) for start in range(0, len(logits_NC), ROWS_AT_ONCE)]
+    return np.concatenate(parts) if parts else np.zeros((0, min(k, logits_NC.shape[1])), np.int64)
+
+
+def _top_k(logits_BC: Floats, k: int) -> Labels:
+    """Not all classes are sorted, but where others equal the last of the first k."""
+    if k >= logits_BC.shape[1]:
+        return np.argsort(-logits_BC, axis=1, kind="stable")
+    chosen_BK = np.sort(np.argpartition(-logits_BC, k - 1, axis=1)[:, :k], axis=1)
+    best_BK = np.take_along_axis(logits_BC, chosen_BK, axis=1)
+    found_BK = np.take_along_axis(chosen_BK, np.argsort(-best_BK, axis=1, kind="stable"), axis=1)
+    is_open_B = (logits_BC >= best_BK.min(axis=1, keepdims=True)).sum(axis=1) != k
+    found_BK[is_open_B] = np.argsort(-logits_BC[is_open_B], axis=1, kind="stable")[:, :k]
+    return found_BK
 
 
 def top_k_hits(logits_NC: Floats, labels_N: Labels, k: int) -> NDArray[np.bool_]:

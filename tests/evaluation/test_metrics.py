@@ -38,6 +38,19 @@ def test_of_equal_logits_the_smaller_class_comes_first() -> None:
     assert top_k_hits(np.zeros((3, 3)), np.array([0, 1, 2]), 1).tolist() == [True, False, False]
 
 
+@given(SEEDS, st.integers(1, 9), st.sampled_from([2, 40]))
+def test_the_first_k_are_those_of_a_whole_stable_sort(seed: int, k: int, kinds: int) -> None:
+    logits_NC = np.random.default_rng(seed).integers(0, kinds, (50, 8)).astype(np.float32)
+    logits_NC[:, 3:5] = -np.inf  # classes that a probe was never shown
+    assert (top_k(logits_NC, k) == np.argsort(-logits_NC, axis=1, kind="stable")[:, :k]).all()
+
+
+def test_pictures_beyond_a_block_are_ranked_too() -> None:
+    logits_NC = np.random.default_rng(0).normal(size=(10_000, 7))
+    assert (top_k(logits_NC, 2) == np.argsort(-logits_NC, axis=1)[:, :2]).all()
+    assert top_k(logits_NC[:0], 9).shape == (0, 7)
+
+
 @given(SEEDS)
 def test_mean_per_class_recall_is_scikit_learns_balanced_accuracy(seed: int) -> None:
     random = np.random.default_rng(seed)
