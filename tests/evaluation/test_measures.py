@@ -192,6 +192,24 @@ def test_the_interval_of_a_mean_over_small_classes_covers_as_often_as_it_says(pi
     assert 0.92 <= covered / 300 <= 0.98
 
 
+def test_of_pictures_that_are_all_right_the_interval_of_a_mean_over_classes_is_exact() -> None:
+    equal_N = np.arange(60) % 3
+    assert recall_interval(equal_N >= 0, equal_N, confidence=0.9, seed=0) == pytest.approx(clopper_pearson(60, 60, 0.9))
+    assert recall_interval(equal_N < 0, equal_N, confidence=0.9, seed=0) == pytest.approx(clopper_pearson(0, 60, 0.9))
+    # Of unequal classes the low end is the least mean of shares at which all are right with the chance of 5%: found on a grid too.
+    unequal_N = np.repeat([0, 1], [4, 20])
+    one_G = np.linspace(1e-6, 1, 100_001)
+    other_G = np.minimum((0.05 / one_G**4) ** (1 / 20), 1)
+    least = ((one_G + other_G) / 2)[one_G**4 >= 0.05].min()
+    assert recall_interval(unequal_N >= 0, unequal_N, confidence=0.9, seed=0) == pytest.approx((least, 1), abs=1e-5)
+
+
+def test_the_interval_of_roc_auc_of_classes_that_are_wholly_apart_is_that_of_separate_pairs() -> None:
+    scores_N, is_positive_N = np.arange(10.0), np.arange(10) >= 7
+    assert roc_auc_interval(scores_N, is_positive_N, confidence=0.95, seed=0) == clopper_pearson(3, 3, 0.95)
+    assert roc_auc_interval(-scores_N, is_positive_N, confidence=0.95, seed=0) == clopper_pearson(0, 3, 0.95)
+
+
 def test_intervals_of_fifty_thousand_pictures_take_seconds() -> None:
     labels_N = np.arange(50_000) % 1_000
     said_N = np.where(np.random.default_rng(0).random(50_000) < 0.6, labels_N, np.random.default_rng(1).integers(0, 1_000, 50_000))
