@@ -57,7 +57,7 @@ def _least_share_sum(counts_C: Counts, chance: float) -> float:
         return 0.0
 
     def shares(log_scale: float) -> Floats:
-        return np.minimum(counts_C * np.exp(log_scale), 1.0)
+        return np.asarray(np.minimum(counts_C * np.exp(log_scale), 1.0))
 
     low, high = np.log(chance) / counts_C.sum() - np.log(counts_C.max()), -np.log(counts_C.min())
     for _ in range(60):
