@@ -25,6 +25,8 @@ from clipkit.run import Run, replacing
 
 FEWEST = 10
 """Pairs below which nothing is said."""
+MOST_CELLS = 100_000_000
+"""Draws x pairs: 800 MB."""
 
 Draws = Mapping[str, NDArray[np.float64]]
 POINT_SCHEMA = pa.schema(
@@ -115,14 +117,15 @@ def report_gap(
     failed: dict[str, str] = {}
     first: tuple[str, Draws, Mapping[str, float]] | None = None
     points: list[pa.Table] = []
+    drawn_RN = _draws(len(pairs.texts), recipe)
     for name, load in models.items():
         try:
             image_ND, text_ND, scale = _encoded(load(), pairs, recipe=recipe, run=run, cache=cache)
         except UserError as error:
             failed[name] = str(error)
             continue
-        values, drawn = _measured(image_ND, text_ND, recipe)
-        section = _section(name, values, drawn, image_ND, text_ND, scale, recipe=recipe, run=run)
+        values, drawn = _measured(image_ND, text_ND, drawn_RN)
+        section = _section(name, values, drawn, image_ND, text_ND, scale, recipe=recipe, run=run, drawn_RN=drawn_RN)
         if first is not None:
             section["differences"] = _differences(first, values, drawn, recipe.confidence)
         first = first or (name, drawn, values)
@@ -151,9 +154,18 @@ def _encoded(encoder: Encoder, pairs: Pairs, *, recipe: EvalRecipe, run: Run, ca
     return image_ND, text_ND, encoder.logit_scale
 
 
-def _measured(image_ND: Tensor, text_ND: Tensor, recipe: EvalRecipe) -> tuple[dict[str, float], dict[str, NDArray[np.float64]]]:
+def _draws(pairs: int, recipe: EvalRecipe) -> NDArray[np.float64]:
+    """The same for every model and every shift."""
+    resamples = recipe.modality_gap.resamples
+    if pairs * resamples > MOST_CELLS:
+        raise UserError(
+            f"{resamples:,} draws of {pairs:,} pairs are over {MOST_CELLS:,} numbers: lower `modality_gap.resamples` or `.pairs`"
+        )
+    return measure.draws(pairs, resamples=resamples, seed=recipe.seed)
+
+
+def _measured(image_ND: Tensor, text_ND: Tensor, drawn_RN: NDArray[np.float64]) -> tuple[dict[str, float], dict[str, NDArray[np.float64]]]:
     """The values, and the same of each bootstrap draw."""
-    drawn_RN = measure.draws(len(image_ND), resamples=recipe.modality_gap.resamples, seed=recipe.seed)
     cosine_N = (image_ND.double() * text_ND.double()).sum(dim=1).numpy()
     values = {
         "gap": measure.gap(image_ND, text_ND),
@@ -180,6 +192,7 @@ def _section(
     *,
     recipe: EvalRecipe,
     run: Run,
+    drawn_RN: NDArray[np.float64],
 ) -> dict[str, Any]:
     knobs = recipe.modality_gap
     scores = [_score(metric, value, drawn[metric], recipe.confidence) for metric, value in values.items()]
@@ -189,7 +202,7 @@ def _section(
     curve = []
     with run.progress(f"shifting {name}", total=len(knobs.shifts), unit="steps") as advance:
         for shift in knobs.shifts:
-            curve.append(_step(measure.gap_shift(image_ND, text_ND, shift, logit_scale=scale), recipe))
+            curve.append(_step(measure.gap_shift(image_ND, text_ND, shift, logit_scale=scale), drawn_RN, recipe.confidence))
             advance(1)
     return {"model": name, "logit_scale": scale, "scores": scores, "shift": curve, "axes": measure.plane(image_ND, text_ND)[2]}
 
@@ -199,15 +212,12 @@ def _score(metric: str, value: float, drawn_R: NDArray[np.float64], confidence: 
     return {"metric": metric, "value": value, "low": low, "high": high}
 
 
-def _step(step: measure.Step, recipe: EvalRecipe) -> dict[str, Any]:
+def _step(step: measure.Step, drawn_RN: NDArray[np.float64], confidence: float) -> dict[str, Any]:
     """The pairs are drawn again, what they are compared with stays."""
-    drawn_RN = measure.draws(len(step.losses_N), resamples=recipe.modality_gap.resamples, seed=recipe.seed)
     told: dict[str, Any] = {"shift": step.shift, "gap": step.gap}
     for metric, value_N in (("loss", step.losses_N), ("image to text R@1", step.image_hits_N), ("text to image R@1", step.text_hits_N)):
         drawn_R = drawn_RN @ value_N.astype(np.float64) / len(value_N)
-        told[metric] = {
-            key: value for key, value in _score(metric, float(value_N.mean()), drawn_R, recipe.confidence).items() if key != "metric"
-        }
+        told[metric] = {key: value for key, value in _score(metric, float(value_N.mean()), drawn_R, confidence).items() if key != "metric"}
     return told
 
 

@@ -112,7 +112,10 @@ def separability(image_ND: Tensor, text_ND: Tensor, *, folds: int, seed: int) ->
 def draws(count: int, *, resamples: int, seed: int) -> NDArray[np.float64]:
     """How often each of N pairs is in each of R bootstrap draws: (R, N)."""
     random = np.random.default_rng(seed)
-    return np.stack([np.bincount(random.integers(0, count, count), minlength=count) for _ in range(resamples)]).astype(np.float64)
+    drawn_RN = np.empty((resamples, count))
+    for row_N in drawn_RN:
+        row_N[:] = np.bincount(random.integers(0, count, count), minlength=count)
+    return drawn_RN
 
 
 def drawn_gaps(image_ND: Tensor, text_ND: Tensor, drawn_RN: NDArray[np.float64]) -> NDArray[np.float64]:
