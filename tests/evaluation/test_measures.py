@@ -10,7 +10,7 @@ from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 from clipkit import UserError
 from clipkit.evaluation.intervals import bootstrap, clopper_pearson
 from clipkit.evaluation.measures import MAIN_METRIC, Outcome, classified, main_value, measure, measure_multilabel, worst_group
-from clipkit.evaluation.metrics import eleven_point_map, macro_f1, mean_average_precision, mean_per_class_recall, mean_precisions, softmax
+from clipkit.evaluation.metrics import macro_f1, mean_per_class_recall, mean_precisions, softmax
 from clipkit.evaluation.resampling import f1_interval, mean_interval, recall_interval, roc_auc_interval
 from clipkit.evaluation.splits import FilesAt, Split
 from clipkit.evaluation.suite import METRICS_OF, Task
@@ -20,6 +20,10 @@ LABELS_N = RANDOM.integers(0, 7, 300)
 LOGITS_NC = RANDOM.normal(size=(300, 7)) + np.eye(7)[LABELS_N]
 SAID_N = LOGITS_NC.argmax(axis=1)
 FREE_N = np.zeros(300, np.int64)
+
+
+def precision(scores_NC: np.ndarray, is_class_NC: np.ndarray, *, is_eleven: bool = True) -> float:
+    return float(mean_precisions(scores_NC, is_class_NC, np.ones((1, len(scores_NC)), np.int64), eleven_points=is_eleven)[0])
 
 
 def of(task: Task, metric: str, logits_NC: np.ndarray, labels_N: np.ndarray, **split: object) -> Outcome:
@@ -94,8 +98,8 @@ def test_multilabel_precisions_are_scikit_learns_and_the_eleven_points_come_afte
     outcome = of(color_task, "11-point-map", logits_NC, LABELS_N, is_class_NC=is_class_NC)
     wanted = np.mean([average_precision_score(is_class_NC[:, c], logits_NC[:, c]) for c in range(6)])
     assert value_of(outcome, "mean_average_precision") == pytest.approx(wanted)
-    assert value_of(outcome, "map_11_point") == pytest.approx(eleven_point_map(softmax(logits_NC), is_class_NC))
-    assert eleven_point_map(softmax(logits_NC), is_class_NC) != pytest.approx(eleven_point_map(logits_NC, is_class_NC), abs=1e-4)
+    assert value_of(outcome, "map_11_point") == pytest.approx(precision(softmax(logits_NC), is_class_NC))
+    assert precision(softmax(logits_NC), is_class_NC) != pytest.approx(precision(logits_NC, is_class_NC), abs=1e-4)
     rows = outcome.predictions.to_pylist() if outcome.predictions else []
     assert [row["labels"] for row in rows] == [np.flatnonzero(row).tolist() for row in is_class_NC]
     assert rows[0]["scores"] == pytest.approx(logits_NC[0, is_class_NC[0]])
@@ -131,15 +135,17 @@ def test_the_main_value_alone_is_that_of_the_whole_outcome(color_task: Task, met
 def test_classifiers_of_each_class_alone_are_ranked_by_their_own_scores() -> None:
     is_class_NC = np.random.default_rng(1).random((300, 7)) < 0.2
     values = {value.metric: value.value for value in measure_multilabel(LOGITS_NC, is_class_NC, is_softmax=False, confidence=0.9, seed=0)}
-    assert values["map_11_point"] == pytest.approx(eleven_point_map(LOGITS_NC, is_class_NC))
-    assert values["map_11_point"] != pytest.approx(eleven_point_map(softmax(LOGITS_NC), is_class_NC), abs=1e-4)
+    assert values["map_11_point"] == pytest.approx(precision(LOGITS_NC, is_class_NC))
+    assert values["map_11_point"] != pytest.approx(precision(softmax(LOGITS_NC), is_class_NC), abs=1e-4)
 
 
 def test_precisions_of_counted_pictures_are_those_of_the_pictures_repeated() -> None:
     is_class_NC = np.random.default_rng(1).random((300, 7)) < 0.2
     counts_RN = np.random.default_rng(2).multinomial(300, np.full(300, 1 / 300), 5)
-    for is_eleven, naive in ((True, eleven_point_map), (False, mean_average_precision)):
-        repeated = [naive(np.repeat(LOGITS_NC, row, axis=0), np.repeat(is_class_NC, row, axis=0)) for row in counts_RN]
+    for is_eleven in (True, False):
+        repeated = [
+            precision(np.repeat(LOGITS_NC, row, axis=0), np.repeat(is_class_NC, row, axis=0), is_eleven=is_eleven) for row in counts_RN
+        ]
         assert mean_precisions(LOGITS_NC, is_class_NC, counts_RN, eleven_points=is_eleven) == pytest.approx(repeated)
 
 
