@@ -118,7 +118,7 @@ def probe(
             found["gaps"].append(about | _gap(np.isin(predicted_N, harmful), group_N, recipe))
         for threshold in recipe.bias.thresholds:
             at: dict[str, Any] = {"label_set": labels.name, "attribute": attribute, "threshold": threshold}
-            found["ties"] += [at | row for row in _ties(probability_NC > threshold, labels.labels, group_N)]
+            found["ties"] += [at | row for row in _ties(probability_NC > threshold, labels.labels, group_N, recipe.seed)]
     _adjust(found["gaps"])
     for attribute, words in labels.attributes.items():
         if attribute in groups:
@@ -151,19 +151,20 @@ def _rates(predicted_N: NDArray[np.str_], group_N: Sequence[str], harmful: Seque
 
 
 def _gap(hit_N: NDArray[np.bool_], group_N: Sequence[str], recipe: EvalRecipe) -> dict[str, Any]:
-    widest, interval = rate_gap(hit_N, group_N, confidence=recipe.confidence, seed=recipe.seed)
-    (tie,) = label_ties(hit_N[:, None], ["harmful"], group_N)
-    return {"gap": widest, "low": interval.low, "high": interval.high, "chi_squared": tie.chi_squared, "p_value": tie.p_value}
+    found = rate_gap(hit_N, group_N, confidence=recipe.confidence, seed=recipe.seed)
+    (tie,) = label_ties(hit_N[:, None], ["harmful"], group_N, seed=recipe.seed)
+    gap = {"gap": found.gap, "low": found.interval.low, "high": found.interval.high, "by_chance": found.by_chance}
+    return {**gap, "chi_squared": tie.chi_squared, "p_value": tie.p_value, "test": tie.test}
 
 
-def _ties(has_label_NC: NDArray[np.bool_], labels: Sequence[str], group_N: Sequence[str]) -> Rows:
+def _ties(has_label_NC: NDArray[np.bool_], labels: Sequence[str], group_N: Sequence[str], seed: int) -> Rows:
     """Strongest first; p-values are adjusted over the labels."""
-    ties = label_ties(has_label_NC, labels, group_N)
+    ties = label_ties(has_label_NC, labels, group_N, seed=seed)
     rows: Rows = []
     for tie in ties:
         most = max(tie.shares, key=lambda group: (tie.shares[group], group))
         rows.append({"label": tie.label, "most": most, "shares": [{"group": group, "share": share} for group, share in tie.shares.items()]})
-        rows[-1] |= {"chi_squared": tie.chi_squared, "p_value": tie.p_value}
+        rows[-1] |= {"chi_squared": tie.chi_squared, "p_value": tie.p_value, "test": tie.test}
     _adjust(rows)
     return rows
 

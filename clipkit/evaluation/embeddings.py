@@ -1,7 +1,8 @@
 """Every picture of a split encoded once, then read from disk.
 
-The cache is keyed by the encoder's fingerprint (weights, preprocessing, precision) and the content hash of the pictures, so a stale
-hit is impossible. It is written in blocks of `BLOCK` pictures; a killed run goes on behind the last whole block.
+The cache is keyed by the encoder's fingerprint (weights, preprocessing, precision) and a hash of the pictures' bytes, so a stale hit is
+impossible, and whoever asks something else of the same pictures, in the same order, finds them encoded. It is written in blocks of
+`BLOCK` pictures; a killed run goes on behind the last whole block.
 """
 
 import hashlib
@@ -36,7 +37,7 @@ class Pictures(Protocol):
         """What errors call them."""
 
     @property
-    def content_hash(self) -> str:
+    def pictures_hash(self) -> str:
         """Equal exactly where the pictures and their order are equal."""
 
     def __len__(self) -> int:
@@ -110,7 +111,7 @@ def _folder(cache: Path, encoder: Encoder, pictures: Pictures) -> Path:
 
 
 def _key(encoder: Encoder, pictures: Pictures) -> str:
-    return hashlib.sha256(f"{len(encoder.fingerprint)}:{encoder.fingerprint}:{pictures.content_hash}".encode()).hexdigest()
+    return hashlib.sha256(f"{len(encoder.fingerprint)}:{encoder.fingerprint}:{pictures.pictures_hash}".encode()).hexdigest()
 
 
 def _block_path(folder: Path, start: int) -> Path:

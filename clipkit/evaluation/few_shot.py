@@ -2,7 +2,11 @@
 
 The paper's draws are not published; here every draw is a seed, the same for every encoder, and the strength of the regularisation is
 searched on a validation draw of min(k, 4) further pictures per class. Beside logistic regression stands ridge regression in closed form,
-whose strengths of the whole grid are tried.
+whose strengths of the whole grid are tried. A curve ends, as figure 7's, with the probe on all training pictures.
+
+What is scored is the task's own metric. The main value, by which results are compared, is the mean over draws at the greatest number of
+shots of the classifier named first: of the few-shot points the one that strays least from draw to draw, and the one whose pictures still
+are few. The fully supervised point is `clipkit eval linear-probe`'s, where two models are compared by it.
 """
 
 import itertools
@@ -12,14 +16,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 from scipy.stats import t as student
 
 from clipkit import UserError
 from clipkit.evaluation.embeddings import Embeddings, embed
 from clipkit.evaluation.intervals import Interval
-from clipkit.evaluation.linear_probe import Labelled, choose_strength, fit_all
-from clipkit.evaluation.measures import Outcome, Value
+from clipkit.evaluation.linear_probe import Labelled, all_splits, choose_strength, fit_all, search_parts
+from clipkit.evaluation.measures import MAIN_METRIC, Outcome, Value, classified, main_value
 from clipkit.evaluation.metrics import top_k_hits
 from clipkit.evaluation.ridge import Ridge
 from clipkit.evaluation.scores import Method, score_suite
@@ -32,6 +37,9 @@ from clipkit.run import Run
 
 SHOTS = (1, 2, 4, 8, 16)
 MOST_VALIDATION_SHOTS = 4
+Scoring = Callable[[NDArray[np.floating]], float]
+"""Logits of the test pictures -> the task's metric."""
+
 BELOW_FIRST = 0.9  # figure 7 prints 0.9 where zero-shot is below the 1-shot classifier
 
 
@@ -40,6 +48,16 @@ class Draw(NamedTuple):
 
     train_N: NDArray[np.int64]
     validation_N: NDArray[np.int64]
+
+
+class Scored(NamedTuple):
+    """A draw, fitted and tested: its number of shots, seed, strength and score, and which of N test pictures were right."""
+
+    shots: int
+    seed: int
+    strength: float
+    score: float
+    is_right_N: NDArray[np.bool_]
 
 
 def draw_shots(labels_N: NDArray[np.int64], shots: int, *, seed: int) -> Draw:
@@ -70,12 +88,15 @@ def score_few_shot(
     seeds: Sequence[int],
     knobs: ProbeKnobs,
     classifier: str = "logistic",
+    score_of: Scoring | None = None,
     advance: Callable[[], object] = lambda: None,
-) -> list[dict[str, Any]]:
-    """Test accuracy for each number of shots and each seed: [{"shots", "seed", "strength", "accuracy"}]."""
+) -> list[Scored]:
+    """The score of each number of shots and each seed; accuracy, where `score_of` names no other."""
     found = []
     for k, seed in itertools.product(shots, seeds):
-        found.append({"shots": k, "seed": seed} | _score_draw(train, test, draw_shots(train.labels_N, k, seed=seed), knobs, classifier))
+        strength, logits_NC = _fit_draw(train, test, draw_shots(train.labels_N, k, seed=seed), knobs, classifier)
+        is_right_N = top_k_hits(logits_NC, test.labels_N, 1)
+        found.append(Scored(k, seed, strength, float(is_right_N.mean()) if score_of is None else score_of(logits_NC), is_right_N))
         advance()
     return found
 
@@ -96,58 +117,113 @@ def run_few_shot(recipe: EvalRecipe, encoder: Encoder, suite: Suite, data_root: 
     A task that fails is named in `failed`, the others go on. Leaves `results/TASK.json` in the run: the facts hold a curve for each
     classifier and, where the encoder has texts, zero-shot on the same pictures and the shots that match it.
     """
-    method = Method(
-        "few-shot",
-        lambda task: {name: task.split(data_root, name) for name in ("train", "test")},
-        partial(_few_shots, encoder, recipe=recipe, run=run, cache=cache),
-    )
+    few: tuple[SplitName, ...] = ("train", "test")
+
+    def splits(task: Task) -> Mapping[SplitName, Split]:
+        return all_splits(data_root, task) if recipe.few_shot.fully_supervised else {name: task.split(data_root, name) for name in few}
+
+    method = Method("few-shot", splits, partial(_few_shots, encoder, recipe=recipe, run=run, cache=cache))
     return score_suite(method, suite, recipe=recipe, encoder=encoder, run=run)
 
 
 def _few_shots(encoder: Encoder, task: Task, splits: Mapping[SplitName, Split], *, recipe: EvalRecipe, run: Run, cache: Path) -> Outcome:
     knobs = recipe.few_shot
-    shots = sorted(set(knobs.shots))
-    draw_shots(splits["train"].labels_N, shots[-1], seed=recipe.seed)  # too few pictures are told before any work
+    draw_shots(splits["train"].labels_N, max(knobs.shots), seed=recipe.seed)  # too few pictures are told before any work
     embedded = {
         name: embed(encoder, split, cache=cache, run=run, batch_size=recipe.batch_size, workers=recipe.workers)
         for name, split in splits.items()
     }
-    train, test = (Labelled(embedded[name].features_NF.numpy(), splits[name].labels_N) for name in ("train", "test"))
-    seeds = range(recipe.seed, recipe.seed + knobs.draws)
-    curves: dict[str, list[dict[str, Any]]] = {}
-    with run.progress(f"few shots of {task.name}", total=len(shots) * knobs.draws * len(knobs.classifiers), unit="fits") as advance:
-        for classifier in dict.fromkeys(knobs.classifiers):
-            draws = score_few_shot(train, test, shots=shots, seeds=seeds, knobs=recipe.probe, classifier=classifier, advance=advance)
-            curves[classifier] = _curve(draws, shots, recipe.confidence)
-    values = [
-        Value(f"acc1_{point['shots']}_shot_{classifier}", point["accuracy"], Interval(point["low"], point["high"]))
-        for classifier, curve in curves.items()
-        for point in curve
-    ]
-    facts: dict[str, Any] = {"draws": knobs.draws, "seed": recipe.seed, "interval": "t over draws", "curves": curves}
+    labelled: dict[str, Labelled] = {name: Labelled(embedded[name].features_NF.numpy(), splits[name].labels_N) for name in splits}
+    score_of = partial(main_value, task=task, split=splits["test"])
+    scored, full = _all_classifiers(labelled, splits["test"], task, score_of, recipe=recipe, run=run)
+    curves = {name: _curve(draws, recipe.confidence) for name, draws in scored.items()}
+    metric = MAIN_METRIC[task.metric]
+    facts: dict[str, Any] = {"metric": metric, "draws": knobs.draws, "seed": recipe.seed, "interval": "t over draws", "curves": curves}
+    facts["fully_supervised"] = full
     if encoder.has_text:
-        facts |= _beside_zero_shot(encoder, task, embedded["test"], test.labels_N, curves, run=run, cache=cache)
-    return Outcome(values, len(test.labels_N), None, facts)
+        facts |= _beside_zero_shot(encoder, task, embedded["test"], score_of, facts, run=run, cache=cache)
+    first = knobs.classifiers[0]
+    table = _right_by_draw(labelled["test"].labels_N, scored[first])
+    main = f"{metric}_{max(knobs.shots)}_shot_{first}"
+    return Outcome(_values(metric, curves, full), len(labelled["test"].labels_N), table, facts, main)
 
 
-def _curve(draws: Sequence[Mapping[str, Any]], shots: Sequence[int], confidence: float) -> list[dict[str, Any]]:
+def _all_classifiers(
+    labelled: Mapping[str, Labelled], test: Split, task: Task, score_of: Scoring, *, recipe: EvalRecipe, run: Run
+) -> tuple[dict[str, list[Scored]], dict[str, dict[str, Any]]]:
+    """The draws of each classifier, and where it is asked for its fully supervised point."""
+    knobs, shots, seeds = recipe.few_shot, sorted(set(recipe.few_shot.shots)), range(recipe.seed, recipe.seed + recipe.few_shot.draws)
+    classifiers = list(dict.fromkeys(knobs.classifiers))
+    fits = len(shots) * knobs.draws + knobs.fully_supervised
+    scored: dict[str, list[Scored]] = {}
+    full: dict[str, dict[str, Any]] = {}
+    with run.progress(f"few shots of {task.name}", total=fits * len(classifiers), unit="classifiers") as advance:
+        for name in classifiers:
+            draws: dict[str, Any] = {"shots": shots, "seeds": seeds, "score_of": score_of, "advance": advance}
+            scored[name] = score_few_shot(labelled["train"], labelled["test"], knobs=recipe.probe, classifier=name, **draws)
+            if knobs.fully_supervised:
+                full[name] = _fully_supervised(name, labelled, test, task, recipe)
+                advance()
+    return scored, full
+
+
+def _values(metric: str, curves: Mapping[str, Sequence[Mapping[str, Any]]], full: Mapping[str, Mapping[str, Any]]) -> list[Value]:
+    points = [(f"{point['shots']}_shot_{name}", point) for name, curve in curves.items() for point in curve]
+    points += [(f"all_{name}", point) for name, point in full.items()]
+    return [Value(f"{metric}_{name}", point["score"], Interval(point["low"], point["high"])) for name, point in points]
+
+
+def _curve(draws: Sequence[Scored], confidence: float) -> list[dict[str, Any]]:
     curve = []
-    for k in shots:
-        here = [draw for draw in draws if draw["shots"] == k]
-        mean, interval = mean_over_draws([draw["accuracy"] for draw in here], confidence)
-        of_draws = {name: [draw[name] for draw in here] for name in ("seed", "strength", "accuracy")}
-        curve.append({"shots": k, "accuracy": mean, "low": interval.low, "high": interval.high, "draws": of_draws})
+    for k, group in itertools.groupby(draws, key=lambda draw: draw.shots):
+        here = list(group)
+        mean, interval = mean_over_draws([draw.score for draw in here], confidence)
+        of_draws = {name: [getattr(draw, name) for draw in here] for name in ("seed", "strength", "score")}
+        curve.append({"shots": k, "score": mean, "low": interval.low, "high": interval.high, "draws": of_draws})
     return curve
 
 
+def _right_by_draw(labels_N: NDArray[np.int64], draws: Sequence[Scored]) -> pa.Table:
+    """One row per test picture: its index, its label, and of each draw at the greatest number of shots whether it was right."""
+    right_ND = np.stack([draw.is_right_N for draw in draws if draw.shots == draws[-1].shots], axis=1)
+    return pa.table(
+        {
+            "index": np.arange(len(labels_N), dtype=np.int32),
+            "label": labels_N.astype(np.int32),
+            "right_by_draw": pa.FixedSizeListArray.from_arrays(pa.array(right_ND.ravel()), right_ND.shape[1]),
+        }
+    )
+
+
+def _fully_supervised(name: str, labelled: Mapping[str, Labelled], test: Split, task: Task, recipe: EvalRecipe) -> dict[str, Any]:
+    """The classifier of all training pictures: for logistic regression what `clipkit eval linear-probe` finds."""
+    train, validation = search_parts(labelled, task, recipe=recipe)
+    every, classes = train.joined(validation), len(task.classes)
+    if name == "ridge":
+        strength = _ridge_strength(train, validation, classes, recipe.probe)
+        logits_NC: NDArray[np.floating] = Ridge(*every).logits(labelled["test"].features_NF, [strength], classes)[0]
+    else:
+        strength, _ = choose_strength(train, validation, metric=task.metric, knobs=recipe.probe)
+        logits_NC = fit_all(every, [strength], knobs=recipe.probe)[0].logits(labelled["test"].features_NF, classes)
+    about: dict[str, Any] = {"confidence": recipe.confidence, "seed": recipe.seed, "task": task, "split": test}
+    values = classified(logits_NC, test.labels_N, **about).values
+    value = next(one for one in values if one.metric == MAIN_METRIC[task.metric])
+    counts = {"pictures": len(every.labels_N), "pictures_per_class": len(every.labels_N) / len(np.unique(every.labels_N))}
+    return {**counts, "strength": strength, "score": value.value, "low": value.interval.low, "high": value.interval.high}
+
+
 def _beside_zero_shot(
-    encoder: Encoder, task: Task, embeddings: Embeddings, labels_N: NDArray[np.int64], curves: Mapping[str, Any], *, run: Run, cache: Path
+    encoder: Encoder, task: Task, embeddings: Embeddings, score_of: Scoring, facts: Mapping[str, Any], *, run: Run, cache: Path
 ) -> dict[str, Any]:
     """Zero-shot on the same pictures, and the shots at which each classifier reaches it."""
     cosines_NC = (embeddings.projected_ND @ class_embeddings(encoder, task, run=run, cache=cache).T).numpy()
-    accuracy = float(top_k_hits(cosines_NC, labels_N, 1).mean())
-    points = {name: [(point["shots"], point["accuracy"]) for point in curve] for name, curve in curves.items()}
-    return {"zero_shot": accuracy, "shots_to_match_zero_shot": {name: shots_to_match(accuracy, curve) for name, curve in points.items()}}
+    score, matched = score_of(encoder.logit_scale * cosines_NC), {}
+    for name, curve in facts["curves"].items():
+        points = [(point["shots"], point["score"]) for point in curve]
+        if full := facts["fully_supervised"].get(name):
+            points.append((full["pictures_per_class"], full["score"]))
+        matched[name] = shots_to_match(score, points)
+    return {"zero_shot": score, "shots_to_match_zero_shot": matched}
 
 
 def shots_to_match(score: float, curve: Sequence[tuple[float, float]]) -> float | None:
@@ -164,26 +240,21 @@ def shots_to_match(score: float, curve: Sequence[tuple[float, float]]) -> float 
     return None
 
 
-def _score_draw(train: Labelled, test: Labelled, draw: Draw, knobs: ProbeKnobs, classifier: str) -> dict[str, Any]:
+def _fit_draw(train: Labelled, test: Labelled, draw: Draw, knobs: ProbeKnobs, classifier: str) -> tuple[float, NDArray[np.floating]]:
+    """The strength that is best on the validation draw, and its logits of the test pictures."""
     chosen, validation = train.take(draw.train_N), train.take(draw.validation_N)
     num_classes = int(max(train.labels_N.max(), test.labels_N.max())) + 1
     if classifier == "ridge":
-        strength, logits_NC = _ridge(chosen, validation, test, num_classes, knobs)
-    else:
-        strength, _ = choose_strength(chosen, validation, metric="accuracy", knobs=knobs)
-        logits_NC = fit_all(chosen, [strength], knobs=knobs)[0].logits(test.features_NF, num_classes)
-    return {"strength": strength, "accuracy": float(top_k_hits(logits_NC, test.labels_N, 1).mean())}
+        strength = _ridge_strength(chosen, validation, num_classes, knobs)
+        return strength, Ridge(*chosen).logits(test.features_NF, [strength], num_classes)[0]
+    strength, _ = choose_strength(chosen, validation, metric="accuracy", knobs=knobs)
+    return strength, fit_all(chosen, [strength], knobs=knobs)[0].logits(test.features_NF, num_classes)
 
 
-def _ridge(
-    chosen: Labelled, validation: Labelled, test: Labelled, num_classes: int, knobs: ProbeKnobs
-) -> tuple[float, NDArray[np.floating]]:
-    """The strength of the whole grid that is best on validation, of equal ones the greatest, and its logits of the test pictures."""
+def _ridge_strength(chosen: Labelled, validation: Labelled, num_classes: int, knobs: ProbeKnobs) -> float:
+    """The strength of the whole grid that is most often right on validation, of equal ones the greatest."""
     low, high = float(np.log10(knobs.min_strength)), float(np.log10(knobs.max_strength))
     strengths = np.logspace(low, high, round((high - low) * knobs.steps_per_decade) + 1).tolist()
-    ridge = Ridge(*chosen)
-    scores = [
-        top_k_hits(logits_NC, validation.labels_N, 1).mean() for logits_NC in ridge.logits(validation.features_NF, strengths, num_classes)
-    ]
-    best = strengths[max(range(len(strengths)), key=lambda i: (scores[i], i))]
-    return best, ridge.logits(test.features_NF, [best], num_classes)[0]
+    each = Ridge(*chosen).each(validation.features_NF, strengths, num_classes)
+    scores = [top_k_hits(logits_NC, validation.labels_N, 1).mean() for logits_NC in each]
+    return float(strengths[max(range(len(strengths)), key=lambda i: (scores[i], i))])

@@ -17,7 +17,7 @@ from clipkit import UserError
 from clipkit.dataset.shards import Pair, Shards
 from clipkit.evaluation import modality_gap as measure
 from clipkit.evaluation.embeddings import Pictures, embed
-from clipkit.evaluation.intervals import clopper_pearson
+from clipkit.evaluation.intervals import clustered_share
 from clipkit.evaluation.splits import Split
 from clipkit.model.encoder import Encoder
 from clipkit.recipe import EvalRecipe
@@ -27,6 +27,8 @@ FEWEST = 10
 """Pairs below which nothing is said."""
 MOST_CELLS = 100_000_000
 """Draws x pairs: 800 MB."""
+
+READ_AT_ONCE = 256
 
 Draws = Mapping[str, NDArray[np.float64]]
 POINT_SCHEMA = pa.schema(
@@ -40,6 +42,15 @@ class Pairs(NamedTuple):
 
     pictures: Pictures
     texts: Sequence[str]
+
+    def which(self) -> NDArray[np.int64]:
+        """The picture of each pair, from 0 on: pairs whose files have the same bytes have one picture."""
+        known: dict[bytes, int] = {}
+        count, found = len(self.pictures), []
+        for start in range(0, count, READ_AT_ONCE):
+            for data in self.pictures.read(start, min(start + READ_AT_ONCE, count)):
+                found.append(known.setdefault(hashlib.sha256(data).digest(), len(known)))
+        return np.array(found, np.int64)
 
 
 class DrawnPictures:
@@ -57,7 +68,7 @@ class DrawnPictures:
         return sum(map(len, self._rows.values()))
 
     @cached_property
-    def content_hash(self) -> str:
+    def pictures_hash(self) -> str:
         """Of the tars' own hashes, which are checked, and the rows."""
         digest = hashlib.sha256()
         for number, rows in self._rows.items():
@@ -115,9 +126,10 @@ def report_gap(
     """
     sections: list[dict[str, Any]] = []
     failed: dict[str, str] = {}
+    picture_N = _different(pairs)
+    drawn_RN = _draws(picture_N, recipe)
     first: tuple[str, Draws, Mapping[str, float]] | None = None
     points: list[pa.Table] = []
-    drawn_RN = _draws(len(pairs.texts), recipe)
     for name, load in models.items():
         try:
             image_ND, text_ND, scale = _encoded(load(), pairs, recipe=recipe, run=run, cache=cache)
@@ -125,7 +137,7 @@ def report_gap(
             failed[name] = str(error)
             continue
         values, drawn = _measured(image_ND, text_ND, drawn_RN)
-        section = _section(name, values, drawn, image_ND, text_ND, scale, recipe=recipe, run=run, drawn_RN=drawn_RN)
+        section = _section(name, values, drawn, image_ND, text_ND, picture_N, scale, recipe=recipe, run=run, drawn_RN=drawn_RN)
         if first is not None:
             section["differences"] = _differences(first, values, drawn, recipe.confidence)
         first = first or (name, drawn, values)
@@ -134,8 +146,32 @@ def report_gap(
     if points:
         with replacing(run.path / "points.parquet") as temporary:
             pq.write_table(pa.concat_tables([POINT_SCHEMA.empty_table(), *points]), temporary)
-    about = {"source": source, "pairs": len(pairs.texts), "confidence": recipe.confidence, "seed": recipe.seed}
+    about = {
+        "source": source,
+        "pairs": len(pairs.texts),
+        "pictures": int(picture_N.max()) + 1,
+        "confidence": recipe.confidence,
+        "seed": recipe.seed,
+    }
     return {"command": "eval modality-gap", **about, "models": sections, "failed": failed}
+
+
+def _different(pairs: Pairs) -> NDArray[np.int64]:
+    """The picture of each pair. Raises UserError where there are hardly two."""
+    picture_N = pairs.which()
+    if (pictures := int(picture_N.max()) + 1) < FEWEST:
+        raise UserError(f"the {len(picture_N)} pairs have {pictures} different pictures: the gap is measured on {FEWEST} or more")
+    return picture_N
+
+
+def _draws(picture_N: NDArray[np.int64], recipe: EvalRecipe) -> NDArray[np.float64]:
+    """The same for every model, every measure and every shift. Raises UserError where they would be too many numbers."""
+    pairs, resamples = len(picture_N), recipe.modality_gap.resamples
+    if pairs * resamples > MOST_CELLS:
+        raise UserError(
+            f"{resamples:,} draws of {pairs:,} pairs are over {MOST_CELLS:,} numbers: lower `modality_gap.resamples` or `.pairs`"
+        )
+    return measure.draws(picture_N, resamples=resamples, seed=recipe.seed)
 
 
 def _chosen(total: int, count: int, seed: int) -> NDArray[np.int64]:
@@ -154,16 +190,6 @@ def _encoded(encoder: Encoder, pairs: Pairs, *, recipe: EvalRecipe, run: Run, ca
     return image_ND, text_ND, encoder.logit_scale
 
 
-def _draws(pairs: int, recipe: EvalRecipe) -> NDArray[np.float64]:
-    """The same for every model and every shift."""
-    resamples = recipe.modality_gap.resamples
-    if pairs * resamples > MOST_CELLS:
-        raise UserError(
-            f"{resamples:,} draws of {pairs:,} pairs are over {MOST_CELLS:,} numbers: lower `modality_gap.resamples` or `.pairs`"
-        )
-    return measure.draws(pairs, resamples=resamples, seed=recipe.seed)
-
-
 def _measured(image_ND: Tensor, text_ND: Tensor, drawn_RN: NDArray[np.float64]) -> tuple[dict[str, float], dict[str, NDArray[np.float64]]]:
     """The values, and the same of each bootstrap draw."""
     cosine_N = (image_ND.double() * text_ND.double()).sum(dim=1).numpy()
@@ -175,7 +201,7 @@ def _measured(image_ND: Tensor, text_ND: Tensor, drawn_RN: NDArray[np.float64]) 
     }
     drawn = {
         "gap": measure.drawn_gaps(image_ND, text_ND, drawn_RN),
-        "alignment": drawn_RN @ cosine_N / len(cosine_N),
+        "alignment": measure.drawn_means(cosine_N, drawn_RN),
         "image uniformity": measure.drawn_uniformities(image_ND, drawn_RN),
         "text uniformity": measure.drawn_uniformities(text_ND, drawn_RN),
     }
@@ -188,6 +214,7 @@ def _section(
     drawn: Draws,
     image_ND: Tensor,
     text_ND: Tensor,
+    picture_N: NDArray[np.int64],
     scale: float,
     *,
     recipe: EvalRecipe,
@@ -196,9 +223,7 @@ def _section(
 ) -> dict[str, Any]:
     knobs = recipe.modality_gap
     scores = [_score(metric, value, drawn[metric], recipe.confidence) for metric, value in values.items()]
-    is_right_M = measure.separability(image_ND, text_ND, folds=min(knobs.folds, len(image_ND)), seed=recipe.seed)
-    exact = clopper_pearson(int(is_right_M.sum()), len(is_right_M), recipe.confidence)
-    scores.append({"metric": "separability", "value": float(is_right_M.mean()), "low": exact.low, "high": exact.high})
+    scores.append(_separability(image_ND, text_ND, picture_N, drawn_RN, recipe))
     curve = []
     with run.progress(f"shifting {name}", total=len(knobs.shifts), unit="steps") as advance:
         for shift in knobs.shifts:
@@ -212,11 +237,23 @@ def _score(metric: str, value: float, drawn_R: NDArray[np.float64], confidence: 
     return {"metric": metric, "value": value, "low": low, "high": high}
 
 
+def _separability(
+    image_ND: Tensor, text_ND: Tensor, picture_N: NDArray[np.int64], drawn_RN: NDArray[np.float64], recipe: EvalRecipe
+) -> dict[str, Any]:
+    """With an interval over pictures: a picture and its texts are told apart together or not at all."""
+    knobs, pictures = recipe.modality_gap, int(picture_N.max()) + 1
+    is_right_M = measure.separability(image_ND, text_ND, folds=min(knobs.folds, pictures), seed=recipe.seed, picture_N=picture_N)
+    deviation = float(measure.drawn_means(is_right_M.reshape(2, -1).mean(axis=0), drawn_RN).std())
+    share, count = float(is_right_M.mean()), len(is_right_M)
+    low, high = clustered_share(share, deviation, clusters=pictures, count=count, confidence=recipe.confidence)
+    return {"metric": "separability", "value": share, "low": low, "high": high}
+
+
 def _step(step: measure.Step, drawn_RN: NDArray[np.float64], confidence: float) -> dict[str, Any]:
-    """The pairs are drawn again, what they are compared with stays."""
+    """Pictures are drawn again with their pairs, what they are compared with stays."""
     told: dict[str, Any] = {"shift": step.shift, "gap": step.gap}
     for metric, value_N in (("loss", step.losses_N), ("image to text R@1", step.image_hits_N), ("text to image R@1", step.text_hits_N)):
-        drawn_R = drawn_RN @ value_N.astype(np.float64) / len(value_N)
+        drawn_R = measure.drawn_means(value_N, drawn_RN)
         told[metric] = {key: value for key, value in _score(metric, float(value_N.mean()), drawn_R, confidence).items() if key != "metric"}
     return told
 

@@ -28,6 +28,20 @@ def clopper_pearson(successes: int, count: int, confidence: float) -> Interval:
     return Interval(float(low), float(high))
 
 
+def clustered_share(share: float, deviation: float, *, clusters: int, count: int, confidence: float) -> Interval:
+    """The interval of a share of `count` answers that come in clusters which answer alike (Korn and Graubard 1998).
+
+    Clopper-Pearson of as many independent answers as would stray as much: `deviation` is the share's standard error, of a bootstrap that
+    draws whole clusters. At most `count`; as many as clusters where nothing strays, since a share of 0 or 1 says nothing of how alike
+    answers are.
+    """
+    answers = min(share * (1 - share) / deviation**2, float(count)) if deviation > 0 else float(clusters)
+    tail, hits = (1 - confidence) / 2, share * answers
+    low = betaincinv(hits, answers - hits + 1, tail) if hits > 0 else 0.0
+    high = betaincinv(hits + 1, answers - hits, 1 - tail) if hits < answers else 1.0
+    return Interval(float(low), float(high))
+
+
 def bootstrap(
     statistic: Callable[[NDArray[np.int64]], float],
     strata_N: NDArray[np.int64],

@@ -209,25 +209,33 @@ def run_linear_probe(recipe: EvalRecipe, encoder: Encoder, suite: Suite, data_ro
 
     A task that fails is named in `failed`, the others go on. Leaves `results/TASK.json` and `predictions/TASK.parquet` in the run.
     """
-    method = Method("linear-probe", partial(_splits, data_root), partial(_probe, encoder, recipe=recipe, run=run, cache=cache))
+    method = Method("linear-probe", partial(all_splits, data_root), partial(_probe, encoder, recipe=recipe, run=run, cache=cache))
     return score_suite(method, suite, recipe=recipe, encoder=encoder, run=run)
 
 
-def _splits(data_root: Path, task: Task) -> dict[SplitName, Split]:
+def all_splits(data_root: Path, task: Task) -> dict[SplitName, Split]:
     """All of them before any work, so that a missing one is told at once."""
     names: tuple[SplitName, ...] = ("train", "validation", "test") if "validation" in task.splits else ("train", "test")
     return {name: task.split(data_root, name) for name in names}
 
 
 def _probe(encoder: Encoder, task: Task, splits: Mapping[SplitName, Split], *, recipe: EvalRecipe, run: Run, cache: Path) -> Outcome:
-    """Search on validation, fit on train and validation, predict test: one task by appendix A.3."""
+    logits_NC, facts = probe_logits(encoder, task, splits, recipe=recipe, run=run, cache=cache)
+    about: dict[str, Any] = {"confidence": recipe.confidence, "seed": recipe.seed, "facts": facts, "task": task, "split": splits["test"]}
+    return classified(logits_NC, splits["test"].labels_N, **about, is_softmax=False)
+
+
+def probe_logits(
+    encoder: Encoder, task: Task, splits: Mapping[SplitName, Split], *, recipe: EvalRecipe, run: Run, cache: Path
+) -> tuple[NDArray[np.floating], Mapping[str, Any]]:
+    """Search on validation, fit on train and validation, predict test (N, C): one task by appendix A.3. And facts for the result file."""
     if task.kind == "multilabel":
         return _probe_multilabel(encoder, task, splits, recipe=recipe, run=run, cache=cache)
     labelled: dict[str, Labelled] = {}
     for name, split in splits.items():
         embeddings = embed(encoder, split, cache=cache, run=run, batch_size=recipe.batch_size, workers=recipe.workers)
         labelled[name] = Labelled(embeddings.features_NF.numpy(), split.labels_N)
-    train, validation = _search_parts(labelled, task, recipe=recipe)
+    train, validation = search_parts(labelled, task, recipe=recipe)
     with run.progress(f"probing {task.name}", total=None, unit="fits") as advance:
         strength, fits = choose_strength(train, validation, metric=task.metric, knobs=recipe.probe, advance=advance)
         [final] = fit_all(train.joined(validation), [strength], knobs=recipe.probe)
@@ -235,14 +243,12 @@ def _probe(encoder: Encoder, task: Task, splits: Mapping[SplitName, Split], *, r
         "train_count": len(train.labels_N),
         "validation_count": len(validation.labels_N),
     }
-    logits_NC = final.logits(labelled["test"].features_NF, len(task.classes))
-    about: dict[str, Any] = {"confidence": recipe.confidence, "seed": recipe.seed, "facts": facts, "task": task, "split": splits["test"]}
-    return classified(logits_NC, labelled["test"].labels_N, **about)
+    return final.logits(labelled["test"].features_NF, len(task.classes)), facts
 
 
 def _probe_multilabel(
     encoder: Encoder, task: Task, splits: Mapping[SplitName, Split], *, recipe: EvalRecipe, run: Run, cache: Path
-) -> Outcome:
+) -> tuple[NDArray[np.floating], Mapping[str, Any]]:
     """The same for pictures of any number of classes."""
     marked: dict[str, Marked] = {}
     for name, split in splits.items():
@@ -258,9 +264,7 @@ def _probe_multilabel(
         test_NF = marked["test"].features_NF
         ways: dict[str, Any] = {**ways_of(recipe.probe), "advance": advance}
         scores_NC, facts = probe_marked(train, validation, test_NF, eleven_points=is_eleven, **ways)
-    about: dict[str, Any] = {"confidence": recipe.confidence, "seed": recipe.seed, "task": task, "split": splits["test"]}
-    about["facts"] = {"solver": recipe.probe.solver, **facts}
-    return classified(scores_NC, splits["test"].labels_N, **about, is_softmax=False)
+    return scores_NC, {"solver": recipe.probe.solver, **facts}
 
 
 def ways_of(knobs: ProbeKnobs) -> dict[str, Any]:
@@ -273,7 +277,8 @@ def ways_of(knobs: ProbeKnobs) -> dict[str, Any]:
     }
 
 
-def _search_parts(labelled: Mapping[str, Labelled], task: Task, *, recipe: EvalRecipe) -> tuple[Labelled, Labelled]:
+def search_parts(labelled: Mapping[str, Labelled], task: Task, *, recipe: EvalRecipe) -> tuple[Labelled, Labelled]:
+    """What the search fits on and what it is scored by: the task's splits, or a drawn part of train where there is no validation."""
     train = labelled["train"]
     if "validation" in labelled:
         return train, labelled["validation"]

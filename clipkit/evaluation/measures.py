@@ -43,12 +43,16 @@ class Value(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What was found on one task: its values, one row per picture of the test split, and facts about how, for the result file."""
+    """What was found on one task: its values, one row per picture of the test split, and facts about how, for the result file.
+
+    `main`: which value the task is compared by, where that is not the one called after the task's metric.
+    """
 
     values: list[Value]
     pictures: int
     predictions: pa.Table | None
     facts: Mapping[str, Any]
+    main: str | None = None
 
 
 def classified(
@@ -76,7 +80,7 @@ def classified(
     values += _main_value(logits_NC, labels_N, metric=task.metric if task else "accuracy", confidence=confidence, seed=seed)
     rows = predictions(logits_NC, labels_N)
     if task is not None and task.metric == "roc-auc":
-        rows = rows.append_column("margin", pa.array(_margins(logits_NC, labels_N)))
+        rows = rows.append_column("margin", pa.array(margins(logits_NC, labels_N)))
     if split is not None and split.groups:
         hits = {k: top_k_hits(logits_NC, labels_N, k) for k in (1, 5) if k == 1 or logits_NC.shape[1] > 5}
         by_group = {name: group_shares(hits[1], groups, confidence) for name, groups in split.groups.items()}
@@ -109,7 +113,7 @@ def _main_value(
         interval = f1_interval(said_N, labels_N, classes=classes, confidence=confidence, seed=seed)
         return [Value("f1_macro", macro_f1(said_N, labels_N), interval)]
     if metric == "roc-auc":
-        scores_N = _margins(logits_NC, labels_N)
+        scores_N = margins(logits_NC, labels_N)
         interval = roc_auc_interval(scores_N, labels_N == 1, confidence=confidence, seed=seed)
         return [Value("roc_auc", roc_auc(scores_N, labels_N == 1), interval)]
     return []
@@ -132,7 +136,7 @@ def main_value(logits_NC: NDArray[np.floating], task: Task, split: Split) -> flo
 def label_value(logits_NC: NDArray[np.floating], labels_N: NDArray[np.int64], metric: Metric) -> float:
     """A metric that needs one label for each picture and nothing else: any of a classification but those of groups."""
     if metric == "roc-auc":
-        return roc_auc(_margins(logits_NC, labels_N), labels_N == 1)
+        return roc_auc(margins(logits_NC, labels_N), labels_N == 1)
     if metric == "macro-f1":
         return macro_f1(top_k(logits_NC, 1)[:, 0], labels_N)
     if metric == "mean-per-class":
@@ -141,8 +145,8 @@ def label_value(logits_NC: NDArray[np.floating], labels_N: NDArray[np.int64], me
     return float(np.mean([top_k_hits(logits_NC, labels_N, k).mean() for k in ks]))
 
 
-def _margins(logits_NC: NDArray[np.floating], labels_N: NDArray[np.int64]) -> NDArray[np.float64]:
-    """By how much the second of two classes is ahead."""
+def margins(logits_NC: NDArray[np.floating], labels_N: NDArray[np.int64]) -> NDArray[np.float64]:
+    """By how much the second of two classes is ahead (N,). Raises UserError unless there are two, with pictures of both."""
     if logits_NC.shape[1] != 2 or len(np.unique(labels_N)) != 2:
         raise UserError("metric `roc-auc` needs two classes with pictures of both: take `accuracy` or `mean-per-class` for this task")
     return np.asarray(logits_NC[:, 1].astype(np.float64) - logits_NC[:, 0])

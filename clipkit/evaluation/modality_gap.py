@@ -87,18 +87,21 @@ def _one_way(from_ND: Tensor, to_ND: Tensor, logit_scale: float) -> tuple[NDArra
     return torch.cat(losses).numpy(), torch.cat(hits).numpy()
 
 
-def separability(image_ND: Tensor, text_ND: Tensor, *, folds: int, seed: int) -> NDArray[np.bool_]:
+def separability(
+    image_ND: Tensor, text_ND: Tensor, *, folds: int, seed: int, picture_N: NDArray[np.int64] | None = None
+) -> NDArray[np.bool_]:
     """Whether a linear classifier that never saw a vector nor its partner tells its modality: (2N,), pictures first.
 
     Logistic regression (scikit-learn's, C = 1) in `folds` folds of pairs: 1 everywhere says that a plane parts pictures from texts,
-    a share of 1/2 that none does.
+    a share of 1/2 that none does. Pairs of one picture (`picture_N`, from 0 on) are in one fold.
     """
     from sklearn.linear_model import LogisticRegression
 
-    count = len(image_ND)
-    if not 2 <= folds <= count:
-        raise ValueError(f"{folds} folds of {count} pairs")
-    fold_N = np.random.default_rng(seed).permutation(count) % folds
+    count, picture_N = len(image_ND), np.arange(len(image_ND)) if picture_N is None else picture_N
+    pictures = int(picture_N.max()) + 1
+    if not 2 <= folds <= pictures:
+        raise ValueError(f"{folds} folds of {pictures} pictures")
+    fold_N = (np.random.default_rng(seed).permutation(pictures) % folds)[picture_N]
     vectors, fold_M = torch.cat([image_ND, text_ND]).double().numpy(), np.tile(fold_N, 2)
     is_text_M = np.repeat([False, True], count)
     is_right_M = np.zeros(2 * count, np.bool_)
@@ -109,19 +112,26 @@ def separability(image_ND: Tensor, text_ND: Tensor, *, folds: int, seed: int) ->
     return is_right_M
 
 
-def draws(count: int, *, resamples: int, seed: int) -> NDArray[np.float64]:
-    """How often each of N pairs is in each of R bootstrap draws: (R, N)."""
-    random = np.random.default_rng(seed)
-    drawn_RN = np.empty((resamples, count))
-    for row_N in drawn_RN:
-        row_N[:] = np.bincount(random.integers(0, count, count), minlength=count)
-    return drawn_RN
+def draws(picture_N: NDArray[np.int64], *, resamples: int, seed: int) -> NDArray[np.float64]:
+    """How often each of N pairs is in each of R bootstrap draws of pictures: (R, N).
+
+    `picture_N`: the picture of each pair, from 0 on. A picture comes with all its pairs, which are no independent draws; so draws may
+    have more pairs than there are, or fewer.
+    """
+    random, count = np.random.default_rng(seed), int(picture_N.max()) + 1
+    drawn_RP = np.stack([np.bincount(random.integers(0, count, count), minlength=count) for _ in range(resamples)])
+    return drawn_RP[:, picture_N].astype(np.float64)
+
+
+def drawn_means(value_N: NDArray[np.floating], drawn_RN: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The mean of a value over the pairs of each draw (R,)."""
+    return np.asarray(drawn_RN @ value_N.astype(np.float64) / drawn_RN.sum(axis=1))
 
 
 def drawn_gaps(image_ND: Tensor, text_ND: Tensor, drawn_RN: NDArray[np.float64]) -> NDArray[np.float64]:
     """The gap of each draw of pairs (R,)."""
     apart_ND = (image_ND.double() - text_ND.double()).numpy()
-    return np.asarray(np.linalg.norm(drawn_RN @ apart_ND / len(apart_ND), axis=1))
+    return np.asarray(np.linalg.norm(drawn_RN @ apart_ND, axis=1) / drawn_RN.sum(axis=1))
 
 
 def drawn_uniformities(vector_ND: Tensor, drawn_RN: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -3,10 +3,12 @@
 report = compare_runs(Path("runs/a"), Path("runs/b"), confidence=0.95, seed=0)
 
 Accuracies: McNemar's exact test of the pictures on which the runs differ (McNemar 1947). Everything else: a paired bootstrap, the same
-draw of pictures for both. The p-values over tasks are adjusted after Holm (1979).
+draw of pictures for both. Few-shot scores stray by their draws too: there the draws of shots, the same ones of both runs, are drawn again
+beside the pictures. The p-values over tasks are adjusted after Holm (1979).
 """
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,7 +27,10 @@ from clipkit.evaluation.significance import holm, mcnemar
 MAX_RESULT_BYTES = 100_000_000
 MAX_TASKS = 10_000
 MAX_ROWS = 10_000_000
+MAX_DRAWS = 1_000
 RESAMPLES = 1_000
+FEW_SHOT = re.compile(r"(acc1|mean_per_class_recall)_\d{1,6}_shot_(logistic|ridge)")
+"""Main metrics of `eval few-shot` that are means over draws of what `right_by_draw` holds."""
 Floats = NDArray[np.float64]
 
 
@@ -72,13 +77,14 @@ def _result(path: Path) -> dict[str, Any]:
         result = json.loads(path.read_text(encoding="utf-8"))
         main = next((score for score in result["scores"] if score["is_main"]), None)
         if main is None:
-            raise UserError(f"`{path}` has no main metric: results of zero-shot, linear-probe and retrieval are compared")
+            raise UserError(f"`{path}` has no main metric: it was not written by `clipkit eval`, run that task again")
         metric, value = str(main["metric"]), main["value"]
         if type(value) not in (int, float) or not 0 <= value <= 1:
             raise UserError(
                 f"`{path}` has {str(value)[:100]!r} as {metric[:100]!r}: a number from 0 to 1 was expected, run that task again"
             )
-        return {"content_hash": str(result["content_hash"]), "metric": metric, "value": float(value)}
+        drawn = tuple(str(result[name])[:100] for name in ("train_content_hash", "seed", "draws")) if "curves" in result else ()
+        return {"content_hash": str(result["content_hash"]), "metric": metric, "value": float(value), "drawn": drawn}
     except UserError:
         raise
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
@@ -93,6 +99,8 @@ def _compare_task(
         raise UserError("the runs saw different pictures (`content_hash`): evaluate both on the same data")
     if a["metric"].removeprefix("lp_") != b["metric"].removeprefix("lp_"):
         raise UserError(f"the main metrics are `{a['metric']}` and `{b['metric']}`: evaluate both by the same task")
+    if a["drawn"] != b["drawn"]:
+        raise UserError("the runs drew other shots (training pictures, `seed` or `few_shot.draws`): evaluate both with the same")
     metric = a["metric"].removeprefix("lp_")
     wanted = [name for names in columns_of(metric) for name in names]
     tables = [_predictions(run / "predictions" / f"{task}.parquet", wanted) for run in runs]
@@ -135,12 +143,18 @@ def compare_metric(metric: str, a: pa.Table, b: pa.Table, *, confidence: float, 
         hits_a_N, hits_b_N = (_hits(columns, metric) for columns in (first, second))
         bootstrapped = _bootstrapped(_mean(hits_a_N), _mean(hits_b_N), _free(first), confidence=confidence, seed=seed)
         return bootstrapped._replace(p_value=mcnemar(hits_a_N, hits_b_N), test="McNemar, exact")
+    if FEW_SHOT.fullmatch(metric):
+        is_class_mean = metric.startswith("mean_per_class")
+        right_a_ND, right_b_ND = first["right_by_draw"], second["right_by_draw"]
+        return _over_draws(right_a_ND, right_b_ND, first["label"] if is_class_mean else _free(first), confidence=confidence, seed=seed)
     statistic, strata = STATISTICS[metric]
     return _bootstrapped(statistic(first), statistic(second), strata(first), confidence=confidence, seed=seed)
 
 
 def columns_of(metric: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Columns of the predictions that two runs must agree on, and those in which they may differ. Raises UserError for other metrics."""
+    if FEW_SHOT.fullmatch(metric):
+        return ("index", "label"), ("right_by_draw",)
     if metric not in FOUND_BY:
         raise UserError(f"metric {metric[:100]!r} cannot be paired, predictions do not hold what it needs: compare its intervals instead")
     if metric == "mean_recall@1":
@@ -157,6 +171,8 @@ def _column(table: pa.Table, name: str) -> NDArray[Any]:
         if pa.types.is_fixed_size_list(column.type) or pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
             return np.array(column.cast(pa.list_(pa.int64())).to_pylist(), np.int64)
         raise ValueError("column `top5` holds no lists")
+    if name == "right_by_draw":
+        return _by_draw(column)
     values = column.cast(TYPES.get(name, pa.int64())).combine_chunks()
     if values.null_count:
         raise ValueError(f"column `{name}` has empty cells")
@@ -164,6 +180,16 @@ def _column(table: pa.Table, name: str) -> NDArray[Any]:
     if name == "margin" and not np.isfinite(array).all():
         raise ValueError("column `margin` holds NaN or infinity")
     return np.asarray(array)
+
+
+def _by_draw(column: pa.ChunkedArray) -> NDArray[np.bool_]:
+    """(N, D): whether a picture was right in each of D draws. Raises ValueError."""
+    if not pa.types.is_fixed_size_list(column.type) or not 1 <= column.type.list_size <= MAX_DRAWS or column.null_count:
+        raise ValueError(f"column `right_by_draw` should hold lists of one length, at most {MAX_DRAWS:,}")
+    right = column.combine_chunks().flatten().cast(pa.bool_())
+    if right.null_count:
+        raise ValueError("column `right_by_draw` has empty cells")
+    return np.asarray(right.to_numpy(zero_copy_only=False)).reshape(len(column), -1)
 
 
 Columns = Mapping[str, NDArray[Any]]
@@ -275,8 +301,38 @@ STATISTICS: Mapping[str, tuple[Callable[[Columns], Statistic], Callable[[Columns
 """Metric = its value over drawn pictures, and the strata that keep their size in a draw."""
 
 
+def _over_draws(
+    right_a_ND: NDArray[np.bool_], right_b_ND: NDArray[np.bool_], strata_N: NDArray[np.int64], *, confidence: float, seed: int
+) -> Differing:
+    """The difference of the means over D draws of shots, pictures and draws both drawn again (the pigeonhole bootstrap, Owen 2007).
+
+    Pictures are drawn within their stratum, and every stratum weighs alike: classes, or one of all pictures. Draws are few: how far they
+    stray is stretched by the root of D / (D - 1). One draw says nothing of others: the interval is from -1 to 1, and p is 1.
+    """
+    if right_a_ND.shape != right_b_ND.shape:
+        raise UserError("the runs have other numbers of draws of shots: evaluate both with the same `few_shot.draws`")
+    difference_ND = right_b_ND.astype(float) - right_a_ND
+    _, place_N, counts_S = np.unique(strata_N, return_inverse=True, return_counts=True)
+    weight_N = 1 / (counts_S[place_N] * len(counts_S))
+    by_draw_D = weight_N @ difference_ND
+    draws, seen = len(by_draw_D), float(by_draw_D.mean())
+    if draws < 2:
+        return Differing(seen, Interval(-1.0, 1.0), 1.0, "one draw of shots")
+    random, stretch = np.random.default_rng(seed), (draws / (draws - 1)) ** 0.5
+    found: list[float] = []
+
+    def difference(drawn_N: NDArray[np.int64]) -> float:
+        means_D = weight_N[drawn_N] @ difference_ND[drawn_N]
+        around_D = means_D - means_D.mean()
+        found.append(float(means_D.mean() + stretch * around_D[random.integers(0, draws, draws)].mean()))
+        return found[-1]
+
+    interval = bootstrap(difference, strata_N, confidence=confidence, seed=seed, resamples=RESAMPLES)
+    return Differing(seen, interval, _two_sided(np.array(found)), "bootstrap of pictures and draws")
+
+
 def _bootstrapped(a: Statistic, b: Statistic, strata_N: NDArray[np.int64], *, confidence: float, seed: int) -> Differing:
-    """The same draws for both; p: twice the share of draws on the other side of 0, each side with the draw that was seen."""
+    """The same draws for both."""
     drawn_differences: list[float] = []
 
     def difference(drawn: NDArray[np.int64]) -> float:
@@ -286,5 +342,10 @@ def _bootstrapped(a: Statistic, b: Statistic, strata_N: NDArray[np.int64], *, co
     interval = bootstrap(difference, strata_N, confidence=confidence, seed=seed, resamples=RESAMPLES)
     all_N = np.arange(len(strata_N))
     draws = np.array(drawn_differences)
-    tail = min(int((draws <= 0).sum()), int((draws >= 0).sum())) + 1
-    return Differing(b(all_N) - a(all_N), interval, min(1.0, 2 * tail / (len(draws) + 1)), "paired bootstrap")
+    return Differing(b(all_N) - a(all_N), interval, _two_sided(draws), "paired bootstrap")
+
+
+def _two_sided(draws_R: Floats) -> float:
+    """p: twice the share of draws on the other side of 0, each side with the draw that was seen."""
+    tail = min(int((draws_R <= 0).sum()), int((draws_R >= 0).sum())) + 1
+    return min(1.0, 2 * tail / (len(draws_R) + 1))

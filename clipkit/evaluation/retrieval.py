@@ -54,15 +54,21 @@ def run_retrieval(recipe: EvalRecipe, encoder: Encoder, suite: Suite, data_root:
 
 
 def _retrieve(encoder: Encoder, task: Task, split: Split, *, recipe: EvalRecipe, run: Run, cache: Path) -> Outcome:
-    captions = [(i, task.templates[0].replace("{}", text)) for i, texts in enumerate(split.texts or ()) for text in texts]
-    if not captions:
-        raise UserError(f"`{split.name}` has no captions: retrieval needs a text for each picture, in the column of `texts`")
+    captions = captions_of(task, split)
     image_of_text_M = torch.tensor([image for image, _ in captions])
     text_MD = embed_texts(encoder, [text for _, text in captions], name=split.name, cache=cache, run=run)
     embeddings = embed(encoder, split, cache=cache, run=run, batch_size=recipe.batch_size, workers=recipe.workers)
     ranks = rank_both_ways(embeddings.projected_ND, text_MD, image_of_text_M)
     values = measure_recall(ranks, ks=recipe.retrieval.ks, confidence=recipe.confidence, seed=recipe.seed)
     return Outcome(values, len(split), rank_table(ranks), {"texts": len(captions), "template": task.templates[0]})
+
+
+def captions_of(task: Task, split: Split) -> list[tuple[int, str]]:
+    """The index of a picture and one of its texts in the task's template, for each text. Raises UserError where there are none."""
+    captions = [(i, task.templates[0].replace("{}", text)) for i, texts in enumerate(split.texts or ()) for text in texts]
+    if not captions:
+        raise UserError(f"`{split.name}` has no captions: retrieval needs a text for each picture, in the column of `texts`")
+    return captions
 
 
 def rank_both_ways(image_ND: Tensor, text_MD: Tensor, image_of_text_M: Tensor) -> Ranks:

@@ -5,7 +5,6 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit, logit
-from scipy.stats import linregress
 
 Accuracies = NDArray[np.floating]
 
@@ -19,15 +18,6 @@ class LogitFit(NamedTuple):
     def predict(self, in_distribution: Accuracies) -> Accuracies:
         """Accuracy under shift that the reference models would have at this accuracy in distribution."""
         return np.asarray(expit(self.slope * logit(in_distribution) + self.intercept))
-
-
-def fit_logits(in_distribution_N: Accuracies, under_shift_N: Accuracies) -> LogitFit:
-    """Least squares over N reference models, accuracies from 0 to 1, both ends excluded: their logits are infinite."""
-    for accuracies_N in (in_distribution_N, under_shift_N):
-        if not ((accuracies_N > 0) & (accuracies_N < 1)).all():
-            raise ValueError("accuracies should lie between 0 and 1, both excluded")
-    line = linregress(logit(in_distribution_N), logit(under_shift_N))
-    return LogitFit(float(line.slope), float(line.intercept))
 
 
 def effective_robustness(in_distribution: Accuracies, under_shift: Accuracies, line: LogitFit) -> Accuracies:

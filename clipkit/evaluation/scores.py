@@ -123,6 +123,7 @@ def _score_task(
     started, kind = time.monotonic(), method.kind
     outcome = method.classify(task, splits)
     found = {value.metric: value.value for value in outcome.values}
+    main = outcome.main or MAIN_METRIC[task.metric]
     if outcome.predictions is not None:
         write_table(run.path / "predictions" / f"{task.name}.parquet", outcome.predictions)
     about = {
@@ -142,7 +143,7 @@ def _score_task(
         "language": "en",
         **{name: about[name] for name in ("protocol", "count", "seconds")},
         "confidence": recipe.confidence,
-        "scores": [_score(value, about, prefix=PREFIX[kind], is_main=value.metric == MAIN_METRIC[task.metric]) for value in outcome.values],
+        "scores": [_score(value, about, prefix=PREFIX[kind], is_main=value.metric == main) for value in outcome.values],
         **outcome.facts,
     }
 

@@ -29,7 +29,7 @@ class ShardPictures:
         return self._count
 
     @cached_property
-    def content_hash(self) -> str:
+    def pictures_hash(self) -> str:
         """The tar's own sha256, not what the manifest claims. Raises UserError where they differ: it was changed after it was written."""
         self._shards.check(self._shard)
         return self._shard.sha256

@@ -6,8 +6,8 @@ a detector that can verifies them.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,37 +15,34 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from clipkit import UserError
 from clipkit.dataset.shards import Pair, Shards, made_from
 from clipkit.dataset.shards.thumbnails import picture_uri
-from clipkit.evaluation.embeddings import Embeddings, Pictures, embed
-from clipkit.evaluation.metrics import top_k
+from clipkit.evaluation.embeddings import embed
 from clipkit.evaluation.shard_pictures import ShardPictures
-from clipkit.evaluation.splits import Split
 from clipkit.evaluation.suite import Suite, Task
-from clipkit.evaluation.zero_shot import Predictions, predict
-from clipkit.model.detector import Detector, Verify, load_detector
+from clipkit.model.detector import Detector, load_detector
 from clipkit.model.encoder import Encoded, Encoder
 from clipkit.model.preprocess import FORMATS
-from clipkit.overlap.effect import LEVEL, Effect, measure_effect, summarise
+from clipkit.overlap.comparison import Comparison, Parts, compare, judged
+from clipkit.overlap.curve import CURVE_SCHEMA, curve
 from clipkit.overlap.matches import MATCH_SCHEMA, matches
-from clipkit.overlap.neighbours import NearestSearch, Neighbours
+from clipkit.overlap.neighbours import Neighbours
 from clipkit.overlap.pairs import choose_pairs, find_training_pairs
 from clipkit.overlap.review import Review, apply_review, load_review, review_path
+from clipkit.overlap.scale import detector_facts, normalised, threshold_of, with_background
+from clipkit.overlap.search import ROWS_PER_SHARD, Describe, Nearest, find_neighbours, nearest_of
+from clipkit.overlap.test_sets import TestSet, check_asked, read_test_set
+from clipkit.overlap.together import rows_together, summary_of
 from clipkit.recipe import OverlapRecipe
+from clipkit.report.overlap_figures import write_overlap_figure
 from clipkit.report.page import OverlapPage, ShownPair, TaskSection, write_overlap_page
 from clipkit.report.pages import one_line
 from clipkit.run import Run, replacing
 
-PAIRS_AT_ONCE = 512
 MAX_CAPTION = 300
-Describe = Callable[[Pictures], Embeddings]
-ROWS_PER_SHARD = 2**32
-"""A place is shard index x this + row."""
 
 TABLE_SCHEMA = pa.schema(
     [
@@ -62,39 +59,22 @@ TABLE_SCHEMA = pa.schema(
 
 
 @dataclass(frozen=True)
-class TestSet:
-    """A task's test pictures, and what the evaluated model answers."""
-
-    task: Task
-    split: Split
-    predicted_N: NDArray[np.int64]
-
-    @property
-    def is_correct_N(self) -> NDArray[np.bool_]:
-        """Whether the model's first answer was right."""
-        return np.asarray(self.predicted_N == self.split.labels_N)
-
-
-@dataclass(frozen=True)
-class Nearest:
-    """The nearest training picture of each test picture. -inf, b"" and -1 without training pictures."""
-
-    similarity_N: NDArray[np.float32]
-    key_N: NDArray[np.bytes_]
-    place_N: NDArray[np.int64]
-
-
-@dataclass(frozen=True)
 class Finding:
     """One task, finished."""
 
     test: TestSet
     nearest: Nearest
     threshold: float
-    is_overlap_N: NDArray[np.bool_]
-    effect: Effect
+    parts: Parts
+    comparisons: tuple[Comparison, ...]
     verdicts: dict[int, str]
     candidates: Neighbours
+    row: Mapping[str, Any] = field(default_factory=dict)  # of the report: known when all tasks are
+
+    @property
+    def is_overlap_N(self) -> NDArray[np.bool_]:
+        """Which test pictures count as overlap."""
+        return self.parts.is_overlap_N
 
 
 def report_overlap(
@@ -107,51 +87,36 @@ def report_overlap(
     task that the suite does not have.
     """
     review = load_review(review_path(run.path, recipe.review))
-    _check(recipe, encoder, suite, review)
+    check_asked(recipe, encoder, suite, review)
     detector = load_detector(recipe.detector, precision=recipe.precision)
     knobs: dict[str, Any] = {"cache": cache, "run": run, "batch_size": recipe.batch_size, "workers": recipe.workers}
     describe: Describe = partial(embed, detector.encoder, **knobs)
-    answer = partial(predict, encoder, **knobs)
+    detector = with_background(recipe, detector, shards, describe)
     training = [ShardPictures(shards, shard) for shard in shards.shards]
     findings, failed = [], {}
     for task in suite.tasks:  # One at a time: the many views of its pictures take much memory.
         try:
-            test = _test_set(task, data_root, answer)
+            test = read_test_set(recipe, encoder, task, data_root, run=run, cache=cache)
             described = Encoded(*describe(test.split))
         except UserError as error:
             failed[task.name] = _told(run, task, error)
             continue
-        candidates = _neighbours(detector, described, training, describe, block_size=recipe.block_size, run=run)
+        candidates = find_neighbours(detector, described, training, describe, block_size=recipe.block_size, run=run)
+        candidates = normalised(candidates, detector, described)
         try:
-            findings.append(_finding(recipe, test, candidates, review))
+            findings.append(_finding(recipe, detector, test, candidates, review))
         except UserError as error:
             failed[task.name] = _told(run, task, error)
+    findings = _with_rows(findings)
     _write_table(run.path / "overlap.parquet", TABLE_SCHEMA, [_rows(finding, shards) for finding in findings], shards)
     _write_table(run.path / "overlap-pairs.parquet", MATCH_SCHEMA, [_matches(finding, shards) for finding in findings], shards)
+    _write_table(run.path / "overlap-curve.parquet", CURVE_SCHEMA, [_curves(recipe, finding) for finding in findings], shards)
     report = _report(recipe, encoder, detector, suite, findings, run=run)
+    write_overlap_figure(run.path, report["tasks"], confidence=recipe.confidence)
     report |= {"failed": failed, "training_pictures": shards.count, "review": review.fingerprint}
     sections = _sections(recipe, findings, shards)
     write_overlap_page(run.path / "overlap.html", OverlapPage(report, sections))
     return report
-
-
-def _check(recipe: OverlapRecipe, encoder: Encoder, suite: Suite, review: Review) -> None:
-    known = {task.name for task in suite.tasks}
-    for what, names in (("knob `thresholds`", recipe.thresholds), ("the review", review.tasks)):
-        if unknown := sorted(set(names) - known):
-            raise UserError(f"{what} names task `{unknown[0]}`: suite `{suite.name}` has {', '.join(sorted(known))}")
-    if not encoder.has_text:
-        raise UserError(
-            f"model `{encoder.name}` encodes images only: the report compares zero-shot accuracies, give a model with a text tower"
-        )
-
-
-# ------------------------------------------------------------------- describe
-
-
-def _test_set(task: Task, data_root: Path, answer: Callable[[Task, Split], Predictions]) -> TestSet:
-    split = task.split(data_root, "test")
-    return TestSet(task, split, top_k(answer(task, split).logits_NC, 1)[:, 0])
 
 
 def _told(run: Run, task: Task, error: UserError) -> str:
@@ -159,79 +124,45 @@ def _told(run: Run, task: Task, error: UserError) -> str:
     return str(error)
 
 
-# ---------------------------------------------------------- search and verify
-
-
-def _neighbours(
-    detector: Detector, tests: Encoded, training: Sequence[ShardPictures], describe: Describe, *, block_size: int, run: Run
-) -> Neighbours:
-    """The candidates of a task's test pictures, with the similarity that decides: the verified one where the detector verifies."""
-    search = NearestSearch(detector.views(tests), detector.candidates)
-    _search(search, training, describe, block_size=block_size, run=run)
-    if detector.verify is None:
-        return search.neighbours
-    return search.neighbours._replace(similarity_NK=_verified(detector.verify, tests, search, training, describe, run=run))
-
-
-def _search(search: NearestSearch, training: Sequence[ShardPictures], describe: Describe, *, block_size: int, run: Run) -> None:
-    with run.progress("searching the training pictures", total=sum(map(len, training)), unit="pictures") as advance:
-        for index, shard in enumerate(training):
-            vectors_MD = describe(shard).projected_ND
-            for start in range(0, len(shard), block_size):
-                rows = np.arange(start, min(start + block_size, len(shard)))
-                search.add(vectors_MD[rows[0] : rows[-1] + 1], shard.keys[rows], index * ROWS_PER_SHARD + rows)
-                advance(len(rows))
-
-
-def _verified(
-    verify: Verify, tests: Encoded, search: NearestSearch, training: Sequence[ShardPictures], describe: Describe, *, run: Run
-) -> NDArray[np.float32]:
-    """Verified similarities (N, K) of the candidates, shard by shard."""
-    place_NK = search.neighbours.place_NK
-    similarity_NK = np.full_like(search.neighbours.similarity_NK, -np.inf)
-    with run.progress("verifying the candidates", total=len(training), unit="shards") as advance:
-        for index, shard in enumerate(training):
-            is_here_NK = place_NK // ROWS_PER_SHARD == index
-            if is_here_NK.any():
-                tests_P, rows_P = np.nonzero(is_here_NK)[0], place_NK[is_here_NK] % ROWS_PER_SHARD
-                views_VND = search.views_VND
-                similarity_NK[is_here_NK] = _similarity(
-                    verify, tests.features_BF, views_VND, describe(shard), tests_P=tests_P, rows_P=rows_P
-                )
-            advance(1)
-    return similarity_NK
-
-
-def _similarity(
-    verify: Verify, features_NF: Tensor, views_VND: Tensor, train: Embeddings, *, tests_P: NDArray[np.int64], rows_P: NDArray[np.int64]
-) -> NDArray[np.float32]:
-    """Verified similarities (P,) of pairs of a test picture and a training picture."""
-    parts = [np.zeros(0, np.float32)]
-    with torch.inference_mode():
-        for start in range(0, len(tests_P), PAIRS_AT_ONCE):
-            tests, rows = tests_P[start : start + PAIRS_AT_ONCE], rows_P[start : start + PAIRS_AT_ONCE]
-            view_P = torch.einsum("vpd,pd->vp", views_VND[:, tests], train.projected_ND[rows]).argmax(0)
-            parts.append(verify(features_NF[tests], train.features_NF[rows], view_P).numpy())
-    return np.concatenate(parts)
-
-
-def _nearest(candidates: Neighbours) -> Nearest:
-    """The most similar candidate of each test picture; of equally similar ones that with the smallest key."""
-    best = candidates._replace(similarity_NK=candidates.similarity_NK.round(5)).ordered(1)
-    return Nearest(best.similarity_NK[:, 0], best.key_NK[:, 0], best.place_NK[:, 0])
-
-
 # ------------------------------------------------------------------- findings
 
 
-def _finding(recipe: OverlapRecipe, test: TestSet, candidates: Neighbours, review: Review) -> Finding:
-    nearest = _nearest(candidates)
+def _finding(recipe: OverlapRecipe, detector: Detector, test: TestSet, candidates: Neighbours, review: Review) -> Finding:
+    nearest = nearest_of(candidates)
     name = test.task.name
     decided = review.of(name)
-    threshold = decided.threshold if decided.threshold is not None else recipe.thresholds.get(name, recipe.threshold)
-    is_overlap_N = apply_review(nearest.similarity_N, threshold=threshold, review=decided, task=name)
-    effect = measure_effect(test.is_correct_N, is_overlap_N, confidence=recipe.confidence)
-    return Finding(test, nearest, threshold, is_overlap_N, effect, dict(decided.verdicts), candidates)
+    threshold = decided.threshold if decided.threshold is not None else threshold_of(recipe, detector, name)
+    apply_review(nearest.similarity_N, threshold=threshold, review=decided, task=name)  # refuses verdicts on pictures that are not there
+    parts = Parts(judged(nearest.similarity_N, decided.verdicts), threshold, test.is_blank_N)
+    compared = tuple(compare(answers, parts, confidence=recipe.confidence, seed=recipe.seed) for answers in test.answers)
+    return Finding(test, nearest, threshold, parts, compared, dict(decided.verdicts), candidates)
+
+
+def _with_rows(findings: Sequence[Finding]) -> list[Finding]:
+    """Each task's row: its leading comparison, tested together with those of the other tasks, and under `further` the others it has."""
+    leading = rows_together([finding.comparisons[0] for finding in findings])
+    further: defaultdict[int, list[dict[str, Any]]] = defaultdict(list)
+    for family in _further(findings).values():
+        for place, row in zip(family, rows_together(list(family.values())), strict=True):
+            further[place].append(row)
+    return [
+        replace(finding, row=_named(finding) | row | {"further": further[place]})
+        for place, (finding, row) in enumerate(zip(findings, leading, strict=True))
+    ]
+
+
+def _further(findings: Sequence[Finding]) -> dict[str, dict[int, Comparison]]:
+    """What was compared beside the leading scores: the place of a task, its comparison, by what was asked."""
+    families: defaultdict[str, dict[int, Comparison]] = defaultdict(dict)
+    for place, finding in enumerate(findings):
+        for comparison in finding.comparisons[1:]:
+            families[comparison.asked][place] = comparison
+    return families
+
+
+def _named(finding: Finding) -> dict[str, Any]:
+    task = finding.test.task
+    return {"task": task.name, "title": task.title, "threshold": finding.threshold, "verdicts": len(finding.verdicts)}
 
 
 def _report(
@@ -241,28 +172,24 @@ def _report(
         "command": "overlap-report",
         "model": encoder.name,
         "precision": encoder.precision,
-        "detector": detector.encoder.name,
+        **detector_facts(recipe, detector),
         "suite": suite.name,
         "page": str(run.path / "overlap.html"),
         "confidence": recipe.confidence,
-        "tasks": [_task_row(finding, num_tasks=len(findings)) for finding in findings],
-        "summary": asdict(summarise([finding.effect for finding in findings])),
+        "tasks": [finding.row for finding in findings],
+        "summary": summary_of([finding.comparisons[0] for finding in findings]),
+        "further": {asked: summary_of(list(family.values())) for asked, family in _further(findings).items()},
     }
 
 
-def _task_row(finding: Finding, *, num_tasks: int) -> dict[str, Any]:
-    effect = finding.effect
-    return {
-        "task": finding.test.task.name,
-        "title": finding.test.task.title,
-        "threshold": finding.threshold,
-        **asdict(effect),
-        "is_shifted": effect.is_shifted,
-        "interval_excludes_clean": effect.interval_excludes_clean,
-        "is_significant": effect.is_significant(LEVEL),
-        "is_significant_bonferroni": effect.is_significant(LEVEL / num_tasks),
-        "verdicts": len(finding.verdicts),
-    }
+def _task_row(finding: Finding, *, num_tasks: int) -> Mapping[str, Any]:
+    return finding.row
+
+
+def _curves(recipe: OverlapRecipe, finding: Finding) -> pa.Table:
+    """How every comparison of a task depends on the threshold."""
+    name = finding.test.task.name
+    return pa.concat_tables([curve(name, answers, finding.parts, confidence=recipe.confidence) for answers in finding.test.answers])
 
 
 def _write_table(path: Path, schema: pa.Schema, tables: Sequence[pa.Table], shards: Shards) -> None:
@@ -327,7 +254,7 @@ def _sections(recipe: OverlapRecipe, findings: Sequence[Finding], shards: Shards
 def _shown(shards: Shards, training: dict[tuple[int, int], tuple[Pair, str]], finding: Finding, index: int) -> ShownPair:
     place = divmod(int(finding.nearest.place_N[index]), ROWS_PER_SHARD)
     pair, train_picture = training[place]
-    classes, split = finding.test.task.classes, finding.test.split
+    split = finding.test.split
     return ShownPair(
         test_index=index,
         similarity=float(finding.nearest.similarity_N[index]),
@@ -338,7 +265,7 @@ def _shown(shards: Shards, training: dict[tuple[int, int], tuple[Pair, str]], fi
         caption=one_line(pair.text, MAX_CAPTION),
         key=pair.key,
         shard=shards.shards[place[0]].name,
-        label=classes[int(split.labels_N[index])][0],
-        predicted=classes[int(finding.test.predicted_N[index])][0],
+        label=one_line(finding.test.label(index), MAX_CAPTION),
+        predicted=finding.test.said(index),
         is_correct=bool(finding.test.is_correct_N[index]),
     )

@@ -22,12 +22,15 @@ LEVEL = 0.05
 
 @dataclass(frozen=True)
 class Effect:
-    """One task's accuracies on All, Overlap and Clean (0 to 1) and what they say. None where a part is empty."""
+    """One task's accuracies on All, Overlap and Clean (0 to 1) and what they say. None where a part is empty.
+
+    Where the task's metric is no accuracy, `resampled` fills the same places with it.
+    """
 
     count: int
     overlap: int
     contamination: float
-    accuracy_all: float
+    accuracy_all: float | None
     accuracy_overlap: float | None
     accuracy_clean: float | None
     all_minus_clean: float | None
@@ -43,7 +46,11 @@ class Effect:
 
     @property
     def interval_excludes_clean(self) -> bool:
-        """Whether Clean's accuracy lies outside the interval of Overlap's."""
+        """Whether Clean's accuracy lies outside the interval of Overlap's.
+
+        Figure 17 of the paper draws that interval less Clean's accuracy, which it takes as known, and asks whether it excludes a
+        difference of 0: the same question.
+        """
         if self.accuracy_clean is None or self.low is None or self.high is None:
             return False
         return not self.low <= self.accuracy_clean <= self.high
@@ -89,11 +96,18 @@ def one_sided_p(right: int, count: int, clean: float | None) -> float | None:
     return float(binomtest(right, count, clean, alternative="greater").pvalue)
 
 
-def _note(count: int, overlap: int, clean: float | None) -> str:
+def note_on_sizes(count: int, overlap: int) -> str:
+    """A sentence where one of the two parts is empty, else nothing."""
     if overlap == 0:
         return "No test picture has a near-duplicate in the training data: All and Clean are the same pictures, and nothing is tested."
-    if clean is None:
+    if overlap == count:
         return "Every test picture has a near-duplicate in the training data: there is no Clean part to compare with."
+    return ""
+
+
+def _note(count: int, overlap: int, clean: float | None) -> str:
+    if clean is None or overlap == 0:
+        return note_on_sizes(count, overlap)
     if clean == 1:
         return "Every Clean picture was right: Overlap cannot be easier, so the test cannot find anything."
     if clean == 0:

@@ -3,7 +3,7 @@
 import io
 import itertools
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
@@ -37,19 +37,6 @@ def house_style() -> Any:
     return mpl.rc_context(_STYLE)
 
 
-class OverlapPoint(NamedTuple):
-    """One task in the overlap figure. Shares and accuracies from 0 to 1; None where Overlap or Clean is empty."""
-
-    label: str
-    contamination: float
-    overlap_minus_clean: float | None
-    low: float | None  # ends of Overlap's interval, minus Clean's accuracy
-    high: float | None
-    all_minus_clean: float | None
-    interval_excludes_clean: bool
-    is_significant: bool
-
-
 def similarity_histogram(similarities: Sequence[float], *, threshold: float) -> str:
     """How similar the nearest training pictures are, on a logarithmic scale so that few duplicates show beside many others."""
     with mpl.rc_context(_STYLE):
@@ -64,22 +51,6 @@ def similarity_histogram(similarities: Sequence[float], *, threshold: float) -> 
         axes.set_xlim(low, 1.0)
         axes.set_xlabel(f"similarity of the nearest training picture (threshold {threshold:g})")
         axes.set_ylabel("test pictures")
-        return _svg(figure)
-
-
-def overlap_panels(points: Sequence[OverlapPoint], *, confidence: float) -> str:
-    """The two panels of CLIP's figure 17: what the overlap did, against how much of it there is."""
-    with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(8.4, 3.5), layout="constrained")
-        left, right = figure.subplots(1, 2)
-        _draw_differences(left, points, confidence)
-        _draw_shifts(right, points)
-        for axes in (left, right):
-            axes.axhline(0, color=FAINT, linewidth=0.8, zorder=0)
-            axes.set_xlabel("test pictures with a near-duplicate (%)")
-            most = max([100 * point.contamination for point in points], default=0)
-            axes.set_xlim(-0.03 * (most or 1), 1.45 * (most or 1))
-            axes.margins(y=0.15)
         return _svg(figure)
 
 
@@ -98,29 +69,6 @@ def accuracy_curves(curves: Mapping[str, Sequence[tuple[int, float]]], *, chance
         axes.set_ylabel("zero-shot accuracy (%)")
         axes.xaxis.set_major_formatter("{x:,.0f}")
         return _svg(figure)
-
-
-def _draw_differences(axes: Axes, points: Sequence[OverlapPoint], confidence: float) -> None:
-    for point in points:
-        if point.overlap_minus_clean is None or point.low is None or point.high is None:
-            continue
-        x, colour = 100 * point.contamination, ORANGE if point.interval_excludes_clean else BLUE
-        axes.plot([x, x], [100 * point.low, 100 * point.high], color=colour, linewidth=1)
-        axes.plot(x, 100 * point.overlap_minus_clean, "o", color=colour, markersize=5)
-        axes.annotate(point.label, (x, 100 * point.overlap_minus_clean), xytext=(6, 3), textcoords="offset points", fontsize=8)
-    axes.set_ylabel("Overlap − Clean (points)")
-    axes.set_title(f"Accuracy on Overlap against Clean\n{confidence:.1%} intervals; orange: excludes 0", fontsize=9, loc="left")
-
-
-def _draw_shifts(axes: Axes, points: Sequence[OverlapPoint]) -> None:
-    for point in points:
-        if point.all_minus_clean is None:
-            continue
-        x, y = 100 * point.contamination, 100 * point.all_minus_clean
-        axes.plot(x, y, "o", color=ORANGE if point.is_significant else BLUE, markersize=5)
-        axes.annotate(point.label, (x, y), xytext=(6, 3), textcoords="offset points", fontsize=8)
-    axes.set_ylabel("All − Clean (points)")
-    axes.set_title("Shift of the score by the overlap\norange: one-sided p < 0.05", fontsize=9, loc="left")
 
 
 def training_curves(lines: Sequence[Mapping[str, Any]]) -> str:
@@ -181,22 +129,30 @@ def _svg(figure: Figure) -> str:
 
 
 def few_shot_figure(result: Mapping[str, Any]) -> str:
-    """Accuracy against pictures per class on a logarithmic axis, a band of the interval over draws, zero-shot as a line (CLIP figure 6)."""
+    """Scores against pictures per class on a logarithmic axis, a band of the interval over draws, zero-shot as a line (CLIP figure 6).
+
+    All training pictures are a hollow point at the end, its bar the interval of the test pictures (figure 7).
+    """
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(4.6, 3.0), layout="constrained")
         axes = figure.add_subplot()
         for classifier, curve in result["curves"].items():
             shots = [point["shots"] for point in curve]
-            low, middle, high = ([100 * point[name] for point in curve] for name in ("low", "accuracy", "high"))
+            low, middle, high = ([100 * point[name] for point in curve] for name in ("low", "score", "high"))
             axes.fill_between(shots, low, high, color=CLASSIFIERS[classifier], alpha=0.2, linewidth=0)
             axes.plot(shots, middle, color=CLASSIFIERS[classifier], marker="o", markersize=3, label=classifier)
+        for classifier, point in result["fully_supervised"].items():
+            ends = [[100 * (point["score"] - point["low"])], [100 * (point["high"] - point["score"])]]
+            place, colour = ([point["pictures_per_class"]], [100 * point["score"]]), CLASSIFIERS[classifier]
+            axes.errorbar(*place, yerr=ends, color=colour, marker="o", markersize=4, markerfacecolor="white")
         if "zero_shot" in result:
             axes.axhline(100 * result["zero_shot"], color=INK, linewidth=1, linestyle="--", label="zero-shot")
         axes.set_xscale("log", base=2)
-        axes.set_xticks(shots, [str(k) for k in shots])
+        every = sorted({point["pictures_per_class"] for point in result["fully_supervised"].values()})
+        axes.set_xticks([*shots, *every], [*(str(k) for k in shots), *(f"all\n{k:.4g}" for k in every)])
         axes.minorticks_off()
         axes.set_xlabel("pictures per class")
-        axes.set_ylabel("accuracy, %")
+        axes.set_ylabel(f"{result['metric']}, %")
         axes.set_title(result["dataset"], loc="left", fontsize=9)
         axes.legend(frameon=False)
         return _svg(figure)

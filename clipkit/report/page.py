@@ -60,7 +60,8 @@ def write_overlap_page(path: Path, page: OverlapPage) -> None:
 
 def render_overlap_page(page: OverlapPage) -> str:
     """The page as HTML text."""
-    from clipkit.report.figures import overlap_panels, similarity_histogram
+    from clipkit.report.figures import similarity_histogram
+    from clipkit.report.overlap_figures import overlap_panels, overlap_point
 
     # Every template is escaped, whatever its file is called.
     templates = environment()
@@ -68,7 +69,7 @@ def render_overlap_page(page: OverlapPage) -> str:
     compared = [section for section in page.sections if section.row["overlap"]]
     return templates.get_template("overlap.html").render(
         report=page.report,
-        panels=_image_uri(overlap_panels([_point(section.row) for section in compared], confidence=page.report["confidence"]))
+        panels=_image_uri(overlap_panels([overlap_point(section.row) for section in compared], confidence=page.report["confidence"]))
         if compared
         else None,
         sections=[
@@ -129,23 +130,6 @@ def verdict_example(section: TaskSection) -> str:
     near = [*section.above[-2:], *section.below[:2]]
     verdicts = {str(pair.test_index): "duplicate" if pair.is_overlap else "different" for pair in near}
     return json.dumps({section.row["task"]: {"threshold": section.row["threshold"], "verdicts": verdicts}}, indent=2)
-
-
-def _point(row: Mapping[str, Any]) -> Any:
-    from clipkit.report.figures import OverlapPoint
-
-    clean = row["accuracy_clean"]
-    minus_clean = {name: None if clean is None else row[name] - clean for name in ("accuracy_overlap", "low", "high")}
-    return OverlapPoint(
-        label=row["task"],
-        contamination=row["contamination"],
-        overlap_minus_clean=minus_clean["accuracy_overlap"],
-        low=minus_clean["low"],
-        high=minus_clean["high"],
-        all_minus_clean=row["all_minus_clean"],
-        interval_excludes_clean=row["interval_excludes_clean"],
-        is_significant=row["is_significant"],
-    )
 
 
 def _image_uri(svg: str) -> str:

@@ -10,7 +10,8 @@ __all__ = ["bias_tables", "gap_tables"]
 
 def gap_tables(report: Mapping[str, Any]) -> list[Table]:
     """Measures of each model, differences between models, the gap-shift curve."""
-    note = f"{report['pairs']:,} pairs of {report['source']}, {report['confidence']:.0%} intervals"
+    pictures = f"{report['pictures']:,} different pictures" if report["pictures"] != report["pairs"] else "each of another picture"
+    note = f"{report['pairs']:,} pairs of {report['source']}, {pictures}; {report['confidence']:.0%} intervals over pictures"
     tables = []
     for model in report["models"]:
         tables.append(
@@ -53,10 +54,10 @@ def bias_tables(report: Mapping[str, Any]) -> list[Table]:
         _of(
             "gaps between groups",
             report["gaps"],
-            ("label_set", "harmful", "attribute", "gap", "low", "high", "holm_p"),
-            "greatest rate minus least",
+            ("label_set", "harmful", "attribute", "gap", "low", "high", "by_chance", "holm_p", "test"),
+            "greatest rate minus least, intervals of all groups at once; by chance: the mean gap if groups are shuffled",
         ),
-        _of("labels most tied to a group", _strongest(report["ties"]), TIE_COLUMNS, "chi-squared, p adjusted by Holm; 5 of each are shown"),
+        _of("labels most tied to a group", _strongest(report["ties"]), TIE_COLUMNS, TIE_NOTE),
         _of(
             "attributes as classes",
             _ends(report["accuracies"], "accuracy"),
@@ -67,8 +68,9 @@ def bias_tables(report: Mapping[str, Any]) -> list[Table]:
     return [table for table in tables if table.rows]
 
 
-TIE_COLUMNS = ("label_set", "attribute", "threshold", "label", "most", "chi_squared", "holm_p")
-SHARES = ("rate", "low", "high", "gap", "accuracy", "threshold")
+TIE_COLUMNS = ("label_set", "attribute", "threshold", "label", "most", "chi_squared", "holm_p", "test")
+TIE_NOTE = "chi-squared, p adjusted by Holm; 5 of each are shown. The p is exact, or of shuffles, where fewer than 5 pictures are expected"
+SHARES = ("rate", "low", "high", "gap", "by_chance", "accuracy", "threshold")
 TIES_SHOWN = 5
 
 

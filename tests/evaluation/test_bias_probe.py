@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from scipy.stats import chi2_contingency, false_discovery_control
+from scipy.stats import chi2_contingency, false_discovery_control, fisher_exact
 from typer.testing import CliRunner
 
 from clipkit import UserError
@@ -92,11 +92,12 @@ def test_rates_of_harmful_labels_are_those_counted_by_hand(report: dict[str, Any
 
 def test_gaps_come_with_an_interval_and_an_adjusted_p(report: dict[str, Any]) -> None:
     gaps = {row["attribute"]: row for row in report["gaps"]}
-    wanted = chi2_contingency([[2, 8], [0, 10]], correction=False)
+    wanted = fisher_exact([[2, 8], [0, 10]])
     for row in gaps.values():
         assert row["gap"] == pytest.approx(0.2)
         assert row["low"] <= 0.2 <= row["high"]
-        assert row["p_value"] == pytest.approx(wanted.pvalue)
+        assert 0 < row["by_chance"] < 0.2
+        assert (row["p_value"], row["test"]) == (pytest.approx(wanted.pvalue), "Fisher, exact")
         assert row["holm_p"] == pytest.approx(min(1, 2 * wanted.pvalue))
 
 
@@ -106,7 +107,7 @@ def test_ties_are_scipys_chi_squared_strongest_first(report: dict[str, Any]) -> 
     green = chi2_contingency([[5, 5], [0, 10]], correction=False)
     assert ties[0]["label"] == "green"
     assert (ties[0]["most"], ties[0]["chi_squared"]) == ("Female", pytest.approx(green.statistic))
-    assert ties[0]["holm_p"] == pytest.approx(3 * green.pvalue)
+    assert ties[0]["holm_p"] == pytest.approx(3 * fisher_exact([[5, 5], [0, 10]]).pvalue)
     assert by_label["blue"]["most"] == "Male"
     assert {one["group"]: one["share"] for one in by_label["red"]["shares"]} == {"Male": 0.8, "Female": 0.5}
 
@@ -178,10 +179,13 @@ def test_holm_by_hand_and_never_below_benjamini_hochberg() -> None:
 def test_the_gap_of_rates_is_the_widest_and_equal_groups_have_none() -> None:
     hit_N = np.array([True, True, False, False, True, False, False, False, False], bool)
     groups = ["a"] * 2 + ["b"] * 3 + ["c"] * 4
-    gap, interval = rate_gap(hit_N, groups, confidence=0.95, seed=0)
+    gap, interval, by_chance = rate_gap(hit_N, groups, confidence=0.95, seed=0)
     assert gap == pytest.approx(1.0)
-    assert interval.low <= 1.0 == interval.high
-    assert rate_gap(np.ones(9, bool), groups, confidence=0.95, seed=0) == (0.0, (0.0, 0.0))
+    assert interval.low < by_chance < 1.0 == interval.high
+    equal = rate_gap(np.ones(9, bool), groups, confidence=0.95, seed=0)
+    assert (equal.gap, equal.interval.low, equal.by_chance) == (0, 0, 0)
+    assert equal.interval.high > 0.5  # of two pictures nothing is sure
+    assert rate_gap(np.arange(9) < 3, ["a"] * 9, confidence=0.95, seed=0) == (0, (0, 0), 0)
 
 
 def test_the_command_shows_tables_and_ends_with_1_where_a_task_failed(

@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -15,7 +16,10 @@ from hypothesis import strategies as st
 from clipkit import UserError
 from clipkit.evaluation import embeddings
 from clipkit.evaluation.embeddings import Embeddings, embed
-from clipkit.evaluation.suite import Task
+from clipkit.evaluation.splits import Split
+from clipkit.evaluation.suite import Suite, Task
+from clipkit.evaluation.zero_shot import run_zero_shot
+from clipkit.recipe import EvalRecipe
 from clipkit.run import Run
 
 
@@ -24,7 +28,7 @@ class Drawn:
     """Pictures held in memory."""
 
     files: list[bytes]
-    content_hash: str = "drawn"
+    pictures_hash: str = "drawn"
     name: str = "test"
 
     def __len__(self) -> int:
@@ -160,3 +164,53 @@ def test_pictures_are_decoded_by_as_many_threads_as_asked_for(
 
     encoder.preprocess = meet
     assert len(run_embed(encoder, pictures, tmp_path, batch_size=4, workers=2).features_NF) == 4
+
+
+def test_two_protocols_of_the_same_pictures_encode_them_once_and_changed_pictures_anew(
+    make_picture: Callable[..., bytes], color_encoder: Any, tmp_path: Path
+) -> None:
+    files = Drawn([make_picture(("red", "blue", "white")[i % 3], i) for i in range(12)])
+    race = Split("race/test", files, np.arange(12) % 3)
+    protocols = [
+        race,
+        Split("gender/test", files, np.arange(12) % 2, groups={"age": ["old"] * 12}),
+        Split("many/test", files, is_class_NC=np.ones((12, 2), bool)),
+        Split("captions/test", files, texts=[["a"]] * 12),
+    ]
+    found = [run_embed(color_encoder, split, tmp_path) for split in protocols]
+    assert color_encoder.pictures_seen == 12
+    assert all(same(found[0], other) for other in found[1:])
+    assert len({split.content_hash for split in protocols}) == 4
+    changed = Drawn([*files.files[:11], make_picture("black", 99)])
+    swapped = Drawn([files.files[1], files.files[0], *files.files[2:]])
+    fewer, longer = Drawn(files.files[:11]), Drawn([*files.files, files.files[0]])
+    cut = Drawn([files.files[0] + files.files[1][:1], files.files[1][1:], *files.files[2:]])
+    hashes = {Split("race/test", other, race.labels_N).pictures_hash for other in (changed, swapped, fewer, cut)}
+    assert len({race.pictures_hash, *hashes, Split("race/test", longer, np.zeros(13, np.int64)).pictures_hash}) == 6
+    for other, seen in ((changed, 24), (swapped, 36), (fewer, 47)):
+        again = run_embed(color_encoder, Split("race/test", other, race.labels_N[: len(other)]), tmp_path)
+        assert color_encoder.pictures_seen == seen
+        assert not same(again, found[0])
+
+
+def test_two_columns_of_one_table_of_faces_are_two_tasks_and_one_encoding(
+    make_picture: Callable[..., bytes], color_encoder: Any, tmp_path: Path
+) -> None:
+    folder = tmp_path / "data/faces"
+    folder.mkdir(parents=True)
+    rows = [(f"{i}.png", ("red", "blue")[i % 2], ("white", "black", "red")[i % 3]) for i in range(12)]
+    for i, (name, color, _) in enumerate(rows):
+        (folder / name).write_bytes(make_picture(color, i))
+    (folder / "test.csv").write_text("file,one,two\n" + "".join(f"{','.join(row)}\n" for row in rows))
+    about = {"title": "t", "folder": "faces", "layout": "csv", "templates": ["{}"], "metric": "accuracy", "published": "here"}
+    tasks = []
+    for column, classes in (("one", ("red", "blue")), ("two", ("white", "black", "red"))):
+        more = {"name": column, "classes": classes, "columns": {"image": "file", "label": column}, "splits": {"test": "test.csv"}}
+        tasks.append(Task.model_validate(about | more))
+    suite = Suite(name="faces", title="Faces", tasks=tuple(tasks))
+    with Run.scratch(tmp_path / "run") as run:
+        report = run_zero_shot(EvalRecipe(workers=0), color_encoder, suite, tmp_path / "data", run=run, cache=tmp_path / "cache")
+    assert report["failed"] == {}
+    assert color_encoder.pictures_seen == 12
+    # Of the second question two red pictures are called red, and blue is nearest to black, which two blue ones are called.
+    assert {score["task"]: score["value"] for score in report["scores"] if score["is_main"]} == {"one": 1.0, "two": pytest.approx(4 / 12)}

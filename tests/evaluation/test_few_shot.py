@@ -12,9 +12,22 @@ from scipy.stats import ttest_1samp
 from sklearn.linear_model import RidgeClassifier
 
 from clipkit import UserError
-from clipkit.evaluation.few_shot import draw_shots, mean_over_draws, run_few_shot, score_few_shot, shots_to_match
-from clipkit.evaluation.linear_probe import Labelled
+from clipkit.evaluation.compare.reading import read_results
+from clipkit.evaluation.embeddings import Embeddings, embed
+from clipkit.evaluation.few_shot import (
+    _beside_zero_shot,
+    _fully_supervised,
+    draw_shots,
+    mean_over_draws,
+    run_few_shot,
+    score_few_shot,
+    shots_to_match,
+)
+from clipkit.evaluation.linear_probe import Labelled, held_out, run_linear_probe
+from clipkit.evaluation.measures import main_value
+from clipkit.evaluation.paired import compare_runs
 from clipkit.evaluation.ridge import Ridge
+from clipkit.evaluation.splits import FilesAt, Split
 from clipkit.evaluation.suite import Suite
 from clipkit.recipe import EvalRecipe, FewShotKnobs, ProbeKnobs
 from clipkit.run import Run
@@ -50,10 +63,12 @@ def test_more_shots_score_better_and_the_same_seed_scores_the_same() -> None:
     train, test = drawn(0, 90), drawn(1, 300)
     knobs = ProbeKnobs(steps_per_decade=1)
     curve = score_few_shot(train, test, shots=(1, 16), seeds=(0, 1, 2), knobs=knobs)
-    assert [(point["shots"], point["seed"]) for point in curve] == [(1, 0), (1, 1), (1, 2), (16, 0), (16, 1), (16, 2)]
-    mean = {k: np.mean([point["accuracy"] for point in curve if point["shots"] == k]) for k in (1, 16)}
+    assert [(point.shots, point.seed) for point in curve] == [(1, 0), (1, 1), (1, 2), (16, 0), (16, 1), (16, 2)]
+    mean = {k: np.mean([point.score for point in curve if point.shots == k]) for k in (1, 16)}
     assert mean[16] > mean[1] + 0.05
-    assert score_few_shot(train, test, shots=(1, 16), seeds=(0, 1, 2), knobs=knobs) == curve
+    again = score_few_shot(train, test, shots=(1, 16), seeds=(0, 1, 2), knobs=knobs)
+    assert [point[:4] for point in again] == [point[:4] for point in curve]
+    assert all(point.is_right_N.mean() == point.score for point in curve)
 
 
 def noisy(seed: int, count: int) -> Labelled:
@@ -69,7 +84,7 @@ def test_the_strength_does_not_depend_on_the_test_pictures(classifier: str) -> N
 
     def strengths(test: Labelled) -> list[float]:
         found = score_few_shot(noisy(0, 90), test, shots=(2, 8), seeds=range(4), knobs=knobs, classifier=classifier)
-        return [point["strength"] for point in found]
+        return [point.strength for point in found]
 
     test = noisy(1, 60)
     chosen = strengths(test)
@@ -88,9 +103,9 @@ def test_ridges_strength_is_the_greatest_of_those_that_scikit_learn_finds_best_o
         }
         wanted = max(scores, key=lambda strength: (scores[strength], strength))
         (found,) = score_few_shot(train, noisy(1, 60), shots=(8,), seeds=(seed,), knobs=knobs, classifier="ridge")
-        assert found["strength"] == pytest.approx(wanted)
+        assert found.strength == pytest.approx(wanted)
         model = RidgeClassifier(alpha=wanted).fit(chosen_NF.astype(np.float64), chosen_N)
-        assert found["accuracy"] == pytest.approx(model.score(*noisy(1, 60)))
+        assert found.score == pytest.approx(model.score(*noisy(1, 60)))
 
 
 CURVE = [(1.0, 0.40), (2.0, 0.50), (4.0, 0.60), (16.0, 0.70), (1_600.0, 0.90)]
@@ -141,7 +156,7 @@ def test_few_shots_of_coloured_pictures_reach_zero_shot(color_encoder: Any, colo
         curve = result["curves"][classifier]
         assert [point["shots"] for point in curve] == [1, 4]
         # Every draw of pure colours is enough: 32 of 35 pictures have the colour of their folder.
-        assert [point["accuracy"] for point in curve] == pytest.approx([32 / 35] * 2)
+        assert [point["score"] for point in curve] == pytest.approx([32 / 35] * 2)
         assert result["shots_to_match_zero_shot"][classifier] == 1
         assert result["metrics"][f"acc1_4_shot_{classifier}"] == pytest.approx(32 / 35)
 
@@ -169,3 +184,75 @@ def test_a_task_with_too_few_pictures_for_the_shots_fails_alone(
     assert report["scores"] == []
     assert "has 8 pictures: 16 shots need 20" in report["failed"]["colors"]
     assert image_only_encoder.pictures_seen == 0
+
+
+FEW = EvalRecipe(workers=0, few_shot=FewShotKnobs(shots=(1, 2), draws=2), probe=ProbeKnobs(steps_per_decade=1))
+
+
+def test_the_fully_supervised_point_is_the_linear_probe(
+    color_encoder: Any, color_suite: Suite, color_data: Path, scratch_run: Run, tmp_path: Path
+) -> None:
+    cache = tmp_path / "cache"
+    assert run_few_shot(FEW, color_encoder, color_suite, color_data, run=scratch_run, cache=cache)["failed"] == {}
+    result = json.loads((scratch_run.path / "results/colors.json").read_text())
+    with Run.scratch(tmp_path / "probe") as run:
+        [probe, *_] = run_linear_probe(FEW, color_encoder, color_suite, color_data, run=run, cache=cache)["scores"]
+        strength = json.loads((run.path / "results/colors.json").read_text())["strength"]
+    point = result["fully_supervised"]["logistic"]
+    assert (point["pictures"], point["pictures_per_class"], point["strength"]) == (48, 8.0, strength)
+    assert (point["score"], point["low"], point["high"]) == (probe["value"], probe["low"], probe["high"])
+    assert result["metrics"]["acc1_all_logistic"] == probe["value"]
+
+
+def test_ridge_of_all_pictures_is_scikit_learns_at_the_strength_that_its_held_out_pictures_choose(color_suite: Suite) -> None:
+    train, test = noisy(0, 90), noisy(1, 60)
+    task = color_suite.tasks[0].model_copy(update={"classes": (("a",), ("b",), ("c",))})
+    point = _fully_supervised("ridge", {"train": train, "test": test}, Split("t/test", FilesAt([]), test.labels_N), task, FEW)
+    out_N = held_out(train.labels_N, share=0.2, seed=0)
+    kept, held = train.take(~out_N), train.take(out_N)
+    scores = {s: RidgeClassifier(alpha=s).fit(kept.features_NF.astype(float), kept.labels_N).score(*held) for s in np.logspace(-6, 6, 13)}
+    wanted = max(scores, key=lambda strength: (scores[strength], strength))
+    model = RidgeClassifier(alpha=wanted).fit(train.features_NF.astype(float), train.labels_N)
+    assert point["strength"] == pytest.approx(wanted)
+    assert point["score"] == pytest.approx(model.score(*test))
+    assert point["low"] < point["score"] < point["high"]
+
+
+def test_zero_shot_above_the_last_shots_is_matched_on_the_way_to_all_pictures(
+    color_encoder: Any, color_suite: Suite, color_data: Path, scratch_run: Run, tmp_path: Path
+) -> None:
+    task, split = color_suite.tasks[0], color_suite.tasks[0].split(color_data, "test")
+    found: Embeddings = embed(color_encoder, split, cache=tmp_path, run=scratch_run, batch_size=8, workers=0)
+    curve = [{"shots": 1, "score": 0.5}, {"shots": 4, "score": 0.6}]
+    full = {"ridge": {"pictures_per_class": 8.0, "score": 1.0}}
+    facts = {"curves": {"ridge": curve, "logistic": curve}, "fully_supervised": full}
+    beside = _beside_zero_shot(
+        color_encoder, task, found, lambda logits_NC: main_value(logits_NC, task, split), facts, run=scratch_run, cache=tmp_path
+    )
+    assert beside["zero_shot"] == pytest.approx(32 / 35)
+    assert beside["shots_to_match_zero_shot"] == {"ridge": pytest.approx(4 * 2 ** ((32 / 35 - 0.6) / 0.4)), "logistic": None}
+
+
+def test_a_task_is_scored_by_its_own_metric(color_encoder: Any, color_suite: Suite, color_data: Path, scratch_run: Run) -> None:
+    task = color_suite.tasks[0].model_copy(update={"metric": "mean-per-class"})
+    suite = color_suite.model_copy(update={"tasks": (task,)})
+    report = run_few_shot(FEW, color_encoder, suite, color_data, run=scratch_run, cache=scratch_run.path / "cache")
+    [main] = [score for score in report["scores"] if score["is_main"]]
+    assert (main["metric"], main["value"]) == ("mean_per_class_recall_2_shot_logistic", pytest.approx(0.9))
+    assert json.loads((scratch_run.path / "results/colors.json").read_text())["zero_shot"] == pytest.approx(0.9)
+
+
+def test_two_few_shot_runs_are_compared_and_others_of_other_draws_are_not(
+    color_encoder: Any, color_suite: Suite, color_data: Path, tmp_path: Path
+) -> None:
+    for name, seed in (("a", 0), ("b", 0), ("other", 1)):
+        with Run.scratch(tmp_path / name) as run:
+            recipe = FEW.model_copy(update={"seed": seed})
+            run_few_shot(recipe, color_encoder, color_suite, color_data, run=run, cache=tmp_path / "cache")
+    [row] = compare_runs(tmp_path / "a", tmp_path / "b")["tasks"]
+    assert (row["metric"], row["a"], row["difference"], row["p_value"]) == ("acc1_2_shot_logistic", pytest.approx(32 / 35), 0, 1)
+    assert "the runs drew other shots" in compare_runs(tmp_path / "a", tmp_path / "other")["failed"]["colors"]
+    figures = read_results([tmp_path / "a"], kind=None, percent=False).figures
+    kinds = {figure.kind: (figure.metric, figure.main) for figure in figures}
+    assert sorted(kinds) == ["1-shot", "1-shot ridge", "2-shot", "2-shot ridge", "fully-supervised", "fully-supervised ridge"]
+    assert set(kinds.values()) == {("acc1", 2)}

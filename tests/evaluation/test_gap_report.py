@@ -42,7 +42,7 @@ def test_pairs_of_shards_keep_picture_and_text_together(shards: Shards) -> None:
     assert drawn.pictures.read(3, 5) == images[3:5]
     again, other = pairs_of_shards(shards, 15, seed=1), pairs_of_shards(shards, 15, seed=2)
     assert again.texts == drawn.texts
-    assert again.pictures.content_hash == drawn.pictures.content_hash != other.pictures.content_hash
+    assert again.pictures.pictures_hash == drawn.pictures.pictures_hash != other.pictures.pictures_hash
     assert len(pairs_of_shards(shards, 1_000, seed=0).texts) == 40
 
 
@@ -134,3 +134,32 @@ def test_pairs_come_from_one_place(more: list[str], tmp_path: Path) -> None:
     told = CliRunner().invoke(app, ["eval", "modality-gap", "--model", "m", "--out", str(tmp_path / "o"), *more])
     assert told.exit_code == 2
     assert "say what the pairs are of" in told.stderr
+
+
+def test_pairs_whose_files_are_the_same_have_one_picture_and_too_few_pictures_are_told(
+    make_picture: Callable[..., bytes], color_encoder: Any, scratch_run: Any, tmp_path: Path
+) -> None:
+    files = [make_picture(COLORS[i % 6], seed=i) for i in range(12)]
+    pairs = []
+    for i in range(24):
+        text = f"{COLORS[i % 6]} number {i}"
+        pairs.append(Pair(pair_key(f"http://x/{i % 12}", text), files[i % 12], text, {"image_url": f"http://x/{i % 12}"}))
+    shards = write_shards(pairs, tmp_path / "shards", pairs_per_shard=7, recipe={}, funnel=[])
+    drawn = pairs_of_shards(shards, 24, seed=0)
+    assert np.bincount(drawn.which()).tolist() == [2] * 12
+    recipe = EvalRecipe.model_validate({"modality_gap": {"resamples": 50, "shifts": [0.0]}})
+    report = report_gap(recipe, {"color": lambda: color_encoder}, drawn, "shards", run=scratch_run, cache=tmp_path / "c")
+    assert (report["pairs"], report["pictures"]) == (24, 12)
+    few = pairs_of_split(Split("t/test", Repeated(files[:9]), texts=[["red"]] * 18), 18, seed=0)
+    with pytest.raises(UserError, match="the 18 pairs have 9 different pictures"):
+        report_gap(recipe, {"color": lambda: color_encoder}, few, "shards", run=scratch_run, cache=tmp_path / "c")
+
+
+class Repeated(list[bytes]):
+    """Every file twice."""
+
+    def __len__(self) -> int:
+        return 2 * super().__len__()
+
+    def read(self, start: int, stop: int) -> list[bytes]:
+        return [self[i % (len(self) // 2)] for i in range(start, stop)]

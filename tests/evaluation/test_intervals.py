@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
-from clipkit.evaluation.intervals import bootstrap, clopper_pearson
+from clipkit.evaluation.intervals import bootstrap, clopper_pearson, clustered_share
 
 # 99.5% intervals, computed once with scipy 1.17's binomtest.
 CONSTANTS = [
@@ -70,3 +70,30 @@ def test_bootstrap_draws_each_stratum_in_its_own_size() -> None:
 
     bootstrap(statistic, strata_N, confidence=0.9, seed=0, resamples=50)
     assert all(strata == [1, 1, 5, 5, 5, 9] for strata in seen)
+
+
+def test_answers_that_are_independent_have_clopper_pearsons_interval() -> None:
+    deviation = (0.3 * 0.7 / 200) ** 0.5
+    wanted = clopper_pearson(60, 200, 0.95)
+    assert clustered_share(0.3, deviation, clusters=100, count=200, confidence=0.95) == pytest.approx(wanted, abs=1e-9)
+    assert clustered_share(0.3, deviation / 9, clusters=100, count=200, confidence=0.95) == pytest.approx(wanted, abs=1e-9)
+    for share in (0.0, 1.0):
+        wanted = clopper_pearson(round(100 * share), 100, 0.95)
+        assert clustered_share(share, 0.0, clusters=100, count=200, confidence=0.95) == wanted
+
+
+@pytest.mark.parametrize("rate", [0.5, 0.9, 0.97])
+def test_the_interval_of_pairs_that_answer_alike_holds_the_truth_where_that_of_single_answers_does_not(rate: float) -> None:
+    random, clusters = np.random.default_rng(0), 100
+    held = held_single = 0
+    for seed in range(400):
+        right_C2 = np.repeat(random.random(clusters) < rate, 2).reshape(-1, 2)
+        share = float(right_C2.mean())
+        drawn_RC = np.random.default_rng(seed).multinomial(clusters, np.full(clusters, 1 / clusters), 200)
+        deviation = float((drawn_RC @ right_C2.mean(axis=1) / clusters).std())
+        low, high = clustered_share(share, deviation, clusters=clusters, count=2 * clusters, confidence=0.95)
+        held += low <= rate <= high
+        single = clopper_pearson(int(right_C2.sum()), 2 * clusters, 0.95)
+        held_single += single.low <= rate <= single.high
+    assert held / 400 >= 0.94
+    assert held_single / 400 < 0.9

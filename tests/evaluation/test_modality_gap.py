@@ -12,6 +12,7 @@ from clipkit.evaluation import modality_gap
 from clipkit.evaluation.modality_gap import (
     alignment,
     drawn_gaps,
+    drawn_means,
     drawn_uniformities,
     draws,
     gap,
@@ -119,7 +120,7 @@ def test_partners_are_never_in_different_folds() -> None:
 def test_draws_measure_what_a_slow_bootstrap_measures(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(modality_gap, "ROWS_AT_ONCE", 6)
     image_ND, text_ND = unit(25, 10), unit(25, 11)
-    drawn_RN = draws(25, resamples=8, seed=3)
+    drawn_RN = draws(np.arange(25), resamples=8, seed=3)
     assert (drawn_RN.sum(axis=1) == 25).all()
     gaps, evens = drawn_gaps(image_ND, text_ND, drawn_RN), drawn_uniformities(image_ND, drawn_RN)
     for drawn_N, one_gap, one_even in zip(drawn_RN, gaps, evens, strict=True):
@@ -139,3 +140,34 @@ def test_the_plane_is_that_of_principal_components() -> None:
     wanted = fitted.transform(torch.cat([image_ND, text_ND]).double().numpy())
     assert np.abs(np.concatenate([images, texts])) == pytest.approx(np.abs(wanted), abs=1e-6)
     assert shares == pytest.approx(fitted.explained_variance_ratio_.tolist())
+
+
+def test_a_picture_comes_with_all_its_pairs_and_a_mean_counts_what_came() -> None:
+    picture_N = np.array([0, 0, 1, 2, 2, 2])
+    drawn_RN = draws(picture_N, resamples=50, seed=0)
+    assert (drawn_RN[:, 0] == drawn_RN[:, 1]).all()
+    assert (drawn_RN[:, 3] == drawn_RN[:, 5]).all()
+    assert (drawn_RN[:, [0, 2, 3]].sum(axis=1) == 3).all()
+    values = np.arange(6.0)
+    assert drawn_means(values, drawn_RN)[7] == pytest.approx(np.repeat(values, drawn_RN[7].astype(int)).mean())
+
+
+def test_copies_of_a_picture_make_no_interval_narrower() -> None:
+    image_ND, text_ND = unit(30, 1), unit(30, 2)
+    copies = [torch.cat([vectors] * 4) for vectors in (image_ND, text_ND)]
+    alone = drawn_gaps(image_ND, text_ND, draws(np.arange(30), resamples=100, seed=0))
+    assert drawn_gaps(*copies, draws(np.tile(np.arange(30), 4), resamples=100, seed=0)) == pytest.approx(alone)
+    assert drawn_gaps(*copies, draws(np.arange(120), resamples=100, seed=0)).std() < 0.7 * alone.std()
+
+
+def test_pairs_of_one_picture_are_in_one_fold() -> None:
+    """A picture at random with the same picture as its text cannot be told from it, unless a copy of it was seen."""
+    image_ND, text_ND = unit(60, 3), unit(60, 4)
+    copies, picture_N = [torch.cat([vectors] * 2) for vectors in (image_ND, text_ND)], np.tile(np.arange(60), 2)
+    alone = separability(image_ND, text_ND, folds=6, seed=0)
+    together = separability(*copies, folds=6, seed=0, picture_N=picture_N).reshape(2, 2, 60)
+    assert (together[:, 0] == together[:, 1]).all()
+    # The copies weigh twice in a fit: as C = 2 would alone.
+    assert abs(together[:, 0].mean() - alone.mean()) < 0.1
+    with pytest.raises(ValueError, match="7 folds of 6 pictures"):
+        separability(image_ND, text_ND, folds=7, seed=0, picture_N=np.arange(60) % 6)

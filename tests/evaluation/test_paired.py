@@ -78,6 +78,43 @@ def test_mean_per_class_and_retrieval_are_paired_by_bootstrap() -> None:
     assert (found.difference, found.interval) == (0.5, (0.5, 0.5))
 
 
+def few(right_ND: np.ndarray, labels_N: np.ndarray) -> pa.Table:
+    lists = pa.FixedSizeListArray.from_arrays(pa.array(right_ND.ravel()), right_ND.shape[1])
+    return pa.table({"index": np.arange(len(right_ND)), "label": labels_N, "right_by_draw": lists})
+
+
+def test_few_shots_are_paired_over_pictures_and_draws() -> None:
+    labels = np.array([0] * 80 + [1] * 20)
+    worse, better = np.zeros((100, 3), bool), np.repeat(labels[:, None] == 1, 3, axis=1)
+    found = compare_metric("acc1_16_shot_ridge", few(worse, labels), few(better, labels), confidence=0.95, seed=0)
+    assert (found.difference, found.test) == (pytest.approx(0.2), "bootstrap of pictures and draws")
+    assert found.interval.low < 0.2 < found.interval.high
+    by_class = compare_metric("mean_per_class_recall_16_shot_ridge", few(worse, labels), few(better, labels), confidence=0.95, seed=0)
+    assert (by_class.difference, by_class.interval) == (pytest.approx(0.5), pytest.approx((0.5, 0.5)))
+    one = compare_metric("acc1_1_shot_logistic", few(worse[:, :1], labels), few(better[:, :1], labels), confidence=0.95, seed=0)
+    assert (one.difference, one.interval, one.p_value) == (pytest.approx(0.2), (-1, 1), 1)
+    with pytest.raises(UserError, match="other numbers of draws"):
+        compare_metric("acc1_1_shot_logistic", few(worse, labels), few(better[:, :2], labels), confidence=0.95, seed=0)
+    for damaged in (few(worse, labels).set_column(2, "right_by_draw", pa.array([[True]] * 99 + [None])), table(worse[:, 0], labels)):
+        with pytest.raises(UserError, match="cannot be paired from these predictions"):
+            compare_metric("acc1_1_shot_logistic", damaged, damaged, confidence=0.95, seed=0)
+
+
+def test_the_interval_of_few_shots_holds_no_difference_as_often_as_it_says_where_draws_stray_most() -> None:
+    """Two models of the same mean whose draws of shots move all pictures together: McNemar's pictures alone would be sure of nothing."""
+    random = np.random.default_rng(0)
+    labels, held, too_narrow = np.zeros(100, int), 0, 0
+    for seed in range(200):
+        chances = 0.5 + 0.1 * random.normal(size=(2, 1, 8)) + 0.2 * random.normal(size=(1, 100, 1))
+        right = random.random((2, 100, 8)) < chances.clip(0, 1)
+        low, high = compare_metric("acc1_4_shot_ridge", *(few(one, labels) for one in right), confidence=0.9, seed=seed).interval
+        held += low <= 0 <= high
+        of_pictures = right[1].mean(axis=1) - right[0].mean(axis=1)
+        too_narrow += abs(of_pictures.mean()) > 1.645 * of_pictures.std() / 10
+    assert 0.86 <= held / 200 <= 0.97
+    assert too_narrow / 200 > 0.25
+
+
 LABELS = np.arange(90) % 3
 
 

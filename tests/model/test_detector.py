@@ -1,155 +1,128 @@
-import ast
-import io
-from collections.abc import Callable
-from pathlib import Path
+"""The door: every detector by its name, with its threshold and its background."""
 
-import numpy as np
+import json
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
-from PIL import Image, ImageFilter
+from safetensors.torch import save_file
 
 from clipkit import UserError
 from clipkit.model import detector
-from clipkit.model.detector import VIEWS, PixelDescriptor
+from clipkit.model.architectures import Architecture, BlurredSizes
+from clipkit.model.checkpoint import save_model
+from clipkit.model.clip import build
+from clipkit.model.detector import CosineDetector, Detector, PixelDescriptor, Threshold, beside_weights, load_detector
 from clipkit.model.encoder import Encoded
-from clipkit.model.preprocess import UndecodableImage
-from clipkit.recipe import OverlapRecipe
+from clipkit.model.vectors import unit
 
-THRESHOLD = OverlapRecipe().threshold
-DETECTOR = PixelDescriptor()
+MINI = Architecture("mini-duplicates", 32, 16, BlurredSizes((1, 1), 8, stem_strides=(2, 1)), None, activation="gelu")
 
 
-def drawing(seed: int, size: tuple[int, int] = (200, 160)) -> Image.Image:
-    """Soft blotches of several sizes: structure everywhere, as a photograph has it."""
-    rng = np.random.default_rng(seed)
-    layers = [Image.fromarray(rng.integers(0, 256, (n, n, 3), dtype=np.uint8)).resize(size, Image.Resampling.BICUBIC) for n in (4, 9, 16)]
-    return Image.fromarray(np.mean([np.asarray(layer, np.float32) for layer in layers], axis=0).astype(np.uint8))
+def model_folder(folder: Path, *, background: int = 0, **said: Any) -> Path:
+    folder.mkdir(exist_ok=True)
+    save_model(folder / "model.safetensors", build(MINI, seed=0))
+    if background:
+        vectors = unit(torch.randn(background, 16, generator=torch.Generator().manual_seed(1)))
+        save_file({"background_KD": vectors}, folder / "background.safetensors")
+    if said:
+        (folder / "detector.json").write_text(json.dumps(said))
+    return folder
 
 
-def png(image: Image.Image) -> bytes:
-    out = io.BytesIO()
-    image.save(out, "png")
-    return out.getvalue()
+@pytest.mark.parametrize(("name", "threshold"), [("pixels", 0.85), ("phash", 0.875), ("dhash", 0.9375)])
+def test_detectors_without_weights_have_thresholds_that_were_measured(name: str, threshold: float) -> None:
+    found: Detector = load_detector(name)
+    assert (found.encoder.name, found.encoder.has_text, found.score_norm) == (name, False, None)
+    assert found.threshold.value == threshold
+    assert "CIFAR-10" in found.threshold.measured_on
+    assert (found.verify is not None) == (name == "pixels") == isinstance(found, PixelDescriptor)
 
 
-def jpeg(image: Image.Image, quality: int) -> Image.Image:
-    out = io.BytesIO()
-    image.save(out, "jpeg", quality=quality)
-    return Image.open(out)
+def test_a_models_folder_says_its_threshold_and_brings_its_background(tmp_path: Path) -> None:
+    folder = model_folder(tmp_path / "m", background=20, threshold=0.4, measured_on="copies of drawings", weight=0.5, nearest=2, note="x")
+    found = load_detector(str(folder))
+    assert isinstance(found, CosineDetector)
+    assert found.threshold == Threshold(0.4, "copies of drawings")
+    assert found.score_norm is not None
+    assert found.score_norm.facts() | {"fingerprint": ""} == {
+        "source": str(folder / "background.safetensors"), "pictures": 20, "weight": 0.5, "nearest": 2, "fingerprint": "",
+    }  # fmt: skip
+    described = found.encoder.encode_images(torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8))
+    assert torch.equal(found.views(Encoded(*described)), described.projected_BD[None])
 
 
-def scaled(image: Image.Image, factor: float, how: Image.Resampling) -> Image.Image:
-    return image.resize((round(image.width * factor), round(image.height * factor)), how)
+def test_a_plain_model_has_a_threshold_that_says_it_was_measured_on_nothing(tmp_path: Path) -> None:
+    found = load_detector(str(model_folder(tmp_path / "m")))
+    assert found.score_norm is None
+    assert found.threshold.measured_on.startswith("nothing")
+    assert "set the knob `threshold`" in found.threshold.measured_on
+    one_file = load_detector(str(tmp_path / "m" / "model.safetensors"))
+    assert (one_file.threshold, one_file.encoder.fingerprint) == (found.threshold, found.encoder.fingerprint)
 
 
-def similarity(test: Image.Image, train: Image.Image) -> float:
-    encoded = DETECTOR.encode_images(torch.stack([DETECTOR.preprocess(test), DETECTOR.preprocess(train)]))
-    views = DETECTOR.views(Encoded(encoded.features_BF[:1], encoded.projected_BD[:1]))
-    view = (views @ encoded.projected_BD[1]).argmax(0)
-    return float(DETECTOR.verify(encoded.features_BF[:1], encoded.features_BF[1:], view)[0])
+def test_the_shipped_detector_is_found_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(detector, "shipped_folder", lambda: tmp_path / "shipped")
+    with pytest.raises(UserError, match=r"lacks the detector `duplicates`.*install clipkit's wheel again, or take `pixels`"):
+        load_detector("duplicates")
+    assert beside_weights("duplicates") == []
+    model_folder(tmp_path / "shipped", background=9, threshold=0.3)
+    found = load_detector("duplicates")
+    assert found.threshold.value == 0.3
+    assert found.score_norm is not None
+    assert found.encoder.name == "duplicates"
+    assert [file.name for file in beside_weights("duplicates")] == ["model.safetensors", "background.safetensors", "detector.json"]
 
 
-CHANGES: dict[str, Callable[[Image.Image], Image.Image]] = {
-    "jpeg-25": lambda image: jpeg(image, 25),
-    "shrunk, nearest": lambda image: scaled(image, 0.4, Image.Resampling.NEAREST),
-    "shrunk, area": lambda image: scaled(image, 0.4, Image.Resampling.BOX),
-    "enlarged": lambda image: scaled(image, 2, Image.Resampling.LANCZOS),
-    "squeezed": lambda image: image.resize((150, 150), Image.Resampling.BILINEAR),
-    "cropped at one corner": lambda image: image.crop((20, 16, 200, 160)),
-    "cropped all around": lambda image: image.crop((18, 14, 183, 145)),
-    "blurred": lambda image: image.filter(ImageFilter.GaussianBlur(1.5)),
-    "brighter": lambda image: Image.eval(image, lambda value: min(255, round(0.8 * value + 40))),
-    "cropped, shrunk, compressed": lambda image: jpeg(scaled(image.crop((12, 0, 196, 150)), 0.6, Image.Resampling.BICUBIC), 40),
+def test_a_run_called_duplicates_is_the_users_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    model_folder(tmp_path / "duplicates", threshold=0.7)
+    assert load_detector("duplicates").threshold.value == 0.7
+    assert [file.name for file in beside_weights("duplicates")] == ["detector.json"]
+
+
+WRONG = {
+    "threshold": ["0.5", None, True, 1.5, [0.5]],
+    "measured_on": [3, "x" * 1_001],
+    "weight": [-1, 11, "1"],
+    "nearest": [0, 1.5, 1_001, False],
 }
 
 
-@pytest.mark.parametrize("change", CHANGES)
-def test_a_changed_picture_stays_above_the_threshold_in_both_directions(change: str) -> None:
-    for seed in range(3):
-        original = drawing(seed)
-        changed = CHANGES[change](original)
-        assert similarity(original, changed) >= THRESHOLD
-        assert similarity(changed, original) >= THRESHOLD
+@pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in WRONG.items() for value in values])
+def test_a_description_that_makes_no_sense_is_refused(name: str, value: object, tmp_path: Path) -> None:
+    folder = model_folder(tmp_path / "m", **{name: value})
+    with pytest.raises(UserError, match=rf"detector\.json`: `{name}` is .*, expected"):
+        load_detector(str(folder))
 
 
-def test_different_pictures_stay_far_below() -> None:
-    assert max(similarity(drawing(seed), drawing(seed + 100)) for seed in range(20)) < 0.6
+def test_a_description_or_background_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
+    folder = model_folder(tmp_path / "m", background=5, nearest=6)
+    with pytest.raises(UserError, match="6 nearest of 5 background pictures"):
+        load_detector(str(folder))
+    (folder / "detector.json").write_text('{"threshold": NaN}')
+    with pytest.raises(UserError, match=r"detector\.json` is no readable JSON"):
+        load_detector(str(folder))
+    (folder / "detector.json").unlink()
+    save_file({"background_KD": torch.eye(8)}, folder / "background.safetensors")
+    with pytest.raises(UserError, match="vectors of 16 floating-point numbers"):
+        load_detector(str(folder))
 
 
-def test_the_same_disc_on_different_grounds_is_not_the_same_picture() -> None:
-    disc = Image.new("L", (200, 160), 0)
-    disc.paste(255, (70, 50, 130, 110))
-    red = Image.new("RGB", disc.size, (220, 20, 20))
-    one, other = (Image.composite(red, drawing(seed), disc) for seed in (1, 2))
-    assert similarity(one, other) < 0.7 < THRESHOLD < similarity(one, jpeg(one, 50))
+@pytest.mark.parametrize("spec", ["sscd:none.pt", "none", "x" * 5_000, "sscd:"])
+def test_what_is_not_there_is_told(spec: str) -> None:
+    with pytest.raises(UserError):
+        load_detector(spec)
+    assert beside_weights(spec) == []
 
 
-def test_nearly_uniform_pictures_are_near_nothing() -> None:
-    black, grey = Image.new("RGB", (64, 64)), Image.new("RGB", (64, 64), (90, 91, 90))
-    rng = np.random.default_rng(0)
-    noisy = Image.fromarray(rng.integers(0, 3, (64, 64, 3), dtype=np.uint8))
-    for test, train in ((black, black), (black, grey), (noisy, noisy), (black, drawing(0)), (noisy, drawing(0))):
-        assert abs(similarity(test, train)) < 0.5
-
-
-def test_transparency_is_white_and_the_orientation_tag_is_obeyed() -> None:
-    original = drawing(3)
-    transparent = original.convert("RGBA")
-    transparent.putalpha(Image.new("L", original.size, 255))
-    transparent.paste((0, 0, 0, 0), (0, 0, 60, 60))
-    over_white = original.copy()
-    over_white.paste((255, 255, 255), (0, 0, 60, 60))
-    assert torch.equal(DETECTOR.preprocess(png(transparent)), DETECTOR.preprocess(png(over_white)))
-    turned, exif = io.BytesIO(), Image.Exif()
-    exif[0x0112] = 6
-    original.transpose(Image.Transpose.ROTATE_90).save(turned, "png", exif=exif)
-    assert torch.equal(DETECTOR.preprocess(turned.getvalue()), DETECTOR.preprocess(png(original)))
-
-
-@pytest.mark.parametrize("data", [b"", b"GIF89a", b"\x89PNG\r\n\x1a\n" + b"\0" * 50, b"\xff\xd8\xff\xe0nothing"])
-def test_hostile_bytes_are_undecodable(data: bytes) -> None:
-    with pytest.raises(UndecodableImage):
-        DETECTOR.preprocess(data)
-
-
-def test_one_pixel_and_very_long_pictures_are_described() -> None:
-    for size in ((1, 1), (3000, 1), (1, 3000)):
-        encoded = DETECTOR.encode_images(DETECTOR.preprocess(png(Image.new("RGB", size, "red")))[None])
-        assert encoded.projected_BD.isfinite().all()
-        assert float(encoded.projected_BD.norm()) == pytest.approx(1, abs=1e-5)
-
-
-def test_vectors_have_unit_length_and_do_not_depend_on_the_batch() -> None:
-    pixels = torch.stack([DETECTOR.preprocess(drawing(seed)) for seed in range(5)])
-    together = DETECTOR.encode_images(pixels)
-    assert together.features_BF.shape == (5, DETECTOR.feature_width)
-    assert together.projected_BD.shape == (5, DETECTOR.width)
-    torch.testing.assert_close(together.projected_BD.norm(dim=1), torch.ones(5))
-    for i in range(5):
-        torch.testing.assert_close(DETECTOR.encode_images(pixels[i : i + 1]).projected_BD[0], together.projected_BD[i], atol=1e-6, rtol=0)
-
-
-def test_the_first_view_is_the_picture_itself() -> None:
-    encoded = DETECTOR.encode_images(DETECTOR.preprocess(drawing(1))[None])
-    views = DETECTOR.views(encoded)
-    assert views.shape == (len(VIEWS), 1, DETECTOR.width)
-    torch.testing.assert_close(views[0], encoded.projected_BD, atol=1e-5, rtol=0)
-
-
-def own_constants() -> list[str]:
-    tree = ast.parse(Path(detector.__file__).read_text())
-    targets = [target for node in tree.body if isinstance(node, ast.Assign) for target in node.targets]
-    names = [name.id for target in targets for name in ast.walk(target) if isinstance(name, ast.Name)]
-    return [name for name in names if name.isupper() and not name.startswith("_")]
-
-
-@pytest.mark.parametrize("name", own_constants())
-def test_every_constant_is_in_the_fingerprint(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert detector._fingerprint() == PixelDescriptor.fingerprint
-    monkeypatch.setattr(detector, name, getattr(detector, name) * 2)
-    assert detector._fingerprint() != PixelDescriptor.fingerprint
-
-
-def test_texts_are_refused() -> None:
-    with pytest.raises(UserError, match="encodes no texts"):
-        DETECTOR.encode_texts(["a"])
+def test_another_background_keeps_the_weighting_and_tells_that_the_threshold_is_not_its_own(tmp_path: Path) -> None:
+    found = load_detector(str(model_folder(tmp_path / "m", background=20, threshold=0.4, weight=0.5, nearest=2)))
+    assert isinstance(found, CosineDetector)
+    other = found.with_background(torch.eye(16), source="shards")
+    assert other.score_norm is not None
+    assert (other.score_norm.weight, other.score_norm.nearest, len(other.score_norm.background_KD)) == (0.5, 2, 16)
+    assert other.threshold.value == 0.4
+    assert "not with the background `shards`" in other.threshold.measured_on

@@ -1,8 +1,9 @@
 from xml.etree import ElementTree
 
-from clipkit.report.figures import OverlapPoint, accuracy_curves, overlap_panels, similarity_histogram
+from clipkit.report.figures import accuracy_curves, similarity_histogram
+from clipkit.report.overlap_figures import OverlapPoint, overlap_panels
 
-POINT = OverlapPoint("birds", 0.12, 0.05, -0.01, 0.1, 0.006, False, True)
+POINT = OverlapPoint("birds", 0.12, 0.05, -0.01, 0.1, 0.006, False, 0.01)
 FIGURES = {
     "histogram": lambda: similarity_histogram([-0.2, 0.1, 0.5, 0.95, 1.00001], threshold=0.9),
     "empty histogram": lambda: similarity_histogram([], threshold=0.9),

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +22,10 @@ TAKEN_FOR_MAIN = ("acc1", "mean_average_precision", "image_retrieval_recall@5")
 """CLIP_benchmark does not say which metric is the task's: the first of these that there is."""
 METRICS = {*MAIN_METRIC.values(), "image_retrieval_recall@1", "image_retrieval_recall@10", "text_retrieval_recall@1"}
 METRICS |= {"image_retrieval_recall@5", "text_retrieval_recall@5", "text_retrieval_recall@10"}
+
+
+FEW_SHOT = re.compile(r"(.{1,100})_(\d{1,6}_shot|all)_(logistic|ridge)")
+"""A metric of `eval few-shot`: the task's own, the number of shots and the classifier."""
 
 
 class Inputs(NamedTuple):
@@ -100,7 +105,15 @@ def _score(score: Any, model: str, kind: str, source: str) -> Figure:
     if type(count) is not int or count < 0:
         raise UserError(f"`{source}` has {str(count)[:40]!r} as the count of {metric[:100]}: {foreign}")
     value = checked(score["value"], source, metric)
-    return Figure(model, str(score["task"]), kind, metric, value, count, 2 * bool(score.get("is_main")), source)
+    main = 2 * bool(score.get("is_main"))
+    if few := FEW_SHOT.fullmatch(metric):
+        metric, kind, main = few[1], _few_shot_kind(few[2], few[3]), 2
+    return Figure(model, str(score["task"]), kind, metric, value, count, main, source)
+
+
+def _few_shot_kind(shots: str, classifier: str) -> str:
+    """Each number of shots is a kind of its own, called as CLIP_benchmark's are read: those of the task's metric are its main ones."""
+    return (shots.replace("_", "-") if shots != "all" else "fully-supervised") + (" ridge" if classifier == "ridge" else "")
 
 
 def _json_files(path: Path) -> list[Path]:

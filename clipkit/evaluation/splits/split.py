@@ -116,15 +116,27 @@ class Split:
         """Number of pictures."""
         return len(self.files)
 
-    @functools.cached_property
+    @property
     def content_hash(self) -> str:
-        """SHA-256 over the bytes of each picture and what is known of it, in order: the split's identity wherever it lies on disk."""
-        digest = hashlib.sha256()
+        """SHA-256 over each picture's own and what is known of it, in order: the split's identity wherever it lies on disk."""
+        return self._hashes[1]
+
+    @property
+    def pictures_hash(self) -> str:
+        """The same of the pictures alone: tasks that ask something else of the same pictures share their embeddings."""
+        return self._hashes[0]
+
+    @functools.cached_property
+    def _hashes(self) -> tuple[str, str]:
+        """Of the pictures, and of the pictures and what is known of them: every file is read once for both."""
+        pictures, content = hashlib.sha256(), hashlib.sha256()
         for start in range(0, len(self), HASHED_AT_ONCE):
             for i, data in enumerate(self.read(start, start + HASHED_AT_ONCE), start):
-                digest.update(f"{self._known(i)}:{len(data)}:".encode())
-                digest.update(data)
-        return digest.hexdigest()
+                own = hashlib.sha256(data).digest()
+                known = self._known(i).encode()
+                pictures.update(own)
+                content.update(own + f"{len(known)}:".encode() + known)
+        return pictures.hexdigest(), content.hexdigest()
 
     def read(self, start: int, stop: int) -> list[bytes]:
         """Encoded pictures start..stop, in order. Raises UserError where a file has become unreadable."""
