@@ -9,7 +9,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from clipkit import __version__
+from clipkit import UserError, __version__
 from clipkit.cli import app
 from clipkit.cli.options import cache_dir
 from clipkit.recipe import COMMANDS, load_recipe
@@ -218,6 +218,9 @@ def test_the_cache_is_where_the_option_the_environment_or_the_user_says(tmp_path
     monkeypatch.delenv("CLIPKIT_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert cache_dir(None) == tmp_path / "clipkit"
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="is no folder: name one by `--cache DIR`"):
+        cache_dir(tmp_path / "file")
 
 
 def test_tables_show_data_and_do_not_obey_it():

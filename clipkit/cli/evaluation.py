@@ -186,7 +186,9 @@ def encode(
 ) -> None:
     """Encode the pictures of a suite once by each model, so that zero-shot, probe and retrieval find their embeddings in the cache.
 
-    Files are read once for all models. Under `torchrun` each rank makes other blocks. The same command again resumes.
+    Pictures are decoded once for all models that see them alike. Under `torchrun` each rank makes other blocks.
+
+    The same command again resumes.
 
     Example: `clipkit eval encode --model runs/a --model runs/b --suite demo --data clipkit-demo/web/eval`
     """

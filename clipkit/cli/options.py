@@ -53,12 +53,11 @@ CacheOption = Annotated[
 
 
 def cache_dir(given: Path | None) -> Path:
-    """The embeddings' directory: the option, the environment, or the user's cache."""
-    if given is not None:
-        return given
-    if env := os.environ.get("CLIPKIT_CACHE"):
-        return Path(env)
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "clipkit"
+    """The embeddings' directory: the option, the environment, or the user's cache. Raises UserError where that is a file."""
+    folder = given or Path(os.environ.get("CLIPKIT_CACHE") or Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "clipkit")
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"the cache `{folder}` is no folder: name one by `--cache DIR` or $CLIPKIT_CACHE")
+    return folder
 
 
 def identity(model: str, suite: "Suite", data: Path) -> dict[str, str]:

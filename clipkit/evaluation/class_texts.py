@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from clipkit import UserError
-from clipkit.evaluation.suite import Suite, Task
+from clipkit.evaluation.suite import MAX_TEXTS, Suite, Task
 from clipkit.model.encoder import Encoder
 from clipkit.run import Run, save_tensors
 
@@ -90,15 +90,20 @@ class ClassTexts:
 def with_templates(suite: Suite, sets: Sequence[str]) -> Suite:
     """The suite with other templates: `task` (its own), `names` (names alone), `one` ("a photo of a {}."), or a text file, one a line.
 
-    Of several sets every task stands in the suite once for each, as TASK.SET: pictures are read once. Raises UserError for a file
-    that cannot be read or has a line without one {} or {c}.
+    Of several sets every task stands in the suite once for each, as TASK.SET: pictures are encoded once. Raises UserError for a file
+    that cannot be read, has a line without one {} or {c}, or makes too many texts.
     """
     if not sets:
         return suite
     tasks = []
     for task in suite.tasks:
         for one in sets:
-            update = {"templates": _templates(one, task), "name": task.name if len(sets) == 1 else f"{task.name}.{Path(one).stem}"[:100]}
+            templates = _templates(one, task)
+            if (texts := sum(map(len, task.classes)) * len(templates)) > MAX_TEXTS:
+                raise UserError(
+                    f"`--templates {one}` makes {texts:,} texts of task `{task.name}`, at most {MAX_TEXTS:,} are encoded: give fewer"
+                )
+            update = {"templates": templates, "name": task.name if len(sets) == 1 else f"{task.name}.{Path(one).stem}"[:100]}
             tasks.append(task.model_copy(update=update))
     if len({task.name for task in tasks}) != len(tasks):
         raise UserError(f"two of the templates {', '.join(sets)} have the same name: rename one of the files")

@@ -1,6 +1,7 @@
 """A few pictures against a few labels: zero-shot classification without a test set (CLIP sections 3.1.2 to 3.1.4)."""
 
 import itertools
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -165,8 +166,10 @@ def _batches(paths: Iterable[Path], size: int) -> Iterator[list[Path]]:
 
 def _check(labels: Sequence[str], templates: Sequence[str]) -> None:
     if len(labels) < 2:
-        raise UserError(f'{len(labels)} label was given: two or more are compared, as in `--labels "dog, cat, car"`')
-    if repeated := next((label for i, label in enumerate(labels) if label in labels[:i]), None) if len(labels) < 10_000 else None:
+        raise UserError(f"{len(labels)} label was given: two or more are compared, such as dog, cat and car")
+    if not all(label.strip() for label in labels):
+        raise UserError("a label is empty: say what it is")
+    if repeated := next((label for label, times in Counter(labels).items() if times > 1), None):
         raise UserError(f"label {repeated!r} is there twice: name each label once")
     if wrong := next((template for template in templates if template.count("{}") != 1), None):
         raise UserError(f"template {wrong!r} should hold `{{}}` once, where the label goes, as in `a photo of a {{}}.`")

@@ -77,7 +77,8 @@ def fill_cache(
 ) -> int:
     """Encode into the cache what is not there of this rank's blocks, by all encoders in one pass; how many pictures were encoded.
 
-    Each file is read once, and decoded once for all encoders of equal preprocessing. Counts a picture once for each encoder.
+    Each file is decoded once for all encoders of equal preprocessing. It is read twice, since the cache is found by the content hash, for
+    which every rank reads all files. Counts a picture once for each encoder.
     Raises UserError as `embed` does.
     """
     made = 0

@@ -25,6 +25,8 @@ from clipkit.run import Run, replacing
 
 FEWEST = 10
 """Pairs below which nothing is said."""
+MOST_CELLS = 100_000_000
+"""Draws x pairs: 800 MB."""
 
 READ_AT_ONCE = 256
 
@@ -125,6 +127,7 @@ def report_gap(
     sections: list[dict[str, Any]] = []
     failed: dict[str, str] = {}
     picture_N = _different(pairs)
+    drawn_RN = _draws(picture_N, recipe)
     first: tuple[str, Draws, Mapping[str, float]] | None = None
     points: list[pa.Table] = []
     for name, load in models.items():
@@ -133,8 +136,8 @@ def report_gap(
         except UserError as error:
             failed[name] = str(error)
             continue
-        values, drawn = _measured(image_ND, text_ND, picture_N, recipe)
-        section = _section(name, values, drawn, image_ND, text_ND, picture_N, scale, recipe=recipe, run=run)
+        values, drawn = _measured(image_ND, text_ND, drawn_RN)
+        section = _section(name, values, drawn, image_ND, text_ND, picture_N, scale, recipe=recipe, run=run, drawn_RN=drawn_RN)
         if first is not None:
             section["differences"] = _differences(first, values, drawn, recipe.confidence)
         first = first or (name, drawn, values)
@@ -161,6 +164,16 @@ def _different(pairs: Pairs) -> NDArray[np.int64]:
     return picture_N
 
 
+def _draws(picture_N: NDArray[np.int64], recipe: EvalRecipe) -> NDArray[np.float64]:
+    """The same for every model, every measure and every shift. Raises UserError where they would be too many numbers."""
+    pairs, resamples = len(picture_N), recipe.modality_gap.resamples
+    if pairs * resamples > MOST_CELLS:
+        raise UserError(
+            f"{resamples:,} draws of {pairs:,} pairs are over {MOST_CELLS:,} numbers: lower `modality_gap.resamples` or `.pairs`"
+        )
+    return measure.draws(picture_N, resamples=resamples, seed=recipe.seed)
+
+
 def _chosen(total: int, count: int, seed: int) -> NDArray[np.int64]:
     if total < FEWEST:
         raise UserError(f"there are {total} pairs: the gap is measured on {FEWEST} or more")
@@ -177,11 +190,8 @@ def _encoded(encoder: Encoder, pairs: Pairs, *, recipe: EvalRecipe, run: Run, ca
     return image_ND, text_ND, encoder.logit_scale
 
 
-def _measured(
-    image_ND: Tensor, text_ND: Tensor, picture_N: NDArray[np.int64], recipe: EvalRecipe
-) -> tuple[dict[str, float], dict[str, NDArray[np.float64]]]:
+def _measured(image_ND: Tensor, text_ND: Tensor, drawn_RN: NDArray[np.float64]) -> tuple[dict[str, float], dict[str, NDArray[np.float64]]]:
     """The values, and the same of each bootstrap draw."""
-    drawn_RN = measure.draws(picture_N, resamples=recipe.modality_gap.resamples, seed=recipe.seed)
     cosine_N = (image_ND.double() * text_ND.double()).sum(dim=1).numpy()
     values = {
         "gap": measure.gap(image_ND, text_ND),
@@ -209,14 +219,15 @@ def _section(
     *,
     recipe: EvalRecipe,
     run: Run,
+    drawn_RN: NDArray[np.float64],
 ) -> dict[str, Any]:
     knobs = recipe.modality_gap
     scores = [_score(metric, value, drawn[metric], recipe.confidence) for metric, value in values.items()]
-    scores.append(_separability(image_ND, text_ND, picture_N, recipe))
+    scores.append(_separability(image_ND, text_ND, picture_N, drawn_RN, recipe))
     curve = []
     with run.progress(f"shifting {name}", total=len(knobs.shifts), unit="steps") as advance:
         for shift in knobs.shifts:
-            curve.append(_step(measure.gap_shift(image_ND, text_ND, shift, logit_scale=scale), picture_N, recipe))
+            curve.append(_step(measure.gap_shift(image_ND, text_ND, shift, logit_scale=scale), drawn_RN, recipe.confidence))
             advance(1)
     return {"model": name, "logit_scale": scale, "scores": scores, "shift": curve, "axes": measure.plane(image_ND, text_ND)[2]}
 
@@ -226,26 +237,24 @@ def _score(metric: str, value: float, drawn_R: NDArray[np.float64], confidence: 
     return {"metric": metric, "value": value, "low": low, "high": high}
 
 
-def _separability(image_ND: Tensor, text_ND: Tensor, picture_N: NDArray[np.int64], recipe: EvalRecipe) -> dict[str, Any]:
+def _separability(
+    image_ND: Tensor, text_ND: Tensor, picture_N: NDArray[np.int64], drawn_RN: NDArray[np.float64], recipe: EvalRecipe
+) -> dict[str, Any]:
     """With an interval over pictures: a picture and its texts are told apart together or not at all."""
     knobs, pictures = recipe.modality_gap, int(picture_N.max()) + 1
     is_right_M = measure.separability(image_ND, text_ND, folds=min(knobs.folds, pictures), seed=recipe.seed, picture_N=picture_N)
-    drawn_RN = measure.draws(picture_N, resamples=knobs.resamples, seed=recipe.seed)
     deviation = float(measure.drawn_means(is_right_M.reshape(2, -1).mean(axis=0), drawn_RN).std())
     share, count = float(is_right_M.mean()), len(is_right_M)
     low, high = clustered_share(share, deviation, clusters=pictures, count=count, confidence=recipe.confidence)
     return {"metric": "separability", "value": share, "low": low, "high": high}
 
 
-def _step(step: measure.Step, picture_N: NDArray[np.int64], recipe: EvalRecipe) -> dict[str, Any]:
+def _step(step: measure.Step, drawn_RN: NDArray[np.float64], confidence: float) -> dict[str, Any]:
     """Pictures are drawn again with their pairs, what they are compared with stays."""
-    drawn_RN = measure.draws(picture_N, resamples=recipe.modality_gap.resamples, seed=recipe.seed)
     told: dict[str, Any] = {"shift": step.shift, "gap": step.gap}
     for metric, value_N in (("loss", step.losses_N), ("image to text R@1", step.image_hits_N), ("text to image R@1", step.text_hits_N)):
         drawn_R = measure.drawn_means(value_N, drawn_RN)
-        told[metric] = {
-            key: value for key, value in _score(metric, float(value_N.mean()), drawn_R, recipe.confidence).items() if key != "metric"
-        }
+        told[metric] = {key: value for key, value in _score(metric, float(value_N.mean()), drawn_R, confidence).items() if key != "metric"}
     return told
 
 

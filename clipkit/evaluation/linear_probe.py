@@ -24,8 +24,7 @@ from sklearn.linear_model import LogisticRegression
 from clipkit import UserError
 from clipkit.evaluation.embeddings import embed
 from clipkit.evaluation.logistic import Axes, Fitted, fit_strengths, turn
-from clipkit.evaluation.measures import Outcome, classified
-from clipkit.evaluation.metrics import mean_per_class_recall, top_k_hits
+from clipkit.evaluation.measures import Outcome, classified, label_value
 from clipkit.evaluation.multilabel_probe import Marked, held_out_marked, probe_marked
 from clipkit.evaluation.scores import Method, score_suite
 from clipkit.evaluation.splits import Split
@@ -35,6 +34,8 @@ from clipkit.recipe import EvalRecipe, ProbeKnobs
 from clipkit.run import Run
 
 DECADES_AT_FIRST = 2
+WITHOUT_GROUPS: Mapping[Metric, Metric] = {"worst-group": "accuracy", "worst-group-top-5": "top-5"}
+"""By what the strength is searched where the metric is of groups: the search knows labels alone."""
 
 
 class Labelled(NamedTuple):
@@ -169,7 +170,7 @@ def fit_all(train: Labelled, strengths: Sequence[float], *, knobs: ProbeKnobs, a
 def choose_strength(
     train: Labelled, validation: Labelled, *, metric: Metric, knobs: ProbeKnobs, advance: Callable[[int], None] = lambda n: None
 ) -> tuple[float, list[dict[str, Any]]]:
-    """The strength that scores best on validation pictures, and what each fit of the search gave."""
+    """The strength that scores best by `metric` on validation pictures, and what each fit of the search gave."""
     num_classes = int(max(train.labels_N.max(), validation.labels_N.max())) + 1
     device = "cuda" if torch.cuda.is_available() else "cpu"
     axes = turn(train.features_NF, device=device) if knobs.solver == "batched" else None
@@ -188,8 +189,8 @@ def choose_strength(
 
 
 def _score(classifier: Probe, pictures: Labelled, num_classes: int, metric: Metric) -> float:
-    hits_N = top_k_hits(classifier.logits(pictures.features_NF, num_classes), pictures.labels_N, 1)
-    return float(hits_N.mean()) if metric == "accuracy" else mean_per_class_recall(hits_N, pictures.labels_N)
+    logits_NC = classifier.logits(pictures.features_NF, num_classes)
+    return label_value(logits_NC, pictures.labels_N, WITHOUT_GROUPS.get(metric, metric))
 
 
 def held_out(labels_N: NDArray[np.int64], *, share: float, seed: int) -> NDArray[np.bool_]:

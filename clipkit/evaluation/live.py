@@ -20,7 +20,7 @@ from clipkit.evaluation.embeddings import encode_part
 from clipkit.evaluation.measures import main_value
 from clipkit.evaluation.splits import Split
 from clipkit.evaluation.suite import Suite, Task, find_splits
-from clipkit.evaluation.zero_shot import class_texts, mean_directions, sum_texts
+from clipkit.evaluation.zero_shot import labelled_texts, mean_directions, sum_texts
 from clipkit.model.encoder import Encoder
 
 Gather = Callable[[Any], list[Any]]
@@ -88,7 +88,7 @@ class LiveZeroShot:
         return found, problems
 
     def _score(self, encoder: Encoder, task: Task, split: Split, *, ranks: Ranks) -> float:
-        texts, classes = class_texts(task), len(task.classes)
+        texts, classes = labelled_texts(task), len(task.classes)
         start, stop = ranks.part(len(texts))
         sums = ranks.together(lambda: sum_texts(encoder, texts[start:stop], classes))
         weights_CD = mean_directions(encoder, task, torch.stack(sums).sum(dim=0))

@@ -127,19 +127,22 @@ def main_value(logits_NC: NDArray[np.floating], task: Task, split: Split) -> flo
         is_difficult_NC = split.is_difficult_NC
         [value] = mean_precisions(scores_NC, split.is_class_NC, once_1N, eleven_points=is_eleven, is_difficult_NC=is_difficult_NC)
         return float(value)
-    labels_N = split.labels_N
-    if task.metric == "roc-auc":
-        return roc_auc(margins(logits_NC, labels_N), labels_N == 1)
-    if task.metric == "macro-f1":
-        return macro_f1(top_k(logits_NC, 1)[:, 0], labels_N)
-    hits_N, in_five_N = (top_k_hits(logits_NC, labels_N, k) for k in (1, 5))
     if task.metric in ("worst-group", "worst-group-top-5"):
-        hits_N = hits_N if task.metric == "worst-group" else in_five_N
+        hits_N = top_k_hits(logits_NC, split.labels_N, 1 if task.metric == "worst-group" else 5)
         return worst_group("", hits_N, split.groups[task.groups[0]], 0.95).value
-    if task.metric == "mean-per-class":
-        return mean_per_class_recall(hits_N, labels_N)
-    share_of = {"accuracy": hits_N, "top-5": in_five_N, "mean-top1-top5": (hits_N + in_five_N.astype(float)) / 2}
-    return float(share_of[task.metric].mean())
+    return label_value(logits_NC, split.labels_N, task.metric)
+
+
+def label_value(logits_NC: NDArray[np.floating], labels_N: NDArray[np.int64], metric: Metric) -> float:
+    """A metric that needs one label for each picture and nothing else: any of a classification but those of groups."""
+    if metric == "roc-auc":
+        return roc_auc(margins(logits_NC, labels_N), labels_N == 1)
+    if metric == "macro-f1":
+        return macro_f1(top_k(logits_NC, 1)[:, 0], labels_N)
+    if metric == "mean-per-class":
+        return mean_per_class_recall(top_k_hits(logits_NC, labels_N, 1), labels_N)
+    ks = {"accuracy": (1,), "top-5": (5,), "mean-top1-top5": (1, 5)}[metric]
+    return float(np.mean([top_k_hits(logits_NC, labels_N, k).mean() for k in ks]))
 
 
 def margins(logits_NC: NDArray[np.floating], labels_N: NDArray[np.int64]) -> NDArray[np.float64]:

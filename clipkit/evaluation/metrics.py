@@ -5,11 +5,25 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.floating]
 Labels = NDArray[np.int64]
+ROWS_AT_ONCE = 4_096
 
 
 def top_k(logits_NC: Floats, k: int) -> Labels:
     """The k classes with the greatest logits, best first (N, k). Of equal logits the class with the smaller index comes first."""
-    return np.argsort(-logits_NC, axis=1, kind="stable")[:, :k]
+    parts = [_top_k(logits_NC[start : start + ROWS_AT_ONCE], k) for start in range(0, len(logits_NC), ROWS_AT_ONCE)]
+    return np.concatenate(parts) if parts else np.zeros((0, min(k, logits_NC.shape[1])), np.int64)
+
+
+def _top_k(logits_BC: Floats, k: int) -> Labels:
+    """Not all classes are sorted, but where others equal the last of the first k."""
+    if k >= logits_BC.shape[1]:
+        return np.argsort(-logits_BC, axis=1, kind="stable")
+    chosen_BK = np.sort(np.argpartition(-logits_BC, k - 1, axis=1)[:, :k], axis=1)
+    best_BK = np.take_along_axis(logits_BC, chosen_BK, axis=1)
+    found_BK = np.take_along_axis(chosen_BK, np.argsort(-best_BK, axis=1, kind="stable"), axis=1)
+    is_open_B = (logits_BC >= best_BK.min(axis=1, keepdims=True)).sum(axis=1) != k
+    found_BK[is_open_B] = np.argsort(-logits_BC[is_open_B], axis=1, kind="stable")[:, :k]
+    return found_BK
 
 
 def top_k_hits(logits_NC: Floats, labels_N: Labels, k: int) -> NDArray[np.bool_]:
@@ -25,28 +39,6 @@ def mean_per_class_recall(hits_N: NDArray[np.bool_], labels_N: Labels) -> float:
     right_C = np.bincount(labels_N, weights=hits_N)
     present_C = counts_C > 0
     return float((right_C[present_C] / counts_C[present_C]).mean())
-
-
-def eleven_point_map(scores_NC: Floats, is_class_NC: NDArray[np.bool_]) -> float:
-    """Mean over classes of the 11-point average precision of PASCAL VOC 2007; classes without pictures do not count.
-
-    A picture may belong to several classes.
-    """
-    precisions = [
-        eleven_point_average_precision(scores_NC[:, c], is_class_NC[:, c]) for c in range(scores_NC.shape[1]) if is_class_NC[:, c].any()
-    ]
-    return float(np.mean(precisions))
-
-
-def eleven_point_average_precision(scores_N: Floats, is_class_N: NDArray[np.bool_]) -> float:
-    """Mean, over the recalls 0, 0.1, ..., 1, of the best precision at that recall or a greater one. Equal scores keep their order."""
-    right_N = is_class_N[np.argsort(-scores_N, kind="stable")]
-    found_N = np.cumsum(right_N)
-    precision_N = found_N / np.arange(1, len(right_N) + 1)
-    best_from_here_N = np.maximum.accumulate(precision_N[::-1])[::-1]
-    # Recall t/10 is first reached where 10 x found >= t x all: in whole numbers, so that 0.3 x 10 is exactly 3.
-    first_11 = np.searchsorted(10 * found_N, np.arange(11) * found_N[-1])
-    return float(best_from_here_N[first_11].mean())
 
 
 def roc_auc(scores_N: Floats, is_positive_N: NDArray[np.bool_]) -> float:
@@ -68,11 +60,6 @@ def macro_f1(predictions_N: Labels, labels_N: Labels) -> float:
     right_C = np.bincount(labels_N[predictions_N == labels_N], minlength=classes)
     present_C = true_C > 0
     return float((2 * right_C[present_C] / (true_C + said_C)[present_C]).mean())
-
-
-def mean_average_precision(scores_NC: Floats, is_class_NC: NDArray[np.bool_]) -> float:
-    """Mean over classes of the area under precision and recall, in steps; classes without pictures do not count."""
-    return float(mean_precisions(scores_NC, is_class_NC, np.ones((1, len(scores_NC)), np.int64), eleven_points=False)[0])
 
 
 def mean_precisions(
@@ -108,12 +95,16 @@ def _steps(scores_N: Floats, is_class_N: NDArray[np.bool_], counts_RN: Labels) -
 
 
 def _eleven_points(scores_N: Floats, is_class_N: NDArray[np.bool_], counts_RN: Labels) -> Floats:
-    """A picture that came twice ranks twice in a row; the best precision from there on is that behind the second."""
+    """Mean, over the recalls 0, 0.1, ..., 1, of the best precision at that recall or a greater one. Equal scores keep their order.
+
+    A picture that came twice ranks twice in a row; the best precision from there on is that behind the second.
+    """
     order_N = np.argsort(-scores_N, kind="stable")
     counts_RN, is_class_N = counts_RN[:, order_N], is_class_N[order_N]
     found_RN = np.cumsum(counts_RN * is_class_N, axis=1)
     precision_RN = found_RN / np.maximum(np.cumsum(counts_RN, axis=1), 1)
     best_RN = np.maximum.accumulate(precision_RN[:, ::-1], axis=1)[:, ::-1]
+    # Recall t/10 is first reached where 10 x found >= t x all: in whole numbers, so that 0.3 x 10 is exactly 3.
     values = [
         np.nan if not found[-1] else best[np.searchsorted(10 * found, np.arange(11) * found[-1])].mean()
         for found, best in zip(found_RN, best_RN, strict=True)

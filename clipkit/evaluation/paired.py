@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from clipkit import UserError
 from clipkit.evaluation.intervals import Interval, bootstrap
 from clipkit.evaluation.measures import LEFT_OUT
-from clipkit.evaluation.metrics import macro_f1, mean_per_class_recall, roc_auc
+from clipkit.evaluation.metrics import macro_f1, roc_auc
 from clipkit.evaluation.significance import holm, mcnemar
 
 MAX_RESULT_BYTES = 100_000_000
@@ -234,8 +234,16 @@ def _places(*columns_N: NDArray[Any]) -> list[NDArray[np.int64]]:
 
 
 def _per_class(columns: Columns) -> Statistic:
+    """Stretched where classes are small, as in its own interval (`resampling.recall_interval`)."""
     hits_N, [labels_N] = columns["is_right"], _places(columns["label"])
-    return lambda drawn: mean_per_class_recall(hits_N[drawn], labels_N[drawn])
+    count_C = np.bincount(labels_N)
+    share_C, stretch_C = np.bincount(labels_N, hits_N) / count_C, np.sqrt(count_C / np.maximum(count_C - 1, 1))
+
+    def recall(drawn: NDArray[np.int64]) -> float:
+        drawn_C = np.bincount(labels_N[drawn], hits_N[drawn]) / count_C  # a class keeps its size
+        return float((share_C + stretch_C * (drawn_C - share_C)).mean())
+
+    return recall
 
 
 def _f1(columns: Columns) -> Statistic:
@@ -290,7 +298,7 @@ STATISTICS: Mapping[str, tuple[Callable[[Columns], Statistic], Callable[[Columns
     "acc5_worst_group": (_worst_group("acc5"), lambda columns: _places(columns["group"])[0]),
     "mean_recall@1": (_mean_recall, _images),
 }
-"""Metric = its value over drawn pictures, and the strata that keep their size in a draw (as in its own interval)."""
+"""Metric = its value over drawn pictures, and the strata that keep their size in a draw."""
 
 
 def _over_draws(

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
-from clipkit.evaluation.intervals import Interval
+from clipkit.evaluation.intervals import Interval, clopper_pearson
 
 RESAMPLES = 1_000
 CELLS_AT_ONCE = 8_000_000
@@ -30,13 +30,40 @@ def recall_interval(hits_N: NDArray[np.bool_], labels_N: Counts, *, confidence: 
 
     A draw of n pictures of n strays too little, by (n - 1) / n in variance, which matters where classes are small: deviations from the
     share that was seen are stretched by its root (Rao and Wu 1988). One picture of a class says nothing of how far others would stray.
+    Where every class is right throughout or wrong throughout no draw strays at all: the interval is then exact, as `unanimous` says.
     """
     counts_C = np.bincount(labels_N)
     right_C = np.bincount(labels_N, weights=hits_N)[counts_C > 0]
     counts_C = counts_C[counts_C > 0]
+    if ((right_C == 0) | (right_C == counts_C)).all():
+        return unanimous(counts_C, right_C > 0, confidence)
     drawn_RC = np.random.default_rng(seed).binomial(counts_C, right_C / counts_C, (RESAMPLES, len(counts_C)))
     share_C, stretch_C = right_C / counts_C, np.sqrt(counts_C / np.maximum(counts_C - 1, 1))
     return percentiles(np.clip((share_C + stretch_C * (drawn_RC / counts_C - share_C)).mean(axis=1), 0, 1), confidence)
+
+
+def unanimous(counts_C: Counts, is_right_C: NDArray[np.bool_], confidence: float) -> Interval:
+    """Of the mean of classes that are right throughout or wrong throughout: the other shares at which that is not too unlikely.
+
+    Of equal classes that are all right it is Clopper and Pearson's of all pictures.
+    """
+    lost, won = (_least_share_sum(counts_C[side_C], (1 - confidence) / 2) for side_C in (is_right_C, ~is_right_C))
+    return Interval(lost / len(counts_C), 1 - won / len(counts_C))
+
+
+def _least_share_sum(counts_C: Counts, chance: float) -> float:
+    """The least sum of shares q whose product of q ** count is `chance`: each q is in proportion to its count, and at most 1."""
+    if not len(counts_C):
+        return 0.0
+
+    def shares(log_scale: float) -> Floats:
+        return np.asarray(np.minimum(counts_C * np.exp(log_scale), 1.0))
+
+    low, high = np.log(chance) / counts_C.sum() - np.log(counts_C.max()), -np.log(counts_C.min())
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if (counts_C * np.log(shares(middle))).sum() < np.log(chance) else (low, middle)
+    return float(shares(high).sum())
 
 
 def mean_interval(values_N: Floats, *, confidence: float, seed: int) -> Interval:
@@ -65,7 +92,15 @@ def f1_interval(predictions_N: Counts, labels_N: Counts, *, classes: int, confid
 
 
 def roc_auc_interval(scores_N: Floats, is_positive_N: NDArray[np.bool_], *, confidence: float, seed: int) -> Interval:
-    """Of the ROC AUC. Positives and negatives keep their number, so that no resample lacks one of them."""
+    """Of the ROC AUC. Positives and negatives keep their number, so that no resample lacks one of them.
+
+    Where no draw could stray, since all positives are above all negatives or below, it is Clopper and Pearson's of as many pairs as there
+    are without a picture in two of them.
+    """
+    positives_N, negatives_N = scores_N[is_positive_N], scores_N[~is_positive_N]
+    if positives_N.min() > negatives_N.max() or positives_N.max() < negatives_N.min():
+        pairs = min(len(positives_N), len(negatives_N))
+        return clopper_pearson(pairs if positives_N.min() > negatives_N.max() else 0, pairs, confidence)
     _, place_N = np.unique(scores_N, return_inverse=True)
     positive_U, negative_U = (np.bincount(place_N[kind_N], minlength=place_N.max() + 1) for kind_N in (is_positive_N, ~is_positive_N))
     values = []

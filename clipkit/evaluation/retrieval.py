@@ -4,7 +4,7 @@ Nothing is sorted: a query's rank is the number of candidates that come before t
 queries, so memory is `QUERIES_AT_ONCE` x candidates beside the vectors.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -105,9 +105,15 @@ def measure_recall(ranks: Ranks, *, ks: Sequence[int], confidence: float, seed: 
     def mean_recall(drawn: NDArray[np.int64]) -> float:
         return float((found_I[drawn].mean() + hits_I[drawn].sum() / counts_I[drawn].sum()) / 2)
 
-    everything = np.arange(len(found_I))
-    interval = bootstrap(mean_recall, np.zeros(len(found_I), np.int64), confidence=confidence, seed=seed)
-    return [*values, Value("mean_recall@1", mean_recall(everything), interval)]
+    interval = _over_images(mean_recall, len(found_I), confidence=confidence, seed=seed)
+    return [*values, Value("mean_recall@1", mean_recall(np.arange(len(found_I))), interval)]
+
+
+def _over_images(recall: Callable[[NDArray[np.int64]], float], images: int, *, confidence: float, seed: int) -> Interval:
+    """Of a recall of drawn images. Where all are found, or none, no draw strays: then Clopper and Pearson's of so many images."""
+    if (found := recall(np.arange(images))) in (0.0, 1.0):
+        return clopper_pearson(int(found) * images, images, confidence)
+    return bootstrap(recall, np.zeros(images, np.int64), confidence=confidence, seed=seed)
 
 
 def image_hits(ranks: Ranks, k: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -129,11 +135,10 @@ def _image_recall(ranks: Ranks, k: int, *, confidence: float, seed: int) -> Valu
     def recall(drawn: NDArray[np.int64]) -> float:
         return float(hits_I[drawn].sum() / counts_I[drawn].sum())
 
-    interval: Interval
-    if (counts_I == 1).all():
-        interval = clopper_pearson(hits, count, confidence)
-    else:
-        interval = bootstrap(recall, np.zeros(len(hits_I), np.int64), confidence=confidence, seed=seed)
+    is_one_each = (counts_I == 1).all()
+    interval = (
+        clopper_pearson(hits, count, confidence) if is_one_each else _over_images(recall, len(hits_I), confidence=confidence, seed=seed)
+    )
     return Value(f"image_retrieval_recall@{k}", hits / count, interval)
 
 

@@ -175,6 +175,8 @@ class Task(_Entry):
                 f"split `{name}` of task `{self.name}` has {len(split):,} pictures at `{root / self.splits[name]}`, not {wanted:,}: "
                 f"fetch it again ({self.published})"
             )
+        if self.kind == "multilabel" and split.is_class_NC is not None and not split.is_class_NC.any():
+            raise UserError(f"no picture of split `{name}` of task `{self.name}` has a class: its labels are missing ({self.published})")
         if self.kind == "classification" and len(split) > 1 and (split.labels_N == split.labels_N[0]).all():
             raise UserError(
                 f"split `{name}` of task `{self.name}` has one class only, `{self.classes[int(split.labels_N[0])][0]}`, "

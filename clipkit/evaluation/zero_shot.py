@@ -63,7 +63,7 @@ def ensemble_probabilities(
     return np.asarray(mean_NC.clamp_min(1e-300).log_().float().numpy())
 
 
-def class_texts(task: Task) -> list[tuple[int, str]]:
+def labelled_texts(task: Task) -> list[tuple[int, str]]:
     """Every text of a task with the class that it speaks of."""
     return [(label, text) for label in range(len(task.classes)) for text in task.texts(label)]
 

@@ -72,6 +72,8 @@ def test_a_folder_gives_its_pictures_sorted_and_a_broken_one_is_told(folder: Pat
     [
         (["red"], ["{}"], "two or more"),
         (["red", "blue", "red"], ["{}"], "'red' is there twice"),
+        ([*map(str, range(20_000)), "7"], ["{}"], "'7' is there twice"),
+        (["red", " "], ["{}"], "a label is empty"),
         (["red", "blue"], ["a photo"], "once, where the label goes"),
     ],
 )

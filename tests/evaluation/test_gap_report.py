@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from clipkit import UserError
 from clipkit.cli import app
 from clipkit.dataset.shards import Pair, Shards, pair_key, write_shards
+from clipkit.evaluation import gap_report
 from clipkit.evaluation.gap_report import pairs_of_shards, pairs_of_split, report_gap
 from clipkit.evaluation.modality_gap import gap
 from clipkit.evaluation.splits import Split
@@ -64,6 +65,15 @@ def test_the_report_has_the_values_of_the_vectors_and_intervals_around_them(
     assert all(d["value"] == d["low"] == d["high"] == 0 for d in same["differences"])  # the same draws
     table = pq.read_table(scratch_run.path / "points.parquet")
     assert len(table) == 2 * 2 * 40
+
+
+def test_draws_that_would_not_fit_into_memory_are_refused(
+    shards: Shards, color_encoder: Any, scratch_run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gap_report, "MOST_CELLS", 40_000)
+    recipe = EvalRecipe.model_validate({"modality_gap": {"resamples": 1_001}})
+    with pytest.raises(UserError, match=r"1,001 draws of 40 pairs are over 40,000 numbers: lower `modality_gap\.resamples`"):
+        report_gap(recipe, {"color": lambda: color_encoder}, pairs_of_shards(shards, 40, seed=0), "s", run=scratch_run, cache=tmp_path)
 
 
 def test_a_difference_is_the_later_model_minus_the_first(

@@ -12,9 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import minimize
 from scipy.special import log_softmax
+from sklearn.metrics import f1_score, roc_auc_score
 
 from clipkit import UserError
-from clipkit.evaluation.linear_probe import Labelled, fit, held_out, run_linear_probe, search_strength
+from clipkit.evaluation.linear_probe import Labelled, choose_strength, fit, held_out, run_linear_probe, search_strength
 from clipkit.evaluation.suite import Suite
 from clipkit.recipe import EvalRecipe, ProbeKnobs
 from clipkit.run import Run
@@ -54,6 +55,28 @@ def test_the_search_equals_exhaustive_search_on_any_unimodal_score(rises: int, f
         each(score), min_strength=1e-3, max_strength=1e-3 * 10 ** ((rises + falls) / steps_per_decade), steps_per_decade=steps_per_decade
     )
     assert score(found.strength) == scores.max()
+
+
+def test_the_search_is_scored_by_the_metric_of_the_task() -> None:
+    knobs = ProbeKnobs(min_strength=0.01, max_strength=100, steps_per_decade=1)
+    train, held = (Labelled(one.features_NF / 3, one.labels_N) for one in (drawn(0, 2, 40), drawn(1, 2, 60)))
+    train = train.take(np.arange(40) < 25)  # of unequal classes, so that the metrics differ
+    tried = {}
+    for metric in ("accuracy", "roc-auc", "macro-f1", "worst-group"):
+        _, fits = choose_strength(train, held, metric=metric, knobs=knobs)  # type: ignore[arg-type]
+        tried[metric] = {one["strength"]: one["score"] for one in fits}
+        for strength, score in tried[metric].items():
+            logits_NC = fit(train, strength=strength, max_iterations=1_000).logits(held.features_NF, 2)
+            said_N = logits_NC.argmax(axis=1)
+            wanted = {
+                "roc-auc": roc_auc_score(held.labels_N, logits_NC[:, 1] - logits_NC[:, 0]),
+                "macro-f1": f1_score(held.labels_N, said_N, average="macro"),
+            }.get(metric, float((said_N == held.labels_N).mean()))
+            assert score == pytest.approx(wanted, abs=1e-12)
+    assert tried["worst-group"] == tried["accuracy"] != tried["roc-auc"]
+    six = Labelled(np.tile(train.features_NF, (3, 1)), np.arange(75) % 6)
+    _, fits = choose_strength(six, six, metric="top-5", knobs=knobs)
+    assert all(one["score"] > 0.8 for one in fits)  # five of six classes, whatever is said
 
 
 def test_the_search_starts_with_the_papers_seven_strengths() -> None:

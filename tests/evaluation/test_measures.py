@@ -10,7 +10,7 @@ from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 from clipkit import UserError
 from clipkit.evaluation.intervals import bootstrap, clopper_pearson
 from clipkit.evaluation.measures import MAIN_METRIC, Outcome, classified, main_value, measure, measure_multilabel, worst_group
-from clipkit.evaluation.metrics import eleven_point_map, macro_f1, mean_average_precision, mean_per_class_recall, mean_precisions, softmax
+from clipkit.evaluation.metrics import macro_f1, mean_per_class_recall, mean_precisions, softmax
 from clipkit.evaluation.resampling import f1_interval, mean_interval, recall_interval, roc_auc_interval
 from clipkit.evaluation.splits import FilesAt, Split
 from clipkit.evaluation.suite import METRICS_OF, Task
@@ -20,6 +20,10 @@ LABELS_N = RANDOM.integers(0, 7, 300)
 LOGITS_NC = RANDOM.normal(size=(300, 7)) + np.eye(7)[LABELS_N]
 SAID_N = LOGITS_NC.argmax(axis=1)
 FREE_N = np.zeros(300, np.int64)
+
+
+def precision(scores_NC: np.ndarray, is_class_NC: np.ndarray, *, is_eleven: bool = True) -> float:
+    return float(mean_precisions(scores_NC, is_class_NC, np.ones((1, len(scores_NC)), np.int64), eleven_points=is_eleven)[0])
 
 
 def of(task: Task, metric: str, logits_NC: np.ndarray, labels_N: np.ndarray, **split: object) -> Outcome:
@@ -94,8 +98,8 @@ def test_multilabel_precisions_are_scikit_learns_and_the_eleven_points_come_afte
     outcome = of(color_task, "11-point-map", logits_NC, LABELS_N, is_class_NC=is_class_NC)
     wanted = np.mean([average_precision_score(is_class_NC[:, c], logits_NC[:, c]) for c in range(6)])
     assert value_of(outcome, "mean_average_precision") == pytest.approx(wanted)
-    assert value_of(outcome, "map_11_point") == pytest.approx(eleven_point_map(softmax(logits_NC), is_class_NC))
-    assert eleven_point_map(softmax(logits_NC), is_class_NC) != pytest.approx(eleven_point_map(logits_NC, is_class_NC), abs=1e-4)
+    assert value_of(outcome, "map_11_point") == pytest.approx(precision(softmax(logits_NC), is_class_NC))
+    assert precision(softmax(logits_NC), is_class_NC) != pytest.approx(precision(logits_NC, is_class_NC), abs=1e-4)
     rows = outcome.predictions.to_pylist() if outcome.predictions else []
     assert [row["labels"] for row in rows] == [np.flatnonzero(row).tolist() for row in is_class_NC]
     assert rows[0]["scores"] == pytest.approx(logits_NC[0, is_class_NC[0]])
@@ -131,15 +135,17 @@ def test_the_main_value_alone_is_that_of_the_whole_outcome(color_task: Task, met
 def test_classifiers_of_each_class_alone_are_ranked_by_their_own_scores() -> None:
     is_class_NC = np.random.default_rng(1).random((300, 7)) < 0.2
     values = {value.metric: value.value for value in measure_multilabel(LOGITS_NC, is_class_NC, is_softmax=False, confidence=0.9, seed=0)}
-    assert values["map_11_point"] == pytest.approx(eleven_point_map(LOGITS_NC, is_class_NC))
-    assert values["map_11_point"] != pytest.approx(eleven_point_map(softmax(LOGITS_NC), is_class_NC), abs=1e-4)
+    assert values["map_11_point"] == pytest.approx(precision(LOGITS_NC, is_class_NC))
+    assert values["map_11_point"] != pytest.approx(precision(softmax(LOGITS_NC), is_class_NC), abs=1e-4)
 
 
 def test_precisions_of_counted_pictures_are_those_of_the_pictures_repeated() -> None:
     is_class_NC = np.random.default_rng(1).random((300, 7)) < 0.2
     counts_RN = np.random.default_rng(2).multinomial(300, np.full(300, 1 / 300), 5)
-    for is_eleven, naive in ((True, eleven_point_map), (False, mean_average_precision)):
-        repeated = [naive(np.repeat(LOGITS_NC, row, axis=0), np.repeat(is_class_NC, row, axis=0)) for row in counts_RN]
+    for is_eleven in (True, False):
+        repeated = [
+            precision(np.repeat(LOGITS_NC, row, axis=0), np.repeat(is_class_NC, row, axis=0), is_eleven=is_eleven) for row in counts_RN
+        ]
         assert mean_precisions(LOGITS_NC, is_class_NC, counts_RN, eleven_points=is_eleven) == pytest.approx(repeated)
 
 
@@ -190,6 +196,24 @@ def test_the_interval_of_a_mean_over_small_classes_covers_as_often_as_it_says(pi
         low, high = recall_interval(random.random(len(labels_N)) < share, labels_N, confidence=0.95, seed=trial)
         covered += low <= share <= high
     assert 0.92 <= covered / 300 <= 0.98
+
+
+def test_of_pictures_that_are_all_right_the_interval_of_a_mean_over_classes_is_exact() -> None:
+    equal_N = np.arange(60) % 3
+    assert recall_interval(equal_N >= 0, equal_N, confidence=0.9, seed=0) == pytest.approx(clopper_pearson(60, 60, 0.9))
+    assert recall_interval(equal_N < 0, equal_N, confidence=0.9, seed=0) == pytest.approx(clopper_pearson(0, 60, 0.9))
+    # Of unequal classes the low end is the least mean of shares at which all are right with the chance of 5%: found on a grid too.
+    unequal_N = np.repeat([0, 1], [4, 20])
+    one_G = np.linspace(1e-6, 1, 100_001)
+    other_G = np.minimum((0.05 / one_G**4) ** (1 / 20), 1)
+    least = ((one_G + other_G) / 2)[one_G**4 >= 0.05].min()
+    assert recall_interval(unequal_N >= 0, unequal_N, confidence=0.9, seed=0) == pytest.approx((least, 1), abs=1e-5)
+
+
+def test_the_interval_of_roc_auc_of_classes_that_are_wholly_apart_is_that_of_separate_pairs() -> None:
+    scores_N, is_positive_N = np.arange(10.0), np.arange(10) >= 7
+    assert roc_auc_interval(scores_N, is_positive_N, confidence=0.95, seed=0) == clopper_pearson(3, 3, 0.95)
+    assert roc_auc_interval(-scores_N, is_positive_N, confidence=0.95, seed=0) == clopper_pearson(0, 3, 0.95)
 
 
 def test_intervals_of_fifty_thousand_pictures_take_seconds() -> None:

@@ -7,9 +7,8 @@ from hypothesis import strategies as st
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score, top_k_accuracy_score
 
 from clipkit.evaluation.metrics import (
-    eleven_point_average_precision,
-    eleven_point_map,
     mean_per_class_recall,
+    mean_precisions,
     roc_auc,
     softmax,
     top_k,
@@ -17,6 +16,10 @@ from clipkit.evaluation.metrics import (
 )
 
 SEEDS = st.integers(0, 2**32 - 1)
+
+
+def eleven_points(scores_NC: np.ndarray, is_class_NC: np.ndarray) -> float:
+    return float(mean_precisions(scores_NC, is_class_NC, np.ones((1, len(scores_NC)), np.int64), eleven_points=True)[0])
 
 
 @given(SEEDS, st.integers(1, 7))
@@ -38,6 +41,19 @@ def test_of_equal_logits_the_smaller_class_comes_first() -> None:
     assert top_k_hits(np.zeros((3, 3)), np.array([0, 1, 2]), 1).tolist() == [True, False, False]
 
 
+@given(SEEDS, st.integers(1, 9), st.sampled_from([2, 40]))
+def test_the_first_k_are_those_of_a_whole_stable_sort(seed: int, k: int, kinds: int) -> None:
+    logits_NC = np.random.default_rng(seed).integers(0, kinds, (50, 8)).astype(np.float32)
+    logits_NC[:, 3:5] = -np.inf  # classes that a probe was never shown
+    assert (top_k(logits_NC, k) == np.argsort(-logits_NC, axis=1, kind="stable")[:, :k]).all()
+
+
+def test_pictures_beyond_a_block_are_ranked_too() -> None:
+    logits_NC = np.random.default_rng(0).normal(size=(10_000, 7))
+    assert (top_k(logits_NC, 2) == np.argsort(-logits_NC, axis=1)[:, :2]).all()
+    assert top_k(logits_NC[:0], 9).shape == (0, 7)
+
+
 @given(SEEDS)
 def test_mean_per_class_recall_is_scikit_learns_balanced_accuracy(seed: int) -> None:
     random = np.random.default_rng(seed)
@@ -49,7 +65,7 @@ def test_mean_per_class_recall_is_scikit_learns_balanced_accuracy(seed: int) -> 
 def test_eleven_point_precision_by_hand() -> None:
     # Right at ranks 1, 3, 6: precisions 1, 2/3, 1/2. Recall 0..0.3 is reached at rank 1, 0.4..0.6 at rank 3, 0.7..1 at rank 6.
     scores_N, is_class_N = np.arange(6, 0, -1.0), np.array([True, False, True, False, False, True])
-    assert eleven_point_average_precision(scores_N, is_class_N) == pytest.approx((4 * 1 + 3 * 2 / 3 + 4 * 1 / 2) / 11)
+    assert eleven_points(scores_N[:, None], is_class_N[:, None]) == pytest.approx((4 * 1 + 3 * 2 / 3 + 4 * 1 / 2) / 11)
 
 
 @given(SEEDS)
@@ -61,12 +77,12 @@ def test_eleven_point_precision_is_its_definition(seed: int) -> None:
     right = is_class_N[np.argsort(-scores_N)]
     curve = [(int(right[: i + 1].sum()), right[: i + 1].mean()) for i in range(40)]
     best = [max(precision for found, precision in curve if 10 * found >= t * right.sum()) for t in range(11)]
-    assert eleven_point_average_precision(scores_N, is_class_N) == pytest.approx(np.mean(best))
+    assert eleven_points(scores_N[:, None], is_class_N[:, None]) == pytest.approx(np.mean(best))
 
 
 def test_a_perfect_ranking_has_map_one_and_absent_classes_do_not_count() -> None:
     is_class_NC = np.array([[True, False, False], [True, True, False], [False, True, False]])
-    assert eleven_point_map(is_class_NC.astype(float), is_class_NC) == 1.0
+    assert eleven_points(is_class_NC.astype(float), is_class_NC) == 1.0
 
 
 @given(SEEDS)
@@ -88,5 +104,5 @@ def test_a_softmax_of_sure_float32_logits_keeps_their_order() -> None:
     logits_NC[:, 0] = np.linspace(18, 30, 40)
     is_class_NC = np.zeros((40, 3), bool)
     is_class_NC[20:, 0] = True
-    assert eleven_point_map(softmax(logits_NC), is_class_NC) == 1.0
+    assert eleven_points(softmax(logits_NC), is_class_NC) == 1.0
     assert softmax(logits_NC).sum(axis=1) == pytest.approx(np.ones(40))

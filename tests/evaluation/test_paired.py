@@ -124,6 +124,15 @@ def with_five(right_five_N: np.ndarray) -> pa.Table:
     return table(np.zeros(90, bool), LABELS).append_column("top5", pa.array(fives, pa.list_(pa.int32(), 5)))
 
 
+def test_the_paired_interval_of_a_mean_over_small_classes_is_as_wide_as_their_own_spread_says() -> None:
+    labels_N, random = np.repeat(np.arange(200), 2), np.random.default_rng(0)
+    a, b = random.random((2, 400)) < np.array([[0.4], [0.6]])
+    found = compare_metric("mean_per_class_recall", table(a, labels_N), table(b, labels_N), confidence=0.9, seed=0)
+    # The variance of two pictures is over one degree of freedom: a plain bootstrap would be narrower by a root of 2.
+    variance_C = (b.astype(float) - a).reshape(200, 2).var(axis=1, ddof=1) / 2
+    assert found.interval.high - found.interval.low == pytest.approx(2 * 1.645 * np.sqrt(variance_C.sum()) / 200, rel=0.1)
+
+
 def test_top_five_is_paired_by_the_first_five_and_not_by_the_first() -> None:
     a, b = np.arange(90) < 45, np.arange(90) < 54
     found = compare_metric("acc5", with_five(a), with_five(b), confidence=0.95, seed=0)

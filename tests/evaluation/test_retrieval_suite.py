@@ -12,6 +12,7 @@ from scipy.stats import binomtest
 
 from clipkit import UserError
 from clipkit.evaluation import texts as text_cache
+from clipkit.evaluation.intervals import clopper_pearson
 from clipkit.evaluation.retrieval import Ranks, measure_recall, run_retrieval
 from clipkit.evaluation.splits import READERS, Asked, FilesAt, Place, Split
 from clipkit.evaluation.suite import Suite, Task
@@ -136,6 +137,14 @@ def test_captions_of_one_picture_are_drawn_together() -> None:
     assert found["image_retrieval_recall@1"].value == 0.5
     assert high - low == pytest.approx(2 * 1.96 * np.sqrt(0.25 / 100), rel=0.1)
     assert measure_recall(ranks, ks=(1,), confidence=0.95, seed=0) == measure_recall(ranks, ks=(1,), confidence=0.95, seed=0)
+
+
+@pytest.mark.parametrize("rank", [0, 9])
+def test_where_all_are_found_or_none_the_interval_is_exact_and_of_images(rank: int) -> None:
+    ranks = Ranks(np.arange(20), np.full(20, rank), np.repeat(np.arange(20), 5), np.full(100, rank))
+    found = {value.metric: value for value in measure_recall(ranks, ks=(1,), confidence=0.95, seed=0)}
+    wanted = clopper_pearson(20 if rank == 0 else 0, 20, 0.95)
+    assert found["image_retrieval_recall@1"].interval == found["mean_recall@1"].interval == wanted
 
 
 def test_intervals_of_images_with_unlike_numbers_of_captions_are_those_of_a_naive_bootstrap() -> None:

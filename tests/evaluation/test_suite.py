@@ -3,6 +3,8 @@
 import re
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from pydantic import ValidationError
 
@@ -166,3 +168,12 @@ def test_a_task_of_endless_texts_is_refused(color_task: Task) -> None:
         Task.model_validate(
             {**color_task.model_dump(), "classes": [["x"] * 100] * 6, "class_folders": list("abcdef"), "templates": ["{}"] * 10_000}
         )
+
+
+def test_a_split_of_several_classes_without_any_is_refused(tmp_path: Path) -> None:
+    several = ('layout = "imagefolder"', 'layout = "parquet"\nkind = "multilabel"'), ('"mean-per-class"', '"mean-average-precision"')
+    task = load_task(str(write(tmp_path, *several, ('test = "test"', 'test = "t.parquet"'))))
+    (tmp_path / "pets").mkdir()
+    pq.write_table(pa.table({"image": [b"x"], "label": pa.array([[]], pa.list_(pa.int64()))}), tmp_path / "pets" / "t.parquet")
+    with pytest.raises(UserError, match="no picture of split `test` of task `pets` has a class"):
+        task.split(tmp_path, "test")

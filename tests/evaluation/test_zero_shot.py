@@ -227,3 +227,11 @@ def test_a_task_of_captions_is_sent_to_retrieval(color_encoder: Any, color_suite
     suite = color_suite.model_copy(update={"tasks": (color_suite.tasks[0].model_copy(update={"kind": "retrieval"}),)})
     report = run_zero_shot(RECIPE, color_encoder, suite, color_data, run=scratch_run, cache=scratch_run.path / "cache")
     assert "use `clipkit eval retrieval`" in report["failed"]["colors"]
+
+
+def test_templates_of_more_texts_than_are_encoded_are_refused(color_suite: Suite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("clipkit.evaluation.class_texts.MAX_TEXTS", 11)
+    (tmp_path / "t.txt").write_text("a {}\n" * 2)
+    with_templates(color_suite, ["names"])
+    with pytest.raises(UserError, match="at most 11 are encoded: give fewer"):
+        with_templates(color_suite, [str(tmp_path / "t.txt")])

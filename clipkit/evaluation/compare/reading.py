@@ -96,15 +96,19 @@ def checked(value: Any, source: str, what: str) -> float:
 
 
 def _score(score: Any, model: str, kind: str, source: str) -> Figure:
-    try:
-        value = checked(score["value"], source, str(score["metric"]))
-        metric = str(score["metric"]).removeprefix("lp_")
-        main = 2 * bool(score.get("is_main"))
-        if few := FEW_SHOT.fullmatch(metric):
-            metric, kind, main = few[1], _few_shot_kind(few[2], few[3]), 2
-        return Figure(model, str(score["task"]), kind, metric, value, int(score["count"]), main, source)
-    except (KeyError, TypeError) as error:
-        raise UserError(f"`{source}` has a score without {error}: it was not written by `clipkit eval`, run that again") from None
+    foreign = "it was not written by `clipkit eval`, run that again"
+    if not isinstance(score, dict):
+        raise UserError(f"`{source}` has the score {str(score)[:40]!r}: {foreign}")
+    if missing := [name for name in ("task", "metric", "value", "count") if name not in score]:
+        raise UserError(f"`{source}` has a score without `{missing[0]}`: {foreign}")
+    metric, count = str(score["metric"]).removeprefix("lp_"), score["count"]
+    if type(count) is not int or count < 0:
+        raise UserError(f"`{source}` has {str(count)[:40]!r} as the count of {metric[:100]}: {foreign}")
+    value = checked(score["value"], source, metric)
+    main = 2 * bool(score.get("is_main"))
+    if few := FEW_SHOT.fullmatch(metric):
+        metric, kind, main = few[1], _few_shot_kind(few[2], few[3]), 2
+    return Figure(model, str(score["task"]), kind, metric, value, count, main, source)
 
 
 def _few_shot_kind(shots: str, classifier: str) -> str:
@@ -207,5 +211,6 @@ def _read_predictions(path: Path, inputs: Inputs) -> None:
     except (pa.ArrowException, OSError, KeyError) as error:
         raise UserError(f"`{path}` has no predictions ({str(error).splitlines()[0]}): predictions/TASK.parquet was expected") from None
     report = path.parent.parent / "report.json"
-    name = _load(report).get("model", path.stem) if report.is_file() else path.stem
+    told = _load(report) if report.is_file() else None
+    name = told.get("model", path.stem) if isinstance(told, dict) else path.stem
     inputs.predictions[str(name) if name not in inputs.predictions else str(path)] = table

@@ -150,6 +150,8 @@ def whole(text: object, source: object) -> int:
 
 def described_split(asked: Asked, files: Any, columns: Mapping[str, Sequence[Any]], source: object) -> Split:
     """A split of a table's columns: `label` (a number, a class's name, or a list of them), `texts`, and groups by their names."""
+    if empty := next((name for name in asked.groups if None in columns[name]), None):
+        raise UserError(f"`{source}` has no `{empty}` of picture {list(columns[empty]).index(None)}: say it, or leave the picture out")
     groups = {name: [str(value)[:1_000] for value in columns[name]] for name in asked.groups}
     if not len(files):
         raise UserError(f"`{asked.name}` has no pictures: `{source}` has no rows")
@@ -163,10 +165,15 @@ def described_split(asked: Asked, files: Any, columns: Mapping[str, Sequence[Any
         return whole(value, source)
 
     if asked.kind == "multilabel":
-        return Split(
-            asked.name, files, is_class_NC=multi_hot([[label(v) for v in value] for value in columns["label"]], asked), groups=groups
-        )
+        labels = [[label(one) for one in _listed(value, source)] for value in columns["label"]]
+        return Split(asked.name, files, is_class_NC=multi_hot(labels, asked), groups=groups)
     return Split(asked.name, files, checked_labels([label(value) for value in columns["label"]], asked), groups=groups)
+
+
+def _listed(value: Any, source: object) -> list[Any]:
+    if not isinstance(value, list):
+        raise UserError(f"`{source}` says {str(value)[:40]!r} where a list of a picture's labels was expected, empty where it has none")
+    return value
 
 
 def multi_hot(labels: Sequence[Sequence[int]], asked: Asked) -> NDArray[np.bool_]:
@@ -185,7 +192,8 @@ def multi_hot(labels: Sequence[Sequence[int]], asked: Asked) -> NDArray[np.bool_
 
 
 def _captions(value: Any, source: object) -> list[str]:
-    texts = [value] if isinstance(value, str) else list(value or ())
+    texts = value if isinstance(value, list) else [value]
     if not texts or len(texts) > MAX_TEXTS_OF_ONE or not all(isinstance(text, str) for text in texts):
-        raise UserError(f"`{source}` has a picture with {len(texts)} captions: from 1 to {MAX_TEXTS_OF_ONE:,} texts were expected")
+        said = f"{len(texts)} captions" if isinstance(value, list) else f"{str(value)[:40]!r} as its caption"
+        raise UserError(f"`{source}` has a picture with {said}: from 1 to {MAX_TEXTS_OF_ONE:,} texts were expected")
     return texts

@@ -103,7 +103,7 @@ def read_csv(asked: Asked) -> Split:
         for name, column in names.items():
             values[name].append(row[column])
     if asked.kind == "multilabel":
-        values["label"] = [value.split("|") if isinstance(value, str) else value for value in values["label"]]
+        values["label"] = [[one for one in v.split("|") if one] if isinstance(v, str) else v for v in values["label"]]
     return described_split(asked, places_under(asked, [str(path) for path in values["image"]]), values, asked.path)
 
 

@@ -1,5 +1,7 @@
 import json
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from clipkit import UserError
@@ -91,6 +93,28 @@ def test_few_shots_of_clip_benchmark_are_no_linear_probe(tmp_path):
 def test_what_is_wrong_with_a_table_is_said_in_a_sentence(tmp_path, text, options, said):
     with pytest.raises(UserError, match=said):
         figures(tmp_path, text, **options)
+
+
+@pytest.mark.parametrize(
+    ("score", "said"),
+    [
+        ("x", "has the score 'x'"),
+        ({"task": "t", "metric": "acc1", "value": 0.5}, "a score without `count`"),
+        ({"task": "t", "metric": "acc1", "value": 0.5, "count": "many"}, "has 'many' as the count of acc1"),
+        ({"task": "t", "metric": "acc1", "value": 0.5, "count": float("inf")}, "has 'inf' as the count"),
+    ],
+)
+def test_what_is_wrong_with_a_result_file_is_said_in_a_sentence(tmp_path, score, said):
+    (tmp_path / "r.json").write_text(json.dumps({"model": "m", "task": "linear_probe", "scores": [score]}))
+    with pytest.raises(UserError, match=said):
+        read_results([tmp_path / "r.json"], kind=None, percent=False)
+
+
+def test_predictions_beside_a_foreign_report_are_called_after_their_file(tmp_path):
+    (tmp_path / "report.json").write_text("[1]")
+    (tmp_path / "predictions").mkdir()
+    pq.write_table(pa.table({"index": [0], "label": [1], "prediction": [1]}), tmp_path / "predictions" / "birds.parquet")
+    assert list(read_results([tmp_path / "predictions" / "birds.parquet"], kind=None, percent=False).predictions) == ["birds"]
 
 
 def one(value, source, **changes):

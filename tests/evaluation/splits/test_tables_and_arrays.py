@@ -97,6 +97,33 @@ def test_what_is_wrong_in_a_list_of_paths_is_told(lay: Lay, read: Read, text: st
         read("csv", lay({"l.csv": text, "p/0.png": "zero"}), "l.csv", "a", "b")
 
 
+@pytest.mark.parametrize(
+    ("column", "kind", "message"),
+    [
+        (pa.array([[0], None], pa.list_(pa.int64())), "multilabel", "'None' where a list of a picture's labels was expected"),
+        (pa.array([0, 1]), "multilabel", "'0' where a list of a picture's labels"),
+        (pa.array([7, 8]), "retrieval", "a picture with '7' as its caption"),
+        (pa.array(["one", None]), "retrieval", "a picture with 'None' as its caption"),
+        (pa.array([["one"], []]), "retrieval", "a picture with 0 captions"),
+    ],
+)
+def test_labels_and_captions_of_another_shape_are_told(tmp_path: Path, read: Read, column: pa.Array, kind: str, message: str) -> None:
+    pq.write_table(pa.table({"image": [b"x", b"y"], "label": column, "texts": column}), tmp_path / "t.parquet")
+    with pytest.raises(UserError, match=message):
+        read("parquet", tmp_path, "t.parquet", "a", "b", kind=kind)
+
+
+def test_a_group_that_is_not_said_is_no_group_called_none(tmp_path: Path, read: Read) -> None:
+    pq.write_table(pa.table({"image": [b"x", b"y"], "label": [0, 1], "race": ["q", None]}), tmp_path / "t.parquet")
+    with pytest.raises(UserError, match="has no `race` of picture 1"):
+        read("parquet", tmp_path, "t.parquet", "a", "b", groups=("race",))
+
+
+def test_a_picture_of_no_class_has_an_empty_cell(lay: Lay, read: Read) -> None:
+    root = lay({"l.csv": "image,label\np/0.png,a|b\np/1.png,\n", "p/0.png": "zero", "p/1.png": "one"})
+    assert read("csv", root, "l.csv", "a", "b", kind="multilabel").is_class_NC.tolist() == [[True, True], [False, False]]
+
+
 def opened(data: bytes) -> Any:
     return np.asarray(Image.open(io.BytesIO(data)))
 
