@@ -1,8 +1,8 @@
 """A grey picture reduced to a few pixels, equal to Pillow's Lanczos bit for bit and several times as fast.
 
-Perceptual hashes are defined by Pillow's `convert("L").resize(size, LANCZOS)`. Resizing is two passes of whole numbers: weights have 22 bits
-after the point, and between the passes values are rounded to grey levels. Here a pass is a matrix product in float32, and the sums that
-float32 cannot tell from the next grey level are taken again in whole numbers. Small pictures are left to Pillow.
+Perceptual hashes are defined by Pillow's `convert("L").resize(size, LANCZOS)`. Resizing is two passes of whole numbers: weights have
+22 bits after the point, and between the passes values are rounded to grey levels. Here a pass is a matrix product in float32, and the
+sums that float32 cannot tell from the next grey level are taken again in whole numbers. Small pictures are left to Pillow.
 """
 
 import functools
