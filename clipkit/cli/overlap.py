@@ -18,6 +18,7 @@ from clipkit.cli.options import (
     cache_dir,
     exit_for_failures,
     identity,
+    scratch_run,
     show,
 )
 from clipkit.recipe import OverlapRecipe, load_recipe
@@ -45,25 +46,33 @@ def overlap_report(
     For each test picture finds the nearest training picture; splits the test set into Overlap and Clean; compares accuracies
     as section 5 of the CLIP paper does. Writes a table and `DIR/overlap.html` with the pairs side by side.
 
+    Under `torchrun` each rank describes and searches other shards. The same command again resumes.
+
     Example: `clipkit overlap-report --model runs/model --train runs/data --suite demo --data clipkit-demo/web/eval --out runs/overlap`
     """
     knobs = load_recipe(OverlapRecipe, find("recipes/overlap-report", recipe) if recipe else None, set_ or ())
     from clipkit.dataset.shards import Shards
+    from clipkit.evaluation.shares import shared
     from clipkit.evaluation.suite import load_suite
-    from clipkit.overlap import review
+    from clipkit.model.encoder import load_encoder
+    from clipkit.overlap import analysis, review
 
     tasks, shards = load_suite(suite), Shards.open(train)
     inputs = {**identity(model, tasks, data), "train": shards.fingerprint}
-    with Run.open(out, command="overlap-report", recipe=knobs, inputs=inputs, quiet=quiet) as run:
-        # Verdicts written after the report was finished call for a new one; everything but the comparison comes from the cache.
-        reviewed = review.fingerprint(review.review_path(out, knobs.review))
-        if (report := run.report) is None or report["review"] != reviewed:
-            from clipkit.model.encoder import load_encoder
-            from clipkit.overlap import analysis
-
-            encoder = load_encoder(model, precision=knobs.precision)
-            report = analysis.report_overlap(knobs, encoder, shards, tasks, data, run=run, cache=cache_dir(cache))
-            if not report["failed"]:
-                run.finish(report)
+    with shared() as share:
+        if share.rank > 0:
+            with scratch_run(quiet=True) as run:
+                analysis.help_search(knobs, shards, tasks, data, run=run, out=out, cache=cache_dir(cache), share=share)
+            return
+        with Run.open(out, command="overlap-report", recipe=knobs, inputs=inputs, quiet=quiet) as run:
+            # Verdicts written after the report was finished call for a new one; everything but the comparison comes from the cache.
+            reviewed = review.fingerprint(review.review_path(out, knobs.review))
+            if (report := run.report) is None or report["review"] != reviewed:
+                encoder = load_encoder(model, precision=knobs.precision)
+                report = analysis.report_overlap(knobs, encoder, shards, tasks, data, run=run, cache=cache_dir(cache), share=share)
+                if not report["failed"]:
+                    run.finish(report)
+            else:
+                share.gathered([])  # nothing is left to help with
     show(report, overlap_tables(report), as_json=as_json, where=out)
     exit_for_failures(report["failed"], has_results=bool(report["tasks"]))

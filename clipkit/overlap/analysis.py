@@ -1,8 +1,8 @@
 """The overlap report, stage by stage: describe, search, verify, split the test sets, compare the scores, write the page.
 
-Training pictures are described shard by shard into the same cache as every other embedding, so a killed report goes on where it was and a
-second one only searches. Two passes over the shards for each task: the search keeps the detector's candidates for each test picture, then
-a detector that can verifies them.
+Training pictures are described shard by shard into the same cache as every other embedding, so a killed report goes on where it was. The
+search keeps the detector's candidates for the test pictures of all tasks in one pass over the shards; a detector that can verifies them in
+another.
 """
 
 from collections import defaultdict
@@ -20,21 +20,22 @@ from numpy.typing import NDArray
 from clipkit import UserError
 from clipkit.dataset.shards import Pair, Shards, made_from
 from clipkit.dataset.shards.thumbnails import picture_uri
-from clipkit.evaluation.embeddings import embed
+from clipkit.evaluation.embeddings import WHOLE, embed
 from clipkit.evaluation.metrics import top_k
 from clipkit.evaluation.shard_pictures import ShardPictures
+from clipkit.evaluation.shares import Share
 from clipkit.evaluation.splits import Split
 from clipkit.evaluation.suite import Suite, Task
 from clipkit.evaluation.zero_shot import Predictions, predict
 from clipkit.model.detector import Detector, load_detector
-from clipkit.model.encoder import Encoded, Encoder
+from clipkit.model.encoder import Encoder
 from clipkit.model.preprocess import FORMATS
 from clipkit.overlap.effect import LEVEL, Effect, measure_effect, summarise
 from clipkit.overlap.matches import MATCH_SCHEMA, matches
 from clipkit.overlap.neighbours import Neighbours
 from clipkit.overlap.pairs import choose_pairs, find_training_pairs
 from clipkit.overlap.review import Review, apply_review, load_review, review_path
-from clipkit.overlap.search import ROWS_PER_SHARD, Describe, Nearest, find_neighbours, nearest_of
+from clipkit.overlap.search import ROWS_PER_SHARD, Describe, Nearest, Search, nearest_of, search_tests
 from clipkit.recipe import OverlapRecipe
 from clipkit.report.page import OverlapPage, ShownPair, TaskSection, write_overlap_page
 from clipkit.report.pages import one_line
@@ -84,9 +85,11 @@ class Finding:
 
 
 def report_overlap(
-    recipe: OverlapRecipe, encoder: Encoder, shards: Shards, suite: Suite, data_root: Path, *, run: Run, cache: Path
+    recipe: OverlapRecipe, encoder: Encoder, shards: Shards, suite: Suite, data_root: Path, *, run: Run, cache: Path, share: Share = WHOLE
 ) -> dict[str, Any]:
     """The report of `clipkit overlap-report`. A task that fails is named in `failed`, the others go on.
+
+    Called on rank 0 of `share`; other ranks `help_search` meanwhile.
 
     Leaves `overlap.parquet` (a row per test picture), `overlap-pairs.parquet` (a row per pair that counts) and `overlap.html` in the run.
     Raises UserError for what concerns all tasks: an image-only model, a detector that cannot be loaded, a threshold or a review of a
@@ -99,19 +102,21 @@ def report_overlap(
     describe: Describe = partial(embed, detector.encoder, **knobs)
     answer = partial(predict, encoder, **knobs)
     training = [ShardPictures(shards, shard) for shard in shards.shards]
-    findings, failed = [], {}
-    for task in suite.tasks:  # One at a time: the many views of its pictures take much memory.
+    tests, findings, failed = [], [], {}
+    for task in suite.tasks:
         try:
             test = _test_set(task, data_root, answer)
-            described = Encoded(*describe(test.split))
+            describe(test.split)  # so that a picture that cannot be described fails its task alone
+            tests.append(test)
         except UserError as error:
             failed[task.name] = _told(run, task, error)
-            continue
-        candidates = find_neighbours(detector, described, training, describe, block_size=recipe.block_size, run=run)
+    share.gathered([test.task.name for test in tests])  # other ranks wait for this
+    search = Search(detector, training, describe, recipe, run, run.path / "search", share)
+    for test, candidates in zip(tests, search_tests(search, [test.split for test in tests]), strict=True):
         try:
             findings.append(_finding(recipe, test, candidates, review))
         except UserError as error:
-            failed[task.name] = _told(run, task, error)
+            failed[test.task.name] = _told(run, test.task, error)
     _write_table(run.path / "overlap.parquet", TABLE_SCHEMA, [_rows(finding, shards) for finding in findings], shards)
     _write_table(run.path / "overlap-pairs.parquet", MATCH_SCHEMA, [_matches(finding, shards) for finding in findings], shards)
     report = _report(recipe, encoder, detector, suite, findings, run=run)
@@ -119,6 +124,20 @@ def report_overlap(
     sections = _sections(recipe, findings, shards)
     write_overlap_page(run.path / "overlap.html", OverlapPage(report, sections))
     return report
+
+
+def help_search(
+    recipe: OverlapRecipe, shards: Shards, suite: Suite, data_root: Path, *, run: Run, out: Path, cache: Path, share: Share
+) -> None:
+    """What ranks other than 0 do for the report of the run in `out`: their share of the shards is described and searched."""
+    names: list[str] = share.gathered(None)[0]
+    if not names:
+        return
+    detector = load_detector(recipe.detector, precision=recipe.precision)
+    describe: Describe = partial(embed, detector.encoder, cache=cache, run=run, batch_size=recipe.batch_size, workers=recipe.workers)
+    training = [ShardPictures(shards, shard) for shard in shards.shards]
+    search = Search(detector, training, describe, recipe, run, out / "search", share)
+    search_tests(search, [task.split(data_root, "test") for task in suite.tasks if task.name in names])
 
 
 def _check(recipe: OverlapRecipe, encoder: Encoder, suite: Suite, review: Review) -> None:

@@ -92,6 +92,10 @@ class NearestSearch:
 
         return np.concatenate(list(self._pool.map(compare, screen.chunks)))
 
+    def resume(self, best: Neighbours) -> None:
+        """Go on from what another search of the same tests has found."""
+        self._best = Neighbours(best.similarity_NK.copy(), best.key_NK.copy(), best.place_NK.copy())
+
     def _ready(self, vectors_MD: Tensor) -> Screen:
         """The coded test vectors: made at the first block, and again for a greater one and for another arithmetic."""
         screen = self._screen

@@ -95,7 +95,8 @@ def steps(vectors_RD: Tensor, arithmetic: Arithmetic) -> Tensor:
     """The step (R,) of each row that just reaches its greatest number; 1 where the arithmetic has no steps."""
     if arithmetic != "int8":
         return torch.ones(len(vectors_RD))
-    return (torch.linalg.vector_norm(vectors_RD, ord=torch.inf, dim=1) / MOST_CODE).clamp_min(1e-30)
+    greatest_R: Tensor = torch.linalg.vector_norm(vectors_RD, ord=torch.inf, dim=1)
+    return (greatest_R / MOST_CODE).clamp_min(1e-30)
 
 
 class Block(NamedTuple):

@@ -126,3 +126,15 @@ class OverlapRecipe(Section):
     precision: Literal["auto", "bf16", "fp32"] = Field("auto", description="arithmetic of the encoder; auto: bf16 where the device has it")
     confidence: float = Field(0.995, gt=0, lt=1, description="confidence of the Clopper-Pearson interval (CLIP section 5: 99.5%)")
     pairs_shown: int = Field(60, ge=1, le=1_000, description="pairs per task shown side by side on the page")
+    screening: Literal["auto", "int8", "bf16", "fp32"] = Field(
+        "auto",
+        json_schema_extra=FREE,
+        description="numbers in which the search looks first; the answer is exact in each; auto: the fastest",
+    )
+    search_memory_mb: int = Field(
+        2_048,
+        ge=1,
+        le=2**30,
+        json_schema_extra=FREE,
+        description="megabytes of test pictures that are searched in one pass over the shards",
+    )
