@@ -2,6 +2,7 @@
 
     python benchmarks/speed/bench_search.py [--tests 10000] [--train 500000] [--width 512] [--k 1 --k 4] [--kind drawn] [--rounds 3]
                                             [--threads 2] [--arithmetic auto] [--block 8192] [--peer PYTHON] [--growth] [--floor]
+    python benchmarks/speed/bench_search.py --tasks 10 --tests 2000 --train 1000000
 
 PYTHON is an interpreter that has faiss-cpu and numpy (`pip install faiss-cpu` in a fresh environment); without it only clipkit is measured.
 Kinds of unit vectors: `drawn` have no direction; `spectrum` have a part in common and axes whose spreads fall 30-fold, as encoders give,
@@ -182,6 +183,56 @@ def measure(given: argparse.Namespace, k: int, *, sides: tuple[str, ...]) -> dic
         return report
 
 
+def report_search(given: argparse.Namespace) -> dict[str, Any]:
+    """The search of `clipkit overlap-report`: `--tasks` test sets against pictures in shards, whose vectors are drawn when it asks."""
+    import torch
+
+    from clipkit.evaluation.embeddings import Embeddings
+    from clipkit.overlap.search import Search, search_tests
+    from clipkit.recipe import OverlapRecipe
+    from clipkit.run import Run
+
+    torch.set_num_threads(given.threads)
+
+    class Drawn:
+        def __init__(self, number: int, count: int) -> None:
+            self.name = self.content_hash = self.sha256 = f"{number:064x}"
+            self.number, self.count = number, count
+
+        def __len__(self) -> int:
+            return self.count
+
+        @property
+        def keys(self) -> NDArray[np.bytes_]:
+            return np.array([f"{self.number:08x}{row:08x}" for row in range(self.count)], "S64")
+
+    class Plain:
+        candidates, verify = given.k[-1] if given.k else 1, None
+        encoder = type("Drawing", (), {"fingerprint": "drawn"})
+
+        def views(self, described: Any) -> torch.Tensor:
+            return described.projected_BD[None]
+
+    def describe(pictures: Drawn) -> Embeddings:
+        random = np.random.default_rng(pictures.number)
+        vectors = unit(random.standard_normal((pictures.count, given.width), np.float32))
+        return Embeddings(torch.zeros(pictures.count, 0), torch.from_numpy(vectors))
+
+    tests = [Drawn(number, given.tests) for number in range(given.tasks)]
+    shards = [Drawn(1_000 + start, min(10_000, given.train - start)) for start in range(0, given.train, 10_000)]
+    with tempfile.TemporaryDirectory(dir=given.folder) as name:
+        run = Run.scratch(Path(name))
+        search: Any = Search(Plain(), shards, describe, OverlapRecipe(screening=given.arithmetic), run, Path(name) / "search")  # type: ignore[arg-type]
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        started, used = time.perf_counter(), time.process_time()
+        search_tests(search, tests)  # type: ignore[arg-type]
+        clock, used = time.perf_counter() - started, time.process_time() - used
+        run.close()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    sizes = {name: getattr(given, name) for name in ("tasks", "tests", "train", "width", "threads")}
+    return sizes | {"clock": round(clock, 1), "processor": round(used, 1), "before_mb": round(before), "peak_mb": round(peak)}
+
+
 def main() -> None:
     """Every k by turns; then the growth."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -194,10 +245,14 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="where the vectors are kept while it runs (train x width x 4 bytes)")
     parser.add_argument("--growth", action="store_true")
     parser.add_argument("--floor", action="store_true")
+    parser.add_argument("--tasks", type=int, help="measure the report's search of this many test sets, of `--tests` pictures each, instead")
     parser.add_argument("--only", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.only:
         print(json.dumps(ours(given.only, given.k[-1], given)))
+        return
+    if given.tasks:
+        print(json.dumps(report_search(given) | {"load": os.getloadavg()[0]}))
         return
     machine = {"threads": given.threads, "load": os.getloadavg()[0], "machine": platform.processor() or platform.machine()}
     for k in given.k or [1, 4]:

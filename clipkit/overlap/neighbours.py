@@ -6,7 +6,7 @@ k best of each test picture.
 
 import time
 from concurrent.futures import ThreadPoolExecutor, wait
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -144,9 +144,9 @@ class NearestSearch:
         order = np.argsort(test_P, kind="stable")
         rows = np.repeat(np.arange(len(tests)), counts)
         across = np.arange(len(order)) - np.repeat(np.cumsum(counts) - counts, counts) + k
-        for column, new in zip(merged, (value_P, keys_M[column_P], places_M[column_P]), strict=True):
+        for column, new in _columns(merged, Neighbours(value_P, keys_M[column_P], places_M[column_P])):
             column[rows, across] = new[order]
-        for column, best in zip(self._best, merged.ordered(k), strict=True):
+        for column, best in _columns(self._best, merged.ordered(k)):
             column[tests] = best
 
     @property
@@ -215,3 +215,7 @@ def top(values_NM: Tensor, k: int) -> tuple[NDArray[np.float32], NDArray[np.int6
     if len(crowded):
         columns[crowded] = values_NM[crowded].sort(dim=1, descending=True, stable=True).indices[:, :k]
     return values.numpy(), columns.numpy()
+
+
+def _columns(first: Neighbours, second: Neighbours) -> list[tuple[NDArray[Any], NDArray[Any]]]:
+    return cast("list[tuple[NDArray[Any], NDArray[Any]]]", list(zip(first, second, strict=True)))

@@ -7,7 +7,7 @@ found is merged: the k best of all are among the k best of each.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -24,6 +24,7 @@ from clipkit.evaluation.shares import Share
 from clipkit.model.detector import Detector, Verify
 from clipkit.model.encoder import Encoded
 from clipkit.overlap.neighbours import NearestSearch, Neighbours
+from clipkit.overlap.search_cost import Effort
 from clipkit.overlap.search_state import SearchState
 from clipkit.recipe import OverlapRecipe
 from clipkit.run import Run
@@ -57,6 +58,7 @@ class Search:
     run: Run
     folder: Path
     share: Share = WHOLE
+    effort: Effort = field(default_factory=Effort)
 
     @property
     def mine(self) -> list[tuple[int, ShardPictures]]:
@@ -148,6 +150,9 @@ def _described(search: Search, tests: Sequence[Pictures], pieces: Sequence[Piece
 
 def _one_pass(search: Search, tests: Sequence[Pictures], pieces: Sequence[Piece]) -> Neighbours:
     described = _described(search, tests, pieces)
+    views, count, search.effort.width = described.views_VND.shape
+    search.effort.rows += views * count
+    search.effort.passes += 1
     shaping = [*(shard.sha256 for shard in search.training), *((tests[tests_].content_hash, *rows) for tests_, *rows in pieces)]
     state = SearchState(search.folder, [search.detector.encoder.fingerprint, search.detector.candidates, *search.share, shaping])
     found = _merged(_shared(search, lambda: _searched(search, described.views_VND, state)))
@@ -194,7 +199,9 @@ def _searched(search: Search, views_VND: Tensor, state: SearchState) -> Neighbou
     with search.run.progress("searching the training pictures", total=total, unit="pictures") as advance:
         advance(total - sum(len(shard) for _, shard in left))
         for index, shard in left:
-            _add(nearest, index, shard, search.describe(shard).projected_ND, block_size=search.recipe.block_size, advance=advance)
+            vectors_MD = search.describe(shard).projected_ND
+            with search.effort.comparing(views_VND.shape[0] * views_VND.shape[1], len(shard)):
+                _add(nearest, index, shard, vectors_MD, block_size=search.recipe.block_size, advance=advance)
             done.add(shard.content_hash)
             state.save(nearest.neighbours, done, at_last=shard is left[-1][1])
     return nearest.neighbours
