@@ -19,6 +19,7 @@ from clipkit.cli.options import (
     detector_identity,
     exit_for_failures,
     identity,
+    scratch_run,
     show,
 )
 from clipkit.recipe import OverlapRecipe, load_recipe
@@ -48,11 +49,16 @@ def overlap_report(
     as section 5 of the CLIP paper does. Writes a table and `DIR/overlap.html` with the pairs side by side; with `--review` also
     `DIR/review.html`, a page to judge pairs and set the threshold on, whose `verdicts.json` the same command reads from DIR.
 
+    Under `torchrun` each rank describes and searches other shards. The same command again resumes.
+
     Example: `clipkit overlap-report --model runs/model --train runs/data --suite demo --data clipkit-demo/web/eval --out runs/overlap`
     """
     knobs = load_recipe(OverlapRecipe, find("recipes/overlap-report", recipe) if recipe else None, set_ or ())
     from clipkit.dataset.shards import Shards
+    from clipkit.evaluation.shares import shared
     from clipkit.evaluation.suite import load_suite
+    from clipkit.model.encoder import load_encoder
+    from clipkit.overlap import analysis
     from clipkit.overlap.review import fingerprint, review_path
     from clipkit.report.review_page import REVIEW_PAGE
 
@@ -60,19 +66,24 @@ def overlap_report(
     inputs = {**identity(model, tasks, data), "train": shards.fingerprint, **detector_identity(knobs.detector)}
     if knobs.background is not None:
         inputs["background"] = Shards.open(Path(knobs.background)).fingerprint
-    with Run.open(out, command="overlap-report", recipe=knobs, inputs=inputs, quiet=quiet) as run:
-        # Verdicts written after the report was finished call for a new one; everything but the comparison comes from the cache.
-        reviewed, page = fingerprint(review_path(out, knobs.review)), out / REVIEW_PAGE
-        report, has_page = run.report, page.exists()
-        if report is None or report["review"] != reviewed or (review and not has_page):
-            from clipkit.model.encoder import load_encoder
-            from clipkit.overlap import analysis
-
-            encoder = load_encoder(model, precision=knobs.precision)
-            report = analysis.report_overlap(
-                knobs, encoder, shards, tasks, data, run=run, cache=cache_dir(cache), review_page=review or has_page
-            )
-            if not report["failed"]:
-                run.finish(report)
+    with shared() as share:
+        if share.rank > 0:
+            with scratch_run(quiet=True) as run:
+                analysis.help_search(knobs, shards, tasks, data, run=run, out=out, cache=cache_dir(cache), share=share)
+            return
+        with Run.open(out, command="overlap-report", recipe=knobs, inputs=inputs, quiet=quiet) as run:
+            # Verdicts written after the report was finished call for a new one; everything but the comparison comes from the cache.
+            reviewed, page = fingerprint(review_path(out, knobs.review)), out / REVIEW_PAGE
+            report, has_page = run.report, page.exists()
+            if report is None or report["review"] != reviewed or (review and not has_page):
+                encoder = load_encoder(model, precision=knobs.precision)
+                shown = review or has_page
+                report = analysis.report_overlap(
+                    knobs, encoder, shards, tasks, data, run=run, cache=cache_dir(cache), share=share, review_page=shown
+                )
+                if not report["failed"]:
+                    run.finish(report)
+            else:
+                share.gathered([])  # nothing is left to help with
     show(report, overlap_tables(report), as_json=as_json, where=out)
     exit_for_failures(report["failed"], has_results=bool(report["tasks"]))

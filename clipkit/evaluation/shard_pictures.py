@@ -18,8 +18,8 @@ class ShardPictures:
     """The pictures of one shard in order: what `embed` calls Pictures. The cache knows them by the tar's sha256."""
 
     def __init__(self, shards: Shards, shard: Shard) -> None:
-        """The tar is read from the front, again where a caller goes back."""
-        self.name, self._count = shard.name, shard.count
+        """The tar is read from the front, again where a caller goes back. `sha256` is what the manifest claims."""
+        self.name, self._count, self.sha256 = shard.name, shard.count, shard.sha256
         self._shards, self._shard = shards, shard
         self._position = 0
         self._pairs: Iterator[Pair] = iter(())

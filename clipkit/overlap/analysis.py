@@ -1,8 +1,8 @@
 """The overlap report, stage by stage: describe, search, verify, split the test sets, compare the scores, write the page.
 
-Training pictures are described shard by shard into the same cache as every other embedding, so a killed report goes on where it was and a
-second one only searches. Two passes over the shards for each task: the search keeps the detector's candidates for each test picture, then
-a detector that can verifies them.
+Training pictures are described shard by shard into the same cache as every other embedding, so a killed report goes on where it was. The
+search keeps the detector's candidates for the test pictures of all tasks in one pass over the shards; a detector that can verifies them in
+another.
 """
 
 from collections import defaultdict
@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 
 from clipkit import UserError
 from clipkit.dataset.shards import Shards, made_from
-from clipkit.evaluation.embeddings import embed
+from clipkit.evaluation.embeddings import WHOLE, embed
 from clipkit.evaluation.shard_pictures import ShardPictures
+from clipkit.evaluation.shares import Share
 from clipkit.evaluation.suite import Suite, Task
 from clipkit.model.detector import Detector, load_detector
 from clipkit.model.encoder import Encoded, Encoder
@@ -30,7 +31,8 @@ from clipkit.overlap.matches import MATCH_SCHEMA, matches
 from clipkit.overlap.neighbours import Neighbours
 from clipkit.overlap.review import Review, Verdict, apply_review, check_report, load_review, pairs_fingerprint, review_path
 from clipkit.overlap.scale import detector_facts, normalised, threshold_of, with_background
-from clipkit.overlap.search import ROWS_PER_SHARD, Describe, Nearest, find_neighbours, nearest_of
+from clipkit.overlap.search import ROWS_PER_SHARD, Describe, Nearest, Search, nearest_of, search_tests
+from clipkit.overlap.search_cost import search_cost
 from clipkit.overlap.shown import Compared, live_hits, plain_sections, review_tasks
 from clipkit.overlap.test_sets import TestSet, check_asked, read_test_set
 from clipkit.overlap.together import rows_together, summary_of
@@ -83,9 +85,12 @@ def report_overlap(
     *,
     run: Run,
     cache: Path,
+    share: Share = WHOLE,
     review_page: bool = False,
 ) -> dict[str, Any]:
     """The report of `clipkit overlap-report`. A task that fails is named in `failed`, the others go on.
+
+    Called on rank 0 of `share`; other ranks `help_search` meanwhile.
 
     Leaves `overlap.parquet` (a row per test picture), `overlap-pairs.parquet` (a row per pair that counts) and `overlap.html` in the run;
     with `review_page` also `review.html`, on which a person judges pairs.
@@ -99,26 +104,22 @@ def report_overlap(
     describe: Describe = partial(embed, detector.encoder, **knobs)
     detector = with_background(recipe, detector, shards, describe)
     training = [ShardPictures(shards, shard) for shard in shards.shards]
-    findings, failed = [], {}
-    for task in suite.tasks:  # One at a time: the many views of its pictures take much memory.
+    tests, findings, failed = [], [], {}
+    for task in suite.tasks:
         try:
             test = read_test_set(recipe, encoder, task, data_root, run=run, cache=cache)
-            pairs = pairs_fingerprint(
-                pictures=test.split.content_hash,
-                training=shards.fingerprint,
-                detector=detector_facts(recipe, detector)["detector_fingerprint"],
-            )
-            check_report(review.of(task.name), report=pairs, task=task.name)
-            described = Encoded(*describe(test.split))
+            describe(test.split)  # so that a picture that cannot be described fails its task alone
+            tests.append((test, _pairs_of(recipe, detector, test, shards, review)))
         except UserError as error:
             failed[task.name] = _told(run, task, error)
-            continue
-        candidates = find_neighbours(detector, described, training, describe, block_size=recipe.block_size, run=run)
-        candidates = normalised(candidates, detector, described)
+    share.gathered([test.task.name for test, _ in tests])  # other ranks wait for this
+    search = Search(detector, training, describe, recipe, run, run.path / "search", share)
+    for (test, pairs), candidates in zip(tests, search_tests(search, [test.split for test, _ in tests]), strict=True):
+        candidates = normalised(candidates, detector, Encoded(*describe(test.split)))
         try:
             findings.append(_finding(recipe, detector, test, candidates, review, pairs))
         except UserError as error:
-            failed[task.name] = _told(run, task, error)
+            failed[test.task.name] = _told(run, test.task, error)
     findings = _with_rows(findings)
     _write_table(run.path / "overlap.parquet", TABLE_SCHEMA, [_rows(finding, shards) for finding in findings], shards)
     _write_table(run.path / "overlap-pairs.parquet", MATCH_SCHEMA, [_matches(finding, shards) for finding in findings], shards)
@@ -126,9 +127,35 @@ def report_overlap(
     report = _report(recipe, encoder, detector, suite, findings, run=run)
     write_overlap_figure(run.path, report["tasks"], confidence=recipe.confidence)
     report |= {"failed": failed, "training_pictures": shards.count, "review": review.fingerprint}
+    report["search"] = search_cost(search.effort, shards.count)
     report["review_page"] = str(run.path / REVIEW_PAGE) if review_page else None
     _write_pages(recipe, report, [_compared(recipe, detector, finding) for finding in findings], shards, run=run)
     return report
+
+
+def _pairs_of(recipe: OverlapRecipe, detector: Detector, test: TestSet, shards: Shards, review: Review) -> str:
+    """What the pairs of a task are known by. Raises UserError where its review is of other pairs."""
+    fingerprint = pairs_fingerprint(
+        pictures=test.split.pictures_hash,
+        training=shards.fingerprint,
+        detector=detector_facts(recipe, detector)["detector_fingerprint"],
+    )
+    check_report(review.of(test.task.name), report=fingerprint, task=test.task.name)
+    return fingerprint
+
+
+def help_search(
+    recipe: OverlapRecipe, shards: Shards, suite: Suite, data_root: Path, *, run: Run, out: Path, cache: Path, share: Share
+) -> None:
+    """What ranks other than 0 do for the report of the run in `out`: their share of the shards is described and searched."""
+    names: list[str] = share.gathered(None)[0]
+    if not names:
+        return
+    detector = load_detector(recipe.detector, precision=recipe.precision)
+    describe: Describe = partial(embed, detector.encoder, cache=cache, run=run, batch_size=recipe.batch_size, workers=recipe.workers)
+    training = [ShardPictures(shards, shard) for shard in shards.shards]
+    search = Search(detector, training, describe, recipe, run, out / "search", share)
+    search_tests(search, [task.split(data_root, "test") for task in suite.tasks if task.name in names])
 
 
 def _told(run: Run, task: Task, error: UserError) -> str:

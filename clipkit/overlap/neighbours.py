@@ -4,7 +4,9 @@ No index and no approximation: what is not found is not there. In memory are the
 k best of each test picture.
 """
 
-from typing import Any, NamedTuple
+import time
+from concurrent.futures import ThreadPoolExecutor, wait
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -12,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from clipkit.evaluation.shard_pictures import KEY_TYPE
-from clipkit.overlap.screening import LADDER, Pairs, Screen, Wanted, choose_arithmetic
+from clipkit.overlap.screening import LADDER, Chunk, Pairs, Screen, Wanted, choose_arithmetic
 
 TESTS_AT_ONCE = 1_024
 """Test pictures compared with a block at once: bounds the matrix of similarities."""
@@ -63,6 +65,7 @@ class NearestSearch:
         self.arithmetic = choose_arithmetic(arithmetic, self._device)
         self._screen: Screen | None = None
         self._block = 0
+        self._pool = one_core_each(torch.get_num_threads() if self._device.type == "cpu" else 1)
 
     def add(self, vectors_MD: Tensor, keys_M: NDArray[np.bytes_], places_M: NDArray[np.int64]) -> None:
         """Compare with M training pictures: unit vectors, keys, and where the caller keeps them."""
@@ -80,11 +83,18 @@ class NearestSearch:
         """Compare the screen's tests with M pictures; those of which too much is left for it come back."""
         k = self._best.key_NK.shape[1]
         least_N = torch.from_numpy(self._best.similarity_NK[tests, -1].astype(np.float64)) - GRAIN / 2
-        crowded = []
-        for pairs in screen.pairs(vectors_MD, Wanted(least_N, k, ROOM + 2 * k, GRAIN)):
+        block, wanted = screen.coded(vectors_MD), Wanted(least_N, k, ROOM + 2 * k, GRAIN)
+
+        def compare(chunk: Chunk) -> NDArray[np.int64]:
+            pairs = screen.pairs(chunk, block, wanted)
             self._exactly(pairs._replace(test_P=tests[pairs.test_P]), vectors_MD, keys_M, places_M)
-            crowded.append(tests[pairs.crowded])
-        return np.concatenate(crowded)
+            return tests[pairs.crowded]
+
+        return np.concatenate(list(self._pool.map(compare, screen.chunks)))
+
+    def resume(self, best: Neighbours) -> None:
+        """Go on from what another search of the same tests has found."""
+        self._best = Neighbours(best.similarity_NK.copy(), best.key_NK.copy(), best.place_NK.copy())
 
     def _ready(self, vectors_MD: Tensor) -> Screen:
         """The coded test vectors: made at the first block, and again for a greater one and for another arithmetic."""
@@ -134,15 +144,28 @@ class NearestSearch:
         order = np.argsort(test_P, kind="stable")
         rows = np.repeat(np.arange(len(tests)), counts)
         across = np.arange(len(order)) - np.repeat(np.cumsum(counts) - counts, counts) + k
-        for column, new in zip(merged, (value_P, keys_M[column_P], places_M[column_P]), strict=True):
+        for column, new in _columns(merged, Neighbours(value_P, keys_M[column_P], places_M[column_P])):
             column[rows, across] = new[order]
-        for column, best in zip(self._best, merged.ordered(k), strict=True):
+        for column, best in _columns(self._best, merged.ordered(k)):
             column[tests] = best
 
     @property
     def neighbours(self) -> Neighbours:
         """The nearest of all that was added so far."""
         return self._best
+
+
+def one_core_each(threads: int) -> ThreadPoolExecutor:
+    """Threads in which torch works with one core each: chunks side by side, so that what is not a product is shared out too."""
+
+    def alone() -> None:
+        torch.get_num_threads()  # a new thread takes over the number of all at its first call: let that be behind it
+        torch.set_num_threads(1)
+
+    pool = ThreadPoolExecutor(threads, initializer=alone)
+    wait([pool.submit(time.sleep, 0.01) for _ in range(threads)])  # a thread is made when there is work for it
+    torch.set_num_threads(threads)  # which the threads have changed for those still to come
+    return pool
 
 
 def exact(views_VND: Tensor, vectors_MD: Tensor, pairs: Pairs) -> NDArray[np.float32]:
@@ -192,3 +215,7 @@ def top(values_NM: Tensor, k: int) -> tuple[NDArray[np.float32], NDArray[np.int6
     if len(crowded):
         columns[crowded] = values_NM[crowded].sort(dim=1, descending=True, stable=True).indices[:, :k]
     return values.numpy(), columns.numpy()
+
+
+def _columns(first: Neighbours, second: Neighbours) -> list[tuple[NDArray[Any], NDArray[Any]]]:
+    return cast("list[tuple[NDArray[Any], NDArray[Any]]]", list(zip(first, second, strict=True)))

@@ -13,7 +13,7 @@ A training vector is coded less a centre, the mean of the first ones: vectors of
 who is nearest, and the product with it is one exact number per test vector.
 """
 
-from collections.abc import Iterator
+import threading
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -95,7 +95,8 @@ def steps(vectors_RD: Tensor, arithmetic: Arithmetic) -> Tensor:
     """The step (R,) of each row that just reaches its greatest number; 1 where the arithmetic has no steps."""
     if arithmetic != "int8":
         return torch.ones(len(vectors_RD))
-    return (torch.linalg.vector_norm(vectors_RD, ord=torch.inf, dim=1) / MOST_CODE).clamp_min(1e-30)
+    greatest_R: Tensor = torch.linalg.vector_norm(vectors_RD, ord=torch.inf, dim=1)
+    return (greatest_R / MOST_CODE).clamp_min(1e-30)
 
 
 class Block(NamedTuple):
@@ -147,23 +148,22 @@ class Screen:
     def __init__(self, views_VND: Tensor, centre_D: Tensor, arithmetic: Arithmetic, *, block: int, device: torch.device) -> None:
         """`views_VND` as in NearestSearch; `block`: the most training vectors at once; `device` multiplies."""
         self.arithmetic, self.centre_D, self._device = arithmetic, centre_D, device
+        self._memory = threading.local()
         count, width = views_VND.shape[1:]
         many = max(1, CELLS // (_padded(block) * len(views_VND)))
-        self._chunks = []
+        self.chunks = []
         for start in range(0, count, many):
             tests = slice(start, min(start + many, count))
             rows_RD = views_VND[:, tests].reshape(-1, width)
             coded = encode(rows_RD, arithmetic, steps(rows_RD, arithmetic))
-            self._chunks.append(Chunk(tests, coded._replace(code_RD=coded.code_RD.to(device)), rows_RD.double() @ centre_D.double()))
+            self.chunks.append(Chunk(tests, coded._replace(code_RD=coded.code_RD.to(device)), rows_RD.double() @ centre_D.double()))
 
-    def pairs(self, vectors_MD: Tensor, wanted: Wanted) -> Iterator[Pairs]:
-        """The wanted pairs of each chunk of tests, and few others."""
-        block = self._coded(vectors_MD)
-        for chunk in self._chunks:
-            product_RM = self._product(chunk.rows.code_RD, block.code_DM)
-            yield _listed(chunk, block, product_RM, wanted.chunk(chunk.tests))
+    def pairs(self, chunk: Chunk, block: Block, wanted: Wanted) -> Pairs:
+        """The wanted pairs of a chunk of tests, and few others. Several threads may do so at once."""
+        return _listed(chunk, block, self._product(chunk.rows.code_RD, block.code_DM), wanted.chunk(chunk.tests))
 
-    def _coded(self, vectors_MD: Tensor) -> Block:
+    def coded(self, vectors_MD: Tensor) -> Block:
+        """A block of training vectors, coded less the centre."""
         count, width = vectors_MD.shape
         padded = _padded(count)
         centred_MD = torch.zeros(padded, width)
@@ -179,7 +179,14 @@ class Screen:
         return Block(coded.code_RD.to(self._device).T, columns, step_G, rest_G, whole_G)
 
     def _product(self, code_RD: Tensor, code_DM: Tensor) -> Tensor:
-        return torch._int_mm(code_RD, code_DM) if self.arithmetic == "int8" else code_RD @ code_DM
+        """Into memory that the thread keeps: a new one would have to be cleared each time."""
+        dtype = torch.int32 if self.arithmetic == "int8" else code_RD.dtype
+        size = len(code_RD) * code_DM.shape[1]
+        kept = getattr(self._memory, "kept", None)
+        if kept is None or len(kept) < size:
+            kept = self._memory.kept = torch.empty(size, dtype=dtype, device=self._device)
+        product = torch._int_mm if self.arithmetic == "int8" else torch.mm
+        return product(code_RD, code_DM, out=kept[:size].view(len(code_RD), -1))
 
 
 def _padded(count: int) -> int:
@@ -204,20 +211,22 @@ def _listed(chunk: Chunk, block: Block, product_RM: Tensor, wanted: Wanted) -> P
 
 def _limits(chunk: Chunk, block: Block, product_RGg: Tensor, wanted: Wanted) -> Tensor:
     """What a product of each row (R) and group (G) is at least for a wanted pair, in the product's numbers."""
-    rows, dtype = chunk.rows, product_RGg.dtype
-    margin_RG = _margins(rows, block, _rounding(dtype, len(block.code_DM)))
-    step_RG = rows.step_R[:, None] * block.step_G
-    least_N = wanted.least_N
+    least_N, dtype = wanted.least_N, product_RGg.dtype
     if not least_N.isfinite().all():
-        least_N = torch.maximum(least_N, _sure(chunk, block, product_RGg, margin_RG, wanted) - wanted.grain)
+        least_N = torch.maximum(least_N, _sure(chunk, block, product_RGg, wanted) - wanted.grain)
     least_R = least_N.repeat(len(product_RGg) // len(least_N)) - chunk.centre_R
-    return _as_product((least_R[:, None] - margin_RG) / step_RG, dtype)
+    left_R3, right_3G = _margins(chunk.rows, block, _rounding(dtype, len(block.code_DM)))
+    left_R4 = torch.cat([least_R.clamp_min(-1e300)[:, None], -left_R3], 1) / chunk.rows.step_R[:, None]
+    right_4G = torch.cat([torch.ones_like(block.step_G)[None], right_3G]) / block.step_G
+    return _as_product(left_R4 @ right_4G, dtype)
 
 
-def _margins(rows: Coded, block: Block, rounding: float) -> Tensor:
-    """By how much a similarity may be greater or less than the product of codes says (R, G)."""
-    by_rest = torch.outer(rows.coded_R, block.rest_G) + torch.outer(rows.rest_R, block.whole_G)
-    return by_rest + torch.outer(rows.whole_R * rounding, block.whole_G + 1)
+def _margins(rows: Coded, block: Block, rounding: float) -> tuple[Tensor, Tensor]:
+    """By how much a similarity may be greater or less than the product of codes says: the matrix product of these (R, 3) and (3, G)."""
+    return (
+        torch.stack([rows.coded_R, rows.rest_R, rows.whole_R * rounding], 1),
+        torch.stack([block.rest_G, block.whole_G, block.whole_G + 1]),
+    )
 
 
 def _rounding(dtype: torch.dtype, width: int) -> float:
@@ -225,7 +234,7 @@ def _rounding(dtype: torch.dtype, width: int) -> float:
     return SLACK if dtype == torch.int32 else SLACK + 1.01 * (width + 2) * 2.0**-24
 
 
-def _sure(chunk: Chunk, block: Block, product_RGg: Tensor, margin_RG: Tensor, wanted: Wanted) -> Tensor:
+def _sure(chunk: Chunk, block: Block, product_RGg: Tensor, wanted: Wanted) -> Tensor:
     """What the k-th best of the block is at least, of each test (N,): k groups hold one of that much."""
     is_whole_G = torch.from_numpy((block.order_M >= 0).reshape(-1, GROUP).all(1))
     if int(is_whole_G.sum()) < wanted.k:
@@ -233,7 +242,8 @@ def _sure(chunk: Chunk, block: Block, product_RGg: Tensor, margin_RG: Tensor, wa
     greatest_RG = product_RGg.amax(2).cpu().double()
     if product_RGg.dtype == torch.bfloat16:
         greatest_RG -= greatest_RG.abs() * 2.0**-8  # the product was rounded to 8 bits
-    sure_RG = greatest_RG * block.step_G * chunk.rows.step_R[:, None] + chunk.centre_R[:, None] - margin_RG
+    left_R3, right_3G = _margins(chunk.rows, block, _rounding(product_RGg.dtype, len(block.code_DM)))
+    sure_RG = greatest_RG * block.step_G * chunk.rows.step_R[:, None] + chunk.centre_R[:, None] - left_R3 @ right_3G
     sure_R = sure_RG[:, is_whole_G].topk(wanted.k, dim=1).values[:, -1]
     return sure_R.view(-1, len(wanted.least_N)).amax(0)
 

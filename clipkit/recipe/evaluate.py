@@ -144,3 +144,15 @@ class OverlapRecipe(Section):
     )
     background_pictures: int = Field(10_000, ge=1, le=100_000, description="pictures of `background` that are used, from its first on")
     pairs_reviewed: int = Field(300, ge=1, le=2_000, json_schema_extra=FREE, description="pairs per task on the page of `--review`")
+    screening: Literal["auto", "int8", "bf16", "fp32"] = Field(
+        "auto",
+        json_schema_extra=FREE,
+        description="numbers in which the search looks first; the answer is exact in each; auto: the fastest",
+    )
+    search_memory_mb: int = Field(
+        2_048,
+        ge=1,
+        le=2**30,
+        json_schema_extra=FREE,
+        description="megabytes of test pictures that are searched in one pass over the shards",
+    )

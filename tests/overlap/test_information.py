@@ -76,7 +76,7 @@ class Files:
     """A split of encoded pictures."""
 
     name = "files"
-    content_hash = "0"
+    pictures_hash = "0"
 
     def __init__(self, files: list[bytes]) -> None:
         self.files = files

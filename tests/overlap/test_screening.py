@@ -96,8 +96,8 @@ def test_products_of_codes_are_within_their_margin(seed: int, kind: str, arithme
     rng = np.random.default_rng(seed)
     views, vectors = drawn(kind, rng, 1, 9, width), drawn(kind, rng, count, width)
     screen = Screen(views, vectors.mean(0), arithmetic, block=count, device=CPU)
-    (chunk,) = screen._chunks
-    block = screen._coded(vectors)
+    (chunk,) = screen.chunks
+    block = screen.coded(vectors)
     product_RM = screen._product(chunk.rows.code_RD, block.code_DM)
     error_RM, margin_RM = errors(chunk, block, product_RM, views, vectors)
     assert (error_RM <= margin_RM).all()
@@ -110,7 +110,8 @@ def errors(
     steps = chunk.rows.step_R[:, None] * block.step_G.repeat_interleave(screening.GROUP)
     said = (product_RM.double() * steps + chunk.centre_R[:, None]).numpy()
     rounding = screening._rounding(product_RM.dtype, vectors.shape[1])
-    margin = screening._margins(chunk.rows, block, rounding).repeat_interleave(screening.GROUP, 1).numpy()
+    left_R3, right_3G = screening._margins(chunk.rows, block, rounding)
+    margin = (left_R3 @ right_3G).repeat_interleave(screening.GROUP, 1).numpy()
     if product_RM.dtype == torch.bfloat16:  # the product's own rounding, which the limits share
         margin = margin + (product_RM.double().abs() * steps).numpy() * 2.0**-8
     is_real = block.order_M >= 0
@@ -126,7 +127,8 @@ def test_the_screen_leaves_few_pairs() -> None:
     for arithmetic in LADDER:
         screen = Screen(tests, vectors.mean(0), arithmetic, block=10_000, device=CPU)
         wanted = Wanted(torch.full((200,), -torch.inf, dtype=torch.float64), 1, 10**6, GRAIN)
-        counts.append(sum(len(pairs.test_P) for start in (0, 10_000) for pairs in screen.pairs(vectors[start : start + 10_000], wanted)))
+        blocks = [screen.coded(vectors[start : start + 10_000]) for start in (0, 10_000)]
+        counts.append(sum(len(screen.pairs(chunk, block, wanted).test_P) for block in blocks for chunk in screen.chunks))
     assert all(coarse >= fine for coarse, fine in pairwise(counts))
     assert 400 <= counts[-1] <= 600
     assert counts[0] < 200 * 20_000 / 1_000

@@ -1,0 +1,62 @@
+"""What an exact search costs: operations, bytes, and how long as many training pictures as CLIP's would take."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+LARGE = 400_000_000
+"""Training pictures of CLIP (section 2.2)."""
+
+TERAFLOPS = 1e12
+
+
+@dataclass
+class Effort:
+    """What a search did: counted while it runs. What a former start of it did is not in `operations` and `seconds`."""
+
+    rows: int = 0  # test pictures through all views
+    width: int = 0
+    passes: int = 0
+    operations: int = 0
+    seconds: float = 0.0
+
+    @contextmanager
+    def comparing(self, rows: int, pictures: int) -> Iterator[None]:
+        """Counts the comparison of rows with training pictures that is made inside."""
+        started = time.monotonic()
+        yield
+        self.seconds += time.monotonic() - started
+        self.operations += operations(rows, pictures, self.width)
+
+
+def operations(rows: int, pictures: int, width: int) -> int:
+    """Multiplications and additions of comparing each of `rows` vectors with each of `pictures` vectors."""
+    return 2 * rows * pictures * width
+
+
+def search_cost(effort: Effort, pictures: int) -> dict[str, Any]:
+    """The report's `search`: the cost of `pictures` training pictures, the rate that was measured, and what 400 million would take.
+
+    Bytes are those of the vectors read (float32, once for each pass). Seconds: null where nothing was compared, everything being saved.
+    Encoding the pictures comes on top, and verifying grows with the test pictures alone.
+    """
+    rate = effort.operations / effort.seconds if effort.seconds and effort.operations else None
+    large = operations(effort.rows, LARGE, effort.width)
+    return {
+        "test_vectors": effort.rows,
+        "width": effort.width,
+        "passes": effort.passes,
+        "operations": operations(effort.rows, pictures, effort.width),
+        "bytes": 4 * effort.passes * pictures * effort.width,
+        "operations_per_second": None if rate is None else round(rate),
+        "seconds": None if rate is None else round(effort.seconds, 3),
+        "large": {
+            "pictures": LARGE,
+            "operations": large,
+            "bytes": 4 * effort.passes * LARGE * effort.width,
+            "seconds_here": None if rate is None else round(large / rate, 1),
+            "seconds_at_a_teraflop_per_second": round(large / TERAFLOPS, 1),
+        },
+    }
