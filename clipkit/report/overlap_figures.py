@@ -220,5 +220,6 @@ def _written(axes: Axes, one: Placed, offset: tuple[float, float], side: str) ->
         arrowprops=thread,
         zorder=5,
     )
+    text.set_gid(f"{axes.get_ylabel().split()[0]}: {one.label}")
     text.set_path_effects([withStroke(linewidth=2.5, foreground="white")])
     return text

@@ -14,7 +14,7 @@ def overlap_tables(report: Mapping[str, Any]) -> list[Table]:
     tested = [(name, row) for name, row in rows if row["p_value"] is not None]
     tables = [_scores(report, rows)]
     if tested:
-        tables.append(_beyond(tested, report["confidence"]))
+        tables += [_sureness(tested, report["confidence"]), _other_reasons(tested)]
     tables.append(_counts("over tasks", report["summary"], report["confidence"]))
     return tables + [_counts(f"over tasks: {asked}", found, report["confidence"]) for asked, found in report.get("further", {}).items()]
 
@@ -25,17 +25,16 @@ def _name(row: Row, leading: Row) -> str:
 
 
 def _scores(report: Mapping[str, Any], rows: Sequence[tuple[str, Row]]) -> Table:
-    titles = ("task", "pictures", "overlap", "share", "All", "Overlap", "Clean", "All - Clean", "p", "p (Holm)")
+    titles = ("task", "overlap", "of", "share", "All", "Overlap", "Clean", "All - Clean", "p")
     cells = [
         (
             name,
-            row["count"],
             row["overlap"],
-            Share(row["contamination"]),
-            *(_percent(row[f"accuracy_{part}"]) for part in ("all", "overlap", "clean")),
+            row["count"],
+            _share(row["contamination"]),
+            *(_share(row[f"accuracy_{part}"]) for part in ("all", "overlap", "clean")),
             _points(row["all_minus_clean"]),
-            row["p_value"],
-            row.get("p_holm"),
+            _p(row["p_value"]),
         )
         for name, row in rows
     ]
@@ -53,10 +52,7 @@ def _notes(row: Row) -> list[str]:
     """What a reader should know before he believes a row."""
     notes = [row["note"]] if row["note"] else []
     if row.get("is_imbalanced"):
-        notes.append(
-            f"Overlap has another mix of classes than Clean ({row['class_distance']:.0%} of it would have to change class, "
-            f"p {_p(row['imbalance_p'])}): read the difference at one mix."
-        )
+        notes.append(f"Overlap has another mix of classes than Clean (p {_p(row['imbalance_p'])}): read the difference at one mix.")
     if row.get("blank_overlap"):
         without = _points(row["overlap_minus_clean_without_blank"])
         told = f"without them Overlap - Clean is {without} points" if without else "there is no Overlap or no Clean without them"
@@ -64,30 +60,46 @@ def _notes(row: Row) -> list[str]:
     return notes
 
 
-def _beyond(rows: Sequence[tuple[str, Row]], confidence: float) -> Table:
+def _sureness(rows: Sequence[tuple[str, Row]], confidence: float) -> Table:
     cells = [
         (
             name,
             _points(row["overlap_minus_clean"]),
             _ends(row["all_minus_clean_low"], row["all_minus_clean_high"]),
+            _p(row["p_holm"]),
             _p(row["p_two_sided"]),
             _p(row["p_exchange"]),
-            _points(row["detectable"]),
-            _points(row["standardised_difference"]),
-            _p(row["standardised_p"]),
         )
         for name, row in rows
     ]
-    titles = (
-        *("task", "Overlap - Clean", f"All - Clean, {100 * confidence:g}%", "two-sided p", "exchange p"),
-        *("detectable", "at one mix", "its p"),
-    )
+    titles = ("task", "Overlap - Clean", f"{100 * confidence:g}% of All - Clean", "Holm", "two-sided", "exchange")
     note = (
-        "differences in points; exchange p: Overlap against as many pictures of All (Fisher), does not take Clean's score as known\n"
-        "detectable: the smallest true Overlap - Clean that the one-sided test finds four times in five\n"
-        "at one mix: Overlap - Clean where both have Clean's classes; its p: exchanged within classes"
+        "in points; Holm: p for the number of tasks; two-sided: sees a model do worse, too\n"
+        "exchange: p among splits of the same sizes (Fisher); does not take Clean's score as known"
     )
     return Table("how sure that is", titles, cells, note)
+
+
+def _other_reasons(rows: Sequence[tuple[str, Row]]) -> Table:
+    cells = [
+        (
+            name,
+            _points(row["detectable"]),
+            _points(row["standardised_difference"]),
+            _p(row["standardised_p"]),
+            _share(row["standardised_cover"]),
+            _share(row["class_distance"]),
+            _p(row["imbalance_p"]),
+        )
+        for name, row in rows
+    ]
+    note = (
+        "detectable: the smallest true Overlap - Clean found by the one-sided test in 80% of cases\n"
+        "at one mix: Overlap - Clean at Clean's classes, its p, and the share of Clean it covers\n"
+        "mixes apart: the share of Overlap that would have to change class, and the p of that"
+    )
+    titles = ("task", "detectable", "at one mix", "p", "covers", "mixes apart", "p of mixes")
+    return Table("what the overlap could show, and what else it could be", titles, cells, note)
 
 
 def _counts(title: str, found: Mapping[str, Any], confidence: float) -> Table:
@@ -101,12 +113,12 @@ def _counts(title: str, found: Mapping[str, Any], confidence: float) -> Table:
         ("one-sided p below 0.05 after Holm", found.get("significant_holm")),
     ]
     by_chance = found.get("by_chance")
-    note = "" if by_chance is None else f"p below 0.05 to be expected by chance in {found['tested']} tests: {by_chance:.2f}"
+    note = "" if by_chance is None else f"below 0.05 by chance: {by_chance:.2f} of {found['tested']} tests"
     return Table(title, (f"of {tasks} tasks", "count"), counts, note)
 
 
-def _percent(share: float | None) -> str | None:
-    return None if share is None else f"{share:.1%}"
+def _share(share: float | None) -> Share | None:
+    return None if share is None else Share(share)
 
 
 def _points(difference: float | None) -> str | None:
@@ -118,4 +130,4 @@ def _ends(low: float | None, high: float | None) -> str | None:
 
 
 def _p(p: float | None) -> str | None:
-    return None if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"
+    return None if p is None else "<.001" if p < 0.001 else f"{p:.3f}"
