@@ -15,7 +15,7 @@ from clipkit.evaluation.splits import READERS, Asked, FilesAt, Place, Split
 from clipkit.evaluation.suite import METRICS_OF, Metric, Suite, Task
 from clipkit.overlap.analysis import report_overlap
 from clipkit.overlap.answers import classified
-from clipkit.overlap.test_sets import blank_pictures, read_test_set
+from clipkit.overlap.test_sets import read_test_set
 from clipkit.recipe import EvalRecipe, OverlapRecipe
 from clipkit.run import Run
 
@@ -174,10 +174,3 @@ def test_pictures_are_called_by_their_class_or_their_text(
     ]
     told = read_test_set(recipe, color_encoder, captions.tasks[0], tmp_path, **ways)
     assert (told.label(3), told.said(3), bool(told.is_correct_N[3])) == ("white", "another picture's text", False)
-
-
-def test_blank_pictures_are_found_by_whoever_judges_pixels(color_suite: Suite, color_data: Path, scratch_run: Run) -> None:
-    split = color_suite.tasks[0].split(color_data, "test")
-    is_dark_N = blank_pictures(split, lambda pixels_3HW: bool(pixels_3HW.max() < 9), run=scratch_run)
-    assert (split.labels_N[is_dark_N] == 5).all()
-    assert is_dark_N.sum() == 10
