@@ -13,7 +13,7 @@ RANDOM = np.random.default_rng(0)
 LABELS_N = RANDOM.integers(0, 4, 60)
 SAID_N = np.where(RANDOM.random(60) < 0.6, LABELS_N, RANDOM.integers(0, 4, 60))
 HITS_N = SAID_N == LABELS_N
-SCORES_N = RANDOM.integers(0, 12, 60) / 12 + (LABELS_N > 1) * 0.2
+SCORES_N = (RANDOM.integers(0, 12, 60) + 3 * (LABELS_N > 1)).astype(float)  # many ties between both kinds
 SCORES_NC = RANDOM.normal(size=(60, 3)).round(1)
 IS_CLASS_NC = RANDOM.random((60, 3)) < 0.4
 GROUPS = [("a", "b", "Other")[g] for g in RANDOM.integers(0, 3, 60)]
