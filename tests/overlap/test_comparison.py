@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binom, binomtest, fisher_exact
 
@@ -51,6 +51,7 @@ def test_a_row_holds_what_scipy_says() -> None:
     assert (row["test"], row["published"], row["score"], row["metric"]) == ("binomial", 0.68, "zero-shot", "acc1")
 
 
+@settings(deadline=None)
 @given(st.integers(1, 25), st.data(), st.sampled_from(["share", "mean"]))
 def test_every_row_is_plain_numbers_whatever_the_pictures(count: int, data: st.DataObject, kind: str) -> None:
     """No overlap, all of it, one picture, all right, all wrong, blank ones: no warning, no NaN, and All - Clean adds up."""

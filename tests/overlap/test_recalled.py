@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clipkit.evaluation.retrieval import recall_at
@@ -41,6 +41,7 @@ def naive(given_case: Case, threshold: float, part: str) -> tuple[float, float]:
     return tuple(float(np.mean(one)) if one else np.nan for one in found)  # type: ignore[return-value]
 
 
+@settings(deadline=None)
 @given(seed=st.integers(0, 10_000), images=st.integers(1, 10), texts=st.integers(1, 16), tenths=st.integers(0, 10))
 def test_recall_is_that_of_queries_among_clean_pictures_and_their_own(seed: int, images: int, texts: int, tenths: int) -> None:
     known = case(seed, images, texts)
@@ -54,6 +55,7 @@ def test_recall_is_that_of_queries_among_clean_pictures_and_their_own(seed: int,
             assert values(mask_N[None] * 1)[0] == pytest.approx(naive(known, threshold, part)[direction], nan_ok=True)
 
 
+@settings(deadline=None)
 @given(seed=st.integers(0, 10_000), images=st.integers(1, 10), texts=st.integers(1, 16))
 def test_what_is_published_is_the_recall_among_all(seed: int, images: int, texts: int) -> None:
     image_ND, text_MD, owner_M, similarity_N = case(seed, images, texts)

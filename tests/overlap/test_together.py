@@ -3,7 +3,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binom
 
@@ -25,6 +25,7 @@ def test_holm_is_that_of_a_worked_case() -> None:
     assert holm_over([0.015, 0.01, None, 0.04]) == [pytest.approx(0.045), pytest.approx(0.04), None, pytest.approx(0.08)]
 
 
+@settings(deadline=None)
 @given(st.lists(st.one_of(st.none(), st.floats(0, 1)), min_size=1, max_size=12))
 def test_what_bonferroni_finds_holm_finds(p_values: list[float | None]) -> None:
     rows = rows_together([compared(p) for p in p_values])

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import f1_score, roc_auc_score
 
@@ -19,6 +19,7 @@ IS_CLASS_NC = RANDOM.random((60, 3)) < 0.4
 GROUPS = [("a", "b", "Other")[g] for g in RANDOM.integers(0, 3, 60)]
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 3), min_size=60, max_size=60).filter(lambda counts: sum(counts) > 0))
 def test_each_metric_is_that_of_the_pictures_as_often_as_they_come(counts: list[int]) -> None:
     drawn = np.repeat(np.arange(60), counts)
