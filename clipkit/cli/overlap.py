@@ -23,7 +23,7 @@ from clipkit.cli.options import (
     show,
 )
 from clipkit.recipe import OverlapRecipe, load_recipe
-from clipkit.report.tables import overlap_tables
+from clipkit.report.overlap_tables import overlap_tables
 from clipkit.resources import find
 from clipkit.run import Run
 

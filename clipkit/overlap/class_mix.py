@@ -10,6 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import chi2_contingency, hypergeom
 
+from clipkit.evaluation.resampling import CELLS_AT_ONCE
+
 LEAST_EXPECTED = 5
 """Pictures expected in every cell from which the chi-squared distribution is trusted (Cochran 1954)."""
 
@@ -101,12 +103,17 @@ def imbalance(labels_N: NDArray[np.int64], is_overlap_N: NDArray[np.bool_], *, s
 
 def _permutation_p(counts_2C: NDArray[np.int64], seed: int) -> float:
     """The share of drawn splits, with that seen among them, whose counts stray as far from those expected."""
-    all_C, overlap = counts_2C.sum(axis=0), int(counts_2C[0].sum())
-    drawn_RC = np.random.default_rng(seed).multivariate_hypergeometric(all_C, overlap, DRAWS)
+    all_C, overlap, random = counts_2C.sum(axis=0), int(counts_2C[0].sum()), np.random.default_rng(seed)
     expected_C = all_C * (overlap / all_C.sum())
-    # Both parts stray by as many pictures: chi-squared is this times a number that no split changes.
-    strays_R = ((np.concatenate([counts_2C[:1], drawn_RC]) - expected_C) ** 2 / expected_C).sum(axis=1)
-    return float((strays_R >= strays_R[0] * (1 - 1e-9)).mean())
+
+    def strays(part_RC: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Both parts stray by as many pictures: chi-squared is this times a number that no split changes."""
+        return np.asarray(((part_RC - expected_C) ** 2 / expected_C).sum(axis=-1))
+
+    step = max(1, CELLS_AT_ONCE // len(all_C))
+    sizes = [min(step, DRAWS - start) for start in range(0, DRAWS, step)]
+    drawn_R = np.concatenate([strays(random.multivariate_hypergeometric(all_C, overlap, size)) for size in sizes])
+    return float((1 + (drawn_R >= strays(counts_2C[0]) * (1 - 1e-9)).sum()) / (1 + DRAWS))
 
 
 def _by_part(

@@ -18,7 +18,6 @@ from torch import Tensor
 
 from clipkit.evaluation.embeddings import embed
 from clipkit.evaluation.retrieval import QUERIES_AT_ONCE, captions_of
-from clipkit.evaluation.splits import Split
 from clipkit.evaluation.suite import Task
 from clipkit.evaluation.texts import embed_texts
 from clipkit.model.encoder import Encoder
@@ -46,18 +45,18 @@ def retrieve(encoder: Encoder, task: Task, data_root: Path, *, recipe: EvalRecip
     text_MD = embed_texts(encoder, [text for _, text in captions], name=split.name, cache=cache, run=run)
     picture_M = np.array([picture for picture, _ in captions], np.int64)
     image_ND = embed(encoder, split, cache=cache, run=run, batch_size=recipe.batch_size, workers=recipe.workers).projected_ND
-    return recalled(image_ND, text_MD, picture_M, split)
+    return recalled(image_ND, text_MD, picture_M)
 
 
-def recalled(image_ND: Tensor, text_MD: Tensor, picture_M: NDArray[np.int64], split: Split) -> tuple[Answers, Answers]:
+def recalled(image_ND: Tensor, text_MD: Tensor, picture_M: NDArray[np.int64]) -> tuple[Answers, Answers]:
     """Both directions of unit vectors; text j belongs to picture `picture_M[j]`. Pictures without a text are candidates, not queries."""
     pictures = np.arange(len(image_ND))
     asked_N = np.isin(pictures, picture_M)
     to_text = Direction(image_ND[torch.from_numpy(asked_N)], pictures[asked_N], text_MD, picture_M)
     to_image = Direction(text_MD, picture_M, image_ND, pictures)
     return (
-        _answers("image to text", "text_retrieval_recall@1", to_text, len(split)),
-        _answers("text to image", "image_retrieval_recall@1", to_image, len(split)),
+        _answers("image to text", "text_retrieval_recall@1", to_text, len(pictures)),
+        _answers("text to image", "image_retrieval_recall@1", to_image, len(pictures)),
     )
 
 

@@ -1,6 +1,5 @@
 """A task's test pictures and what the evaluated model answered on them."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,16 +11,11 @@ from clipkit import UserError
 from clipkit.evaluation.splits import Split
 from clipkit.evaluation.suite import Suite, Task
 from clipkit.model.encoder import Encoder
-from clipkit.model.preprocess import rgb_pixels
 from clipkit.overlap.answers import Answers, asked_of, check_answers, classify
 from clipkit.overlap.recalled import retrieve
 from clipkit.overlap.review import Review
 from clipkit.recipe import EvalRecipe, OverlapRecipe
 from clipkit.run import Run
-
-BLANK_AT_ONCE = 256
-Judge = Callable[[NDArray[np.uint8]], bool]
-"""Of a picture's pixels (3, H, W): whether there is next to nothing on it."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +27,7 @@ class TestSet:
     task: Task
     split: Split
     answers: tuple[Answers, ...]
-    is_blank_N: NDArray[np.bool_] | None = None
+    is_blank_N: NDArray[np.bool_] | None = None  # pictures with next to nothing on them; None: nobody looked
 
     @property
     def is_correct_N(self) -> NDArray[np.bool_]:
@@ -79,14 +73,3 @@ def _as_evaluated(recipe: OverlapRecipe) -> EvalRecipe:
     """The knobs of `clipkit eval` that the answers take."""
     same = {name: getattr(recipe, name) for name in ("seed", "batch_size", "workers", "precision", "confidence", "probe")}
     return EvalRecipe(**same)
-
-
-def blank_pictures(split: Split, judge: Judge, *, run: Run) -> NDArray[np.bool_]:
-    """Which pictures of a split have next to nothing on them (N)."""
-    found: list[bool] = []
-    with run.progress(f"looking for blank pictures in {split.name}", total=len(split), unit="pictures") as advance:
-        for start in range(0, len(split), BLANK_AT_ONCE):
-            pictures = split.read(start, min(start + BLANK_AT_ONCE, len(split)))
-            found += [judge(rgb_pixels(picture).numpy()) for picture in pictures]
-            advance(len(pictures))
-    return np.array(found, bool)

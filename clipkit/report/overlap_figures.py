@@ -22,6 +22,12 @@ MOST_LABELS = 12
 """Names in one panel; the other points have none."""
 
 DOTS_PER_INCH = 200
+CLOSE = 6
+"""Places of a name that need no thread; one that does not stand out has no others."""
+
+STANDS_OUT = 1_000
+"""Added to how much the name of a significant task is wanted."""
+
 NEAR = 15
 """Points between a name and its point, beyond which a thread joins them."""
 
@@ -139,7 +145,7 @@ def _draw_differences(axes: Axes, points: Sequence[OverlapPoint], confidence: fl
                 zorder=1,
             )
         axes.plot(x, y, "o", color=ORANGE if stands_out else BLUE, markersize=4.5, zorder=4 if stands_out else 3)
-        placed.append(Placed(point.label, x, y, 1_000 * stands_out + abs(y) + x))
+        placed.append(Placed(point.label, x, y, STANDS_OUT * stands_out + abs(y) + x))
     axes.set_ylim(-reach, reach)
     axes.set_ylabel("Overlap − Clean (points)")
     axes.set_title("Difference on the overlapping pictures", fontsize=10, loc="left", pad=24)
@@ -166,7 +172,7 @@ def _draw_shifts(axes: Axes, points: Sequence[OverlapPoint]) -> list[Placed]:
         x, y, p = 100 * point.contamination, 100 * point.all_minus_clean, 1.0 if point.p_value is None else point.p_value
         _, edge, shape, fill = MARKS[0 if p < STRONG else 1 if p < WEAK else 2]
         axes.plot(x, y, shape, color=edge, markerfacecolor=fill, markersize=5)
-        placed.append(Placed(point.label, x, y, 1_000 * (p < WEAK) + 100 * abs(y) + x))
+        placed.append(Placed(point.label, x, y, STANDS_OUT * (p < WEAK) + min(100 * abs(y), 900) + x))
     most = max([abs(one.y) for one in placed], default=0) or 0.1
     axes.set_ylim(min(-0.35 * most, 1.35 * min([one.y for one in placed], default=0)), 1.35 * most)
     axes.set_ylabel("All − Clean (points)")
@@ -195,7 +201,7 @@ def _name(figure: Figure, axes: Axes, placed: Sequence[Placed]) -> None:
     taken = [Bbox.from_bounds(x - 5, y - 5, 10, 10) for x, y in dots]
     frame = axes.get_window_extent()
     for one in sorted(placed, key=lambda one: -one.weight)[:MOST_LABELS]:
-        for dx, dy, side in PLACES:
+        for dx, dy, side in PLACES if one.weight >= STANDS_OUT else PLACES[:CLOSE]:
             text = _written(axes, one, (dx, dy), side)
             text.update_positions(figure.canvas.get_renderer())  # type: ignore[attr-defined]
             box = Text.get_window_extent(text)  # without the thread
@@ -220,5 +226,6 @@ def _written(axes: Axes, one: Placed, offset: tuple[float, float], side: str) ->
         arrowprops=thread,
         zorder=5,
     )
+    text.set_gid(f"{axes.get_ylabel().split()[0]}: {one.label}")
     text.set_path_effects([withStroke(linewidth=2.5, foreground="white")])
     return text

@@ -292,31 +292,6 @@ def suite_tables(report: Mapping[str, Any]) -> list[Table]:
     return [Table.from_dicts(f"{report['suite']}: {report['title']}", asked), Table.from_dicts("Folders under `--data`", data)]
 
 
-def overlap_tables(report: Mapping[str, Any]) -> list[Table]:
-    """Overlap, Clean and All per task, then the counts over tasks."""
-    accuracies = ("accuracy_all", "accuracy_overlap", "accuracy_clean", "all_minus_clean")
-    columns = ("task", "count", "overlap", "contamination", *accuracies, "p_value")
-    titles = ("task", "pictures", "overlap", "share", "All", "Overlap", "Clean", "All - Clean", "p")
-    rows = [tuple(row[column] for column in columns) for row in report["tasks"]]
-    notes = [f"{row['task']}: {row['note']}" for row in report["tasks"] if row["note"]]
-    pages = [f"pairs side by side: {report['page']}"]
-    if report.get("review_page"):
-        pages.append(f"to judge them: {report['review_page']}")
-    note = "\n".join([*notes, *pages])
-    found = report["summary"]
-    counts: list[tuple[Cell, ...]] = [
-        ("tasks with overlap", found["tasks"] - found["without_overlap"]),
-        ("score moved by more than 0.1 points", found["shifted"]),
-        (f"{report['confidence']:.1%} interval of Overlap excludes Clean", found["interval_excludes_clean"]),
-        ("one-sided p below 0.05", found["significant"]),
-        (f"one-sided p below 0.05 / {max(1, found['tasks'])} (Bonferroni)", found["significant_bonferroni"]),
-    ]
-    return [
-        Table(f"overlap of the training data with {report['suite']}", titles, rows, note),
-        Table("over tasks", (f"of {found['tasks']} tasks", "count"), counts),
-    ]
-
-
 def demo_tables(report: Mapping[str, Any]) -> list[Table]:
     """The tour: command lines, funnel, scores, overlap."""
     stages = [

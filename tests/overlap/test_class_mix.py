@@ -2,7 +2,7 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chi2_contingency, fisher_exact
 
@@ -66,6 +66,7 @@ def test_the_test_within_classes_is_every_exchange_counted() -> None:
     assert within_class_p(hits > 0, labels, overlap) == pytest.approx(np.mean(ways))
 
 
+@settings(deadline=None)
 @given(st.integers(1, 15), st.integers(1, 15), st.data())
 def test_of_one_class_it_is_fishers_test(in_overlap: int, in_clean: int, data: st.DataObject) -> None:
     a, b = data.draw(st.integers(0, in_overlap)), data.draw(st.integers(0, in_clean))

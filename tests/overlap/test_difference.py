@@ -1,12 +1,13 @@
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binom, binomtest, fisher_exact
 
 from clipkit.overlap.difference import exchange_p, newcombe, shift_interval, two_sided_p, wilson
 
 
+@settings(deadline=None)
 @given(st.integers(1, 200), st.data(), st.sampled_from([0.9, 0.95, 0.995]))
 def test_the_score_interval_is_scipys(count: int, data: st.DataObject, confidence: float) -> None:
     right = data.draw(st.integers(0, count))
@@ -43,6 +44,7 @@ def test_the_interval_of_the_shift_holds_the_true_one_as_often_as_it_says() -> N
     assert np.mean([low <= 0.1 * 0.15 <= high for low, high in (end for end in ends if end)]) == pytest.approx(0.95, abs=0.012)
 
 
+@settings(deadline=None)
 @given(st.integers(1, 30), st.data(), st.floats(0.01, 0.99))
 def test_the_two_sided_p_adds_up_all_counts_as_unlikely_as_that_seen(count: int, data: st.DataObject, clean: float) -> None:
     right = data.draw(st.integers(0, count))
@@ -55,6 +57,7 @@ def test_the_two_sided_test_sees_a_model_that_does_worse_on_what_it_saw() -> Non
     assert (two_sided_p(0, 0, 0.5), two_sided_p(3, 5, None)) == (None, None)
 
 
+@settings(deadline=None)
 @given(st.integers(1, 20), st.integers(1, 20), st.data())
 def test_exchanging_pictures_is_fishers_test(overlap: int, clean: int, data: st.DataObject) -> None:
     a, b = data.draw(st.integers(0, overlap)), data.draw(st.integers(0, clean))

@@ -29,7 +29,14 @@ def test_the_one_sided_test_gives_known_values(right: int, count: int, clean: fl
 
 @pytest.mark.parametrize(
     ("right", "count", "low", "high"),
-    [(7, 10, 0.2367268336, 0.9710442466), (0, 10, 0, 0.4507197283), (10, 10, 0.5492802717, 1), (119, 224, 0.4356027741, 0.6253069593)],
+    [
+        (7, 10, 0.2367268336, 0.9710442466),
+        (0, 10, 0, 0.4507197283),
+        (10, 10, 0.5492802717, 1),
+        (50, 100, 0.3579788231, 0.6420211769),
+        (119, 224, 0.4356027741, 0.6253069593),
+        (1, 5000, 5.006259183e-07, 0.001641209639),
+    ],
 )
 def test_the_interval_of_overlap_is_clopper_pearson_at_the_papers_confidence(right: int, count: int, low: float, high: float) -> None:
     effect = effect_of(right, count, 5, 10)
@@ -42,6 +49,17 @@ def test_all_minus_clean_is_contamination_times_overlap_minus_clean(overlap: int
     assert effect.accuracy_overlap is not None
     assert effect.accuracy_clean is not None
     assert effect.all_minus_clean == pytest.approx(effect.contamination * (effect.accuracy_overlap - effect.accuracy_clean), abs=1e-12)
+
+
+@pytest.mark.parametrize(("shift", "share", "difference"), [(0.006, 0.121, 0.05), (0.002, 0.215, 0.009)])
+def test_the_papers_two_headline_shifts_are_small_differences(shift: float, share: float, difference: float) -> None:
+    """Birdsnap and Country211: All - Clean and contamination are published, and give Overlap - Clean."""
+    overlap, clean = round(1_000_000 * share), round(1_000_000 * (1 - share))
+    effect = effect_of(round(overlap * (0.5 + shift / share)), overlap, clean // 2, clean)
+    assert effect.accuracy_overlap is not None
+    assert effect.accuracy_clean is not None
+    assert effect.all_minus_clean == pytest.approx(shift, abs=1e-5)
+    assert effect.accuracy_overlap - effect.accuracy_clean == pytest.approx(difference, abs=5e-4)
 
 
 @given(st.integers(1, 30), st.data(), st.floats(0, 1))

@@ -2,7 +2,7 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binom, binomtest
 
@@ -14,12 +14,14 @@ def rejecting(count: int, clean: float, level: float = 0.05) -> list[int]:
     return [k for k in range(count + 1) if binomtest(k, count, clean, alternative="greater").pvalue < level]
 
 
+@settings(deadline=None)
 @given(st.integers(1, 40), st.floats(0.01, 0.99))
 def test_the_critical_count_is_the_first_that_scipys_test_rejects(count: int, clean: float) -> None:
     found = rejecting(count, clean)
     assert critical_count(count, clean) == (found[0] if found else None)
 
 
+@settings(deadline=None)
 @given(st.integers(1, 60), st.floats(0.05, 0.95))
 def test_no_smaller_difference_is_found_with_that_power(count: int, clean: float) -> None:
     """The power of each accuracy by adding up the chances of all counts that are rejected."""

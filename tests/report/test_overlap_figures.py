@@ -1,0 +1,73 @@
+import io
+import re
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+from PIL import Image
+
+from clipkit.report.overlap_figures import OverlapPoint, overlap_panels, overlap_point, write_overlap_figure
+
+ROW: dict[str, Any] = {
+    "task": "birds", "overlap": 12, "contamination": 0.12, "accuracy_overlap": 0.65, "accuracy_clean": 0.6, "low": 0.55, "high": 0.72,
+    "all_minus_clean": 0.006, "interval_excludes_clean": False, "p_value": 0.02,
+}  # fmt: skip
+POINT = overlap_point(ROW)
+
+
+def words(svg: str) -> str:
+    """What a figure says: matplotlib names each text in a comment beside its outlines."""
+    return " ".join(re.findall(r"<!-- (.*?) -->", svg))
+
+
+def names(svg: str) -> list[str]:
+    """The panel and the task of each name that was written."""
+    return re.findall(r'<g id="((?:Overlap|All): [^"]+)"', svg)
+
+
+def test_a_point_is_a_difference_from_clean() -> None:
+    assert POINT.overlap_minus_clean is not None
+    assert POINT.low is not None
+    assert (round(POINT.overlap_minus_clean, 9), round(POINT.low, 9)) == (0.05, -0.05)
+    empty = overlap_point({**ROW, "accuracy_clean": None, "all_minus_clean": None, "p_value": None})
+    assert (empty.overlap_minus_clean, empty.low) == (None, None)
+
+
+def test_both_panels_name_what_stands_out() -> None:
+    svg = overlap_panels([POINT, POINT._replace(label="countries", contamination=0.2, all_minus_clean=0.001)], confidence=0.995)
+    assert sorted(names(svg)) == ["All: birds", "All: countries", "Overlap: birds", "Overlap: countries"]
+    assert "99.5% interval excludes 0" in words(svg)
+
+
+def test_crowded_points_are_named_where_there_is_room() -> None:
+    """Forty tasks at one place: at most a dozen names, none over another; those whose interval excludes 0 come first."""
+    crowd = [POINT._replace(label=f"task-{i}", contamination=0.02 + i / 1e4, overlap_minus_clean=0.01, p_value=0.5) for i in range(40)]
+    svg = overlap_panels([*crowd, POINT._replace(label="far", interval_excludes_clean=True)], confidence=0.995)
+    assert {"Overlap: far", "All: far"} <= set(names(svg))
+    assert 2 < len(names(svg)) <= 24
+
+
+def test_a_significant_task_looks_different() -> None:
+    drawn = {p: overlap_panels([POINT._replace(p_value=p)], confidence=0.995) for p in (0.0001, 0.02, 0.5, None)}
+    assert len({drawn[0.0001], drawn[0.02], drawn[0.5]}) == 3
+    assert drawn[None] == drawn[0.5]
+
+
+def test_nothing_to_draw_is_said() -> None:
+    for points in ([], [OverlapPoint("birds", 1.0, None, None, None, None, interval_excludes_clean=False, p_value=None)]):
+        svg = overlap_panels(points, confidence=0.995)
+        assert "no task has both an Overlap and a Clean part" in words(svg)
+
+
+def test_the_figure_lies_beside_the_report_in_two_formats(tmp_path: Path) -> None:
+    write_overlap_figure(tmp_path, [ROW, {**ROW, "task": "none", "overlap": 0}], confidence=0.995)
+    svg, png = (tmp_path / "overlap.svg").read_text(), (tmp_path / "overlap.png").read_bytes()
+    assert ElementTree.fromstring(svg).tag.endswith("svg")
+    assert names(svg) == ["Overlap: birds", "All: birds"]
+    pixels = np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
+    assert pixels.shape[1] > 1_800
+    assert ((pixels[..., 0] > 200) & (pixels[..., 2] < 80)).sum() > 50  # orange: p < 0.05
+    write_overlap_figure(tmp_path, [ROW, {**ROW, "task": "none", "overlap": 0}], confidence=0.995)
+    assert ((tmp_path / "overlap.svg").read_text(), (tmp_path / "overlap.png").read_bytes()) == (svg, png)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["overlap.png", "overlap.svg"]

@@ -1,0 +1,75 @@
+import io
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from clipkit.report.overlap_tables import overlap_tables
+
+ROW: dict[str, Any] = {
+    "task": "country211-and-more", "score": "zero-shot", "metric": "acc1", "count": 21_100, "overlap": 4_536, "contamination": 0.215,
+    "accuracy_all": 0.298, "accuracy_overlap": 0.31, "accuracy_clean": 0.295, "all_minus_clean": 0.0032, "p_value": 0.0123, "p_holm": 0.43,
+    "low": 0.29, "high": 0.33, "note": "", "overlap_minus_clean": 0.015, "all_minus_clean_low": -0.0012, "all_minus_clean_high": 0.0076,
+    "p_two_sided": 0.025, "p_exchange": 0.0311, "detectable": 0.017, "standardised_difference": -0.002, "standardised_p": 0.71,
+    "is_imbalanced": True, "class_distance": 0.31, "imbalance_p": 0.0002, "blank_overlap": 3, "blank_clean": 1,
+    "overlap_minus_clean_without_blank": 0.016, "standardised_cover": 0.97, "further": [],
+}  # fmt: skip
+NO_OVERLAP = {**ROW, "task": "mnist", "overlap": 0, "p_value": None, "p_holm": None, "note": "Nothing is tested.", "is_imbalanced": False}
+SUMMARY = {
+    "tasks": 35, "without_overlap": 9, "shifted": 7, "interval_excludes_clean": 5, "significant": 6, "significant_bonferroni": 2,
+    "significant_holm": 3, "tested": 26, "by_chance": 1.04,
+}  # fmt: skip
+REPORT: dict[str, Any] = {
+    "suite": "clip-paper", "confidence": 0.995, "page": "runs/x/overlap.html", "tasks": [ROW, NO_OVERLAP],
+    "summary": SUMMARY, "further": {},
+}  # fmt: skip
+
+
+def shown(report: dict[str, Any], width: int = 100) -> str:
+    console = Console(width=width, record=True, file=io.StringIO())
+    for table in overlap_tables(report):
+        console.print(table.to_rich())
+    return console.export_text()
+
+
+@pytest.fixture
+def text() -> str:
+    return shown(REPORT)
+
+
+def test_the_tables_are_readable_at_a_hundred_columns(text: str) -> None:
+    """No cell is cut or folded: each task has one line in each table of tasks, with every figure of it."""
+    assert max(map(len, text.splitlines())) <= 100
+    lines = [line for line in text.splitlines() if line.startswith("│ country211-and-more │")]
+    assert [[cell.strip() for cell in line.split("│")[2:-1]] for line in lines] == [
+        ["4,536", "21,100", "21.5%", "29.8%", "31.0%", "29.5%", "+0.32", "0.012"],
+        ["+1.50", "-0.12 to +0.76", "0.430", "0.025", "0.031"],
+        ["+1.70", "-0.20", "0.710", "97.0%", "31.0%", "<.001"],
+    ]
+    heads = [name.strip() for line in text.splitlines() if "┃" in line for name in line.split("┃")[1:-1]]
+    assert {"All - Clean", "99.5% of All - Clean", "detectable", "p of mixes"} <= set(heads)
+
+
+def test_the_four_counts_and_holm_are_lines_of_their_own(text: str) -> None:
+    names = ("tasks with overlap", "0.1 points", "excludes Clean", "p below 0.05  ", "Bonferroni", "after Holm")
+    lines = [next(line for line in text.splitlines() if name in line) for name in names]
+    assert [int(line.split("│")[2]) for line in lines] == [26, 7, 5, 6, 2, 3]
+    assert "below 0.05 by chance: 1.04 of 26 tests" in text
+
+
+def test_what_stands_in_the_way_is_told_below(text: str) -> None:
+    told = " ".join(text.split())
+    assert "mnist: Nothing is tested." in told
+    assert "another mix of classes than Clean (p <.001): read the difference at one mix." in told
+    assert "3 pictures of Overlap and 1 of Clean are all but blank: without them Overlap - Clean is +1.60 points." in told
+
+
+def test_without_any_overlap_there_is_nothing_to_be_sure_of() -> None:
+    assert "how sure" not in shown({**REPORT, "tasks": [NO_OVERLAP]})
+
+
+def test_other_scores_stand_beside_the_leading_one() -> None:
+    probe = {**ROW, "score": "probe", "metric": "acc1"}
+    text = shown({**REPORT, "tasks": [{**ROW, "task": "birds", "further": [probe]}], "further": {"probe": SUMMARY}})
+    assert "birds: probe" in text
+    assert "over tasks: probe" in text
