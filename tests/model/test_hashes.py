@@ -12,7 +12,7 @@ from sklearn.datasets import load_sample_images
 
 from clipkit import UserError
 from clipkit.model.hashes import NAMES, PerceptualHash, frequency_bits
-from clipkit.model.preprocess import UndecodableImage
+from clipkit.model.preprocess import UndecodableImage, decode_image, upright_pixels
 
 
 def photos() -> list[Image.Image]:
@@ -103,6 +103,18 @@ def test_transparency_is_white_and_the_orientation_tag_is_obeyed() -> None:
     exif[0x0112] = 3
     turned = encoded(original.rotate(180), exif=exif)
     assert torch.equal(encoder.preprocess(turned), encoder.preprocess(encoded(original)))
+
+
+def test_pixels_of_a_turned_jpeg_are_upright_and_those_of_others_as_decoded() -> None:
+    exif = Image.Exif()
+    for orientation, turn in ((1, 0), (3, 180), (6, 270), (8, 90)):
+        exif[0x0112] = orientation
+        file = encoded(photos()[1], "jpeg", exif=exif)
+        pixels = upright_pixels(file)
+        plain = decode_image(file).permute(1, 2, 0).numpy()
+        np.testing.assert_array_equal(pixels.permute(1, 2, 0), np.asarray(Image.fromarray(plain).rotate(turn, expand=True)))
+    untagged = encoded(photos()[1], "jpeg")
+    assert torch.equal(upright_pixels(untagged), decode_image(untagged))
 
 
 @pytest.mark.parametrize("name", NAMES)
