@@ -45,7 +45,8 @@ TemplatesOption = Annotated[
     typer.Option(
         "--templates",
         metavar="SET",
-        help="Other templates: a text file of one a line with {} or {c}, or `task`, `names`, `one`; repeat to compare sets.",
+        help="Other templates: a text file of one a line with {} or {c}, or `task`, `names`, `one`, `imagenet-7`, `imagenet-80`; "
+        "repeat to compare sets.",
     ),
 ]
 

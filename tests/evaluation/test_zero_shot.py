@@ -227,3 +227,16 @@ def test_a_task_of_captions_is_sent_to_retrieval(color_encoder: Any, color_suite
     suite = color_suite.model_copy(update={"tasks": (color_suite.tasks[0].model_copy(update={"kind": "retrieval"}),)})
     report = run_zero_shot(RECIPE, color_encoder, suite, color_data, run=scratch_run, cache=scratch_run.path / "cache")
     assert "use `clipkit eval retrieval`" in report["failed"]["colors"]
+
+
+def test_imagenets_templates_can_be_had_by_name_for_any_task(color_suite: Suite) -> None:
+    """Count and some content of what CLIP's authors published; the seven are of the eighty."""
+    suite = with_templates(color_suite, ["imagenet-7", "imagenet-80", "task"])
+    by_name = {task.name: task.templates for task in suite.tasks}
+    seven, eighty = by_name["colors.imagenet-7"], by_name["colors.imagenet-80"]
+    assert (len(seven), len(set(eighty)), len(eighty)) == (7, 80, 80)
+    assert set(seven) < set(eighty)
+    assert (eighty[0], eighty[-1]) == ("a bad photo of a {}.", "a tattoo of the {}.")
+    assert by_name["colors.task"] == color_suite.tasks[0].templates
+    with pytest.raises(UserError, match="one of task, names, one, imagenet-7, imagenet-80"):
+        with_templates(color_suite, ["imagenet-81"])
