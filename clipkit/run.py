@@ -22,7 +22,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from importlib import metadata
 from pathlib import Path
@@ -43,9 +43,10 @@ PACKAGES = ("torch", "daft", "img2dataset", "webdataset", "pyarrow", "numpy", "s
 class Run:
     """An output directory with `run.json` (where it came from), `report.json` (what was found, written last) and `log.txt`."""
 
-    def __init__(self, path: Path, *, manifest: dict[str, Any], quiet: bool, lock: IO[str] | None) -> None:
-        """Use `Run.open` or `Run.scratch`."""
+    def __init__(self, path: Path, *, manifest: dict[str, Any], quiet: bool, lock: IO[str] | None, made: Sequence[Path] = ()) -> None:
+        """Use `Run.open` or `Run.scratch`. `made`: the folders that were not there before, `path` first."""
         self.path = path
+        self._made = made
         self.quiet = quiet
         self.console = Console(stderr=True, quiet=quiet)
         self._manifest = manifest
@@ -68,6 +69,7 @@ class Run:
         """
         wanted: dict[str, Any] = {"command": command, "recipe": dump(recipe), "inputs": dict(inputs)}
         _check(out, wanted, recipe)  # before anything is written there
+        made = [folder for folder in (out, *out.parents) if not folder.exists()]
         try:
             out.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -80,7 +82,7 @@ class Run:
         manifest = known or {**wanted, **made_by, "seed": wanted["recipe"].get("seed"), "start": _now(), "end": None}
         manifest["starts"] = [*manifest.get("starts", []), {"start": _now(), **made_by}]
         write_json(out / "run.json", manifest)
-        run = cls(out, manifest=manifest, quiet=quiet, lock=lock)
+        run = cls(out, manifest=manifest, quiet=quiet, lock=lock, made=made)
         run.log.info("%s %s", "resumed" if known else "started", " ".join(sys.argv))
         return run
 
@@ -108,9 +110,18 @@ class Run:
         """The run itself; leaving the block closes it."""
         return self
 
-    def __exit__(self, *_: object) -> None:
-        """Close the run, finished or not."""
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Close the run, finished or not. One that stopped at a mistake before it found anything leaves no folder that was not there.
+
+        After any other error the log stays, to be looked into.
+        """
+        is_in_vain = bool(self._made) and (kind is None or issubclass(kind, UserError)) and not _has_results(self.path)
         self.close()
+        if is_in_vain:
+            shutil.rmtree(self.path, ignore_errors=True)
+            with contextlib.suppress(OSError):  # another command may have put something there
+                for folder in self._made[1:]:
+                    folder.rmdir()
 
     def close(self) -> None:
         """Release the directory for other processes."""

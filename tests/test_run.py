@@ -160,6 +160,42 @@ def test_a_run_that_stopped_at_a_mistake_does_not_bind_its_directory(tmp_path):
     assert not (tmp_path / "out" / "stages").exists()
 
 
+def fail_after(path, error):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("")
+    raise error
+
+
+def test_a_mistake_before_anything_was_found_leaves_no_folder_that_was_not_there(tmp_path):
+    out = tmp_path / "runs" / "new" / "out"
+    with pytest.raises(UserError, match="no such"), open_run(out):
+        fail_after(out / "stages" / "00-queries" / "queries.parquet", UserError("no such model"))  # given, not found
+    assert list(tmp_path.iterdir()) == []
+    with open_run(out):  # every task failed: nothing was found, and nothing raised
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_was_there_or_was_found_or_tells_of_a_crash_stays(tmp_path):
+    (tmp_path / "there").mkdir()
+    with pytest.raises(UserError), open_run(tmp_path / "there"):
+        raise UserError("no such model")
+    assert (tmp_path / "there" / "run.json").exists()
+    with pytest.raises(UserError), open_run(tmp_path / "found"):
+        fail_after(tmp_path / "found" / "metrics.jsonl", UserError("the disk is full"))
+    assert (tmp_path / "found" / "metrics.jsonl").exists()
+    with pytest.raises(ZeroDivisionError), open_run(tmp_path / "crash"):
+        raise ZeroDivisionError
+    assert (tmp_path / "crash" / "log.txt").exists()
+    (tmp_path / "shared").mkdir()
+    with open_run(tmp_path / "shared" / "mine" / "out"):
+        (tmp_path / "shared" / "mine" / "other").write_text("another command's")
+    assert [path.name for path in (tmp_path / "shared" / "mine").iterdir()] == ["other"]
+    with open_run(tmp_path / "done") as run:
+        run.finish({"scores": []})
+    assert (tmp_path / "done" / "report.json").exists()
+
+
 def test_a_knob_that_is_newer_than_the_run_does_not_lock_it(tmp_path):
     open_run(tmp_path / "out").close()
     (tmp_path / "out" / "metrics.jsonl").write_text("")

@@ -45,7 +45,8 @@ TemplatesOption = Annotated[
     typer.Option(
         "--templates",
         metavar="SET",
-        help="Other templates: a text file of one a line with {} or {c}, or `task`, `names`, `one`; repeat to compare sets.",
+        help="Other templates: a text file of one a line with {} or {c}, or `task`, `names`, `one`, `imagenet-7`, `imagenet-80`; "
+        "repeat to compare sets.",
     ),
 ]
 
@@ -236,6 +237,8 @@ def _write_few_shot(out: Path) -> list[Table]:
     from clipkit.report.figures import few_shot_figure
 
     results = [json.loads(path.read_bytes()) for path in sorted((out / "results").glob("*.json"))]
+    if old := next((result["dataset"] for result in results if "fully_supervised" not in result), None):
+        raise UserError(f"`{out}` holds few-shot results of an earlier clipkit (task `{old}`): give a new directory")
     tables = few_shot_tables(results)
     with replacing(out / "few-shot.md") as temporary:
         temporary.write_text("\n".join(f"{table.to_markdown()}\n{table.note}\n" for table in tables))

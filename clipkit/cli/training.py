@@ -1,9 +1,7 @@
 """`clipkit train`."""
 
-import contextlib
 import os
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -91,7 +89,7 @@ def train(
         return
     boards = _boards(out, tensorboard=tensorboard, wandb=wandb, recipe=dump(knobs))
     inputs = {"data": " ".join(folder.fingerprint for folder in shards), **evaluated}
-    with _nothing_left_of_a_refusal(out), Run.open(out, command="train", recipe=knobs, inputs=inputs, quiet=quiet) as run:
+    with Run.open(out, command="train", recipe=knobs, inputs=inputs, quiet=quiet) as run:
         if (report := run.report) is None:
             from clipkit.training import loop
 
@@ -105,19 +103,6 @@ def _planned(knobs: TrainRecipe, shards: "list[Shards]", *, ranks: int, price: f
     from clipkit.training.plan import plan
 
     return plan(knobs, shards, ranks=ranks, price_per_hour=price, evaluates=evaluates)
-
-
-@contextlib.contextmanager
-def _nothing_left_of_a_refusal(out: Path) -> Iterator[None]:
-    """A run that was refused before its first step leaves no directory behind that was not there."""
-    was_there = out.exists()
-    try:
-        yield
-    except UserError:
-        own = {"run.json", "log.txt", ".lock"}
-        if not was_there and out.is_dir() and {path.name for path in out.iterdir()} <= own:
-            shutil.rmtree(out)
-        raise
 
 
 def _help_rank_0(knobs: TrainRecipe, shards: "list[Shards]", out: Path, *, evaluate: "Evaluate | None") -> None:

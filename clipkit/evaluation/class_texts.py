@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from clipkit import UserError
-from clipkit.evaluation.suite import MAX_TEXTS, Suite, Task
+from clipkit.evaluation.suite import MAX_TEXTS, Suite, Task, load_task
 from clipkit.model.encoder import Encoder
 from clipkit.run import Run, save_tensors
 
@@ -24,6 +24,18 @@ TEXTS_AT_ONCE = 8_192
 MAX_FILE_BYTES = 1_000_000
 CLIP_BENCHMARK_PLACE = "{c}"
 NAMES, ONE = ("{}",), ("a photo of a {}.",)
+IMAGENET_7 = (
+    "itap of a {}.",
+    "a bad photo of the {}.",
+    "a origami {}.",
+    "a photo of the large {}.",
+    "a {} in a video game.",
+    "art of the {}.",
+    "a photo of the small {}.",
+)
+"""Seven of ImageNet's 80 that together do as well for its authors' models (OpenAI's notebook on prompts for ImageNet)."""
+SETS = ("task", "names", "one", "imagenet-7", "imagenet-80")
+"""What `--templates` knows by name."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +100,8 @@ class ClassTexts:
 
 
 def with_templates(suite: Suite, sets: Sequence[str]) -> Suite:
-    """The suite with other templates: `task` (its own), `names` (names alone), `one` ("a photo of a {}."), or a text file, one a line.
+    """The suite with other templates: `task` (its own), `names` (names alone), `one` ("a photo of a {}."), `imagenet-7` and `imagenet-80`
+    (OpenAI's for ImageNet, for tasks that have none of their own), or a text file, one a line.
 
     Of several sets every task stands in the suite once for each, as TASK.SET: pictures are encoded once. Raises UserError for a file
     that cannot be read, has a line without one {} or {c}, or makes too many texts.
@@ -111,7 +124,9 @@ def with_templates(suite: Suite, sets: Sequence[str]) -> Suite:
 
 
 def _templates(one: str, task: Task) -> tuple[str, ...]:
-    return {"task": task.templates, "names": NAMES, "one": ONE}.get(one) or _read_templates(Path(one))
+    if one == "imagenet-80":
+        return load_task("imagenet").templates
+    return {"task": task.templates, "names": NAMES, "one": ONE, "imagenet-7": IMAGENET_7}.get(one) or _read_templates(Path(one))
 
 
 def _read_templates(path: Path) -> tuple[str, ...]:
@@ -121,7 +136,7 @@ def _read_templates(path: Path) -> tuple[str, ...]:
         lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
-        raise UserError(f"`--templates {path}` cannot be read ({reason}): give a text file, or `task`, `names` or `one`") from None
+        raise UserError(f"`--templates {path}` cannot be read ({reason}): give a text file, or one of {', '.join(SETS)}") from None
     templates = [line.replace(CLIP_BENCHMARK_PLACE, "{}") for line in lines]
     for template in templates:
         if template.count("{}") != 1:

@@ -32,9 +32,10 @@ READ_AT_ONCE = 256
 
 Draws = Mapping[str, NDArray[np.float64]]
 POINT_SCHEMA = pa.schema(
-    [("model", pa.string()), ("modality", pa.string()), ("pair", pa.int64()), ("x", pa.float64()), ("y", pa.float64())]
+    [("model", pa.string()), ("modality", pa.string()), ("pair", pa.int64())]
+    + [(name, pa.float64()) for name in ("x", "y", "sphere_x", "sphere_y", "sphere_z")]
 )
-"""The columns of `points.parquet`."""
+"""The columns of `points.parquet`: the plane of the first two principal axes, and the unit sphere."""
 
 
 class Pairs(NamedTuple):
@@ -229,7 +230,8 @@ def _section(
         for shift in knobs.shifts:
             curve.append(_step(measure.gap_shift(image_ND, text_ND, shift, logit_scale=scale), drawn_RN, recipe.confidence))
             advance(1)
-    return {"model": name, "logit_scale": scale, "scores": scores, "shift": curve, "axes": measure.plane(image_ND, text_ND)[2]}
+    on_sphere = {"shown_on_sphere": measure.sphere(image_ND, text_ND)[2]}
+    return {"model": name, "logit_scale": scale, "scores": scores, "shift": curve, "axes": measure.plane(image_ND, text_ND)[2], **on_sphere}
 
 
 def _score(metric: str, value: float, drawn_R: NDArray[np.float64], confidence: float) -> dict[str, Any]:
@@ -269,8 +271,8 @@ def _differences(
 
 
 def _points(name: str, image_ND: Tensor, text_ND: Tensor) -> list[pa.Table]:
-    sides = zip(("image", "text"), measure.plane(image_ND, text_ND)[:2], strict=True)
+    sides = zip(("image", "text"), measure.plane(image_ND, text_ND)[:2], measure.sphere(image_ND, text_ND)[:2], strict=True)
     return [
-        pa.table([[name] * len(xy), [modality] * len(xy), np.arange(len(xy)), xy[:, 0], xy[:, 1]], schema=POINT_SCHEMA)
-        for modality, xy in sides
+        pa.table([[name] * len(xy), [modality] * len(xy), np.arange(len(xy)), *xy.T, *xyz.T], schema=POINT_SCHEMA)
+        for modality, xy, xyz in sides
     ]

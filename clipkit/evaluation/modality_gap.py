@@ -159,3 +159,20 @@ def plane(image_ND: Tensor, text_ND: Tensor) -> tuple[NDArray[np.float64], NDArr
     points = centred @ chosen
     total = max(float(values.sum()), 1e-300)
     return points[: len(image_ND)], points[len(image_ND) :], [float(value) / total for value in values[::-1][:2]]
+
+
+def sphere(image_ND: Tensor, text_ND: Tensor) -> tuple[NDArray[np.float64], NDArray[np.float64], float]:
+    """Pictures and texts as points of the unit sphere (N, 3), (N, 3), and the share of their squared length that three axes show.
+
+    The axes are those along which the vectors themselves are longest, not what is left of them behind their mean: seen from the middle
+    of the sphere each modality lies where its cone points to. What is left of a vector on them is brought to unit length again. Axes are
+    turned as those of `plane`. Where vectors have fewer than three axes the others are 0.
+    """
+    vectors = torch.cat([image_ND, text_ND]).double().numpy()
+    values, axes = np.linalg.eigh(vectors.T @ vectors)
+    chosen = axes[:, ::-1][:, :3]
+    chosen = chosen * np.sign(chosen[np.abs(chosen).argmax(axis=0), np.arange(chosen.shape[1])])
+    points = np.pad(vectors @ chosen, ((0, 0), (0, 3 - chosen.shape[1])))
+    points /= np.maximum(np.linalg.norm(points, axis=1, keepdims=True), 1e-12)
+    shown = float(values[::-1][:3].sum()) / max(float(values.sum()), 1e-300)
+    return points[: len(image_ND)], points[len(image_ND) :], shown

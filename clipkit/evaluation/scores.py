@@ -67,7 +67,8 @@ def score_suite(method: Method, suite: Suite, *, recipe: EvalRecipe, encoder: En
         except UserError as error:
             failed[task.name] = str(error)
             run.log.warning("%s: %s", task.name, error)
-    _write_results(run, scores, kind=method.kind, encoder=encoder)
+    if scores:
+        _write_results(run, scores, kind=method.kind, encoder=encoder)
     return {
         "command": f"eval {method.kind}",
         "model": encoder.name,

@@ -1,5 +1,6 @@
-"""The modality gap as a table and as two plots: both modalities on their first two principal axes, and the gap-shift curve."""
+"""The modality gap as plots: both modalities on their first two principal axes and on the unit sphere, and the gap-shift curve."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,7 +11,7 @@ from matplotlib.figure import Figure
 from clipkit.report.figures import _STYLE, BLUE, FAINT, INK, ORANGE, _svg
 from clipkit.report.pages import one_line
 
-__all__ = ["gap_points", "shift_curves"]
+__all__ = ["gap_points", "gap_sphere", "shift_curves"]
 
 MOST_POINTS = 2_000
 LINES = 40
@@ -32,6 +33,36 @@ def gap_points(
             panel.set_xlabel(f"first principal axis ({axes[name][0]:.0%} of the variance)")
             panel.set_ylabel(f"second ({axes[name][1]:.0%})")
         return _svg(figure)
+
+
+def gap_sphere(points: Mapping[str, tuple[Sequence[Sequence[float]], Sequence[Sequence[float]]]], shown: Mapping[str, float]) -> str:
+    """A sphere for each model: pictures and texts (x, y, z) of unit length.
+
+    `shown`: the share of the vectors' squared length that the three axes hold.
+    """
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(4.4 * len(points), 4.4), layout="constrained")
+        for number, (name, sides) in enumerate(points.items(), start=1):
+            panel: Any = figure.add_subplot(1, len(points), number, projection="3d")
+            _draw_globe(panel)
+            for side, colour, label in zip(sides, (BLUE, ORANGE), ("pictures", "texts"), strict=True):
+                columns = list(zip(*side[:MOST_POINTS], strict=True))
+                panel.scatter(*columns, s=4, color=colour, alpha=0.5, linewidths=0, label=label, depthshade=False)
+            panel.set_title(f"{one_line(name, 50)}\nthree axes hold {shown[name]:.0%} of the squared length", fontsize=9, loc="left")
+            panel.legend(fontsize=8, frameon=False, markerscale=2)
+        return _svg(figure)
+
+
+def _draw_globe(axes: Any) -> None:
+    """Meridians and parallels, every 30 degrees."""
+    steps = [math.radians(degrees) for degrees in range(0, 361, 10)]
+    for turn in (math.radians(degrees) for degrees in range(0, 180, 30)):
+        meridian = [(math.cos(turn) * math.cos(t), math.sin(turn) * math.cos(t), math.sin(t)) for t in steps]
+        height, radius = math.cos(turn), math.sin(turn)
+        for line in (meridian, [(radius * math.cos(t), radius * math.sin(t), height) for t in steps]):
+            axes.plot(*zip(*line, strict=True), color=FAINT, linewidth=0.3)
+    axes.set_box_aspect((1, 1, 1))
+    axes.set_axis_off()
 
 
 def _draw_points(axes: Axes, images: Sequence[Sequence[float]], texts: Sequence[Sequence[float]]) -> None:

@@ -275,3 +275,12 @@ def test_a_model_without_texts_is_refused_where_texts_are_needed(
     assert_mistake(command(*words, "--model", "m", "--quiet"), sentence)
     assert not list(Path().glob("out/*.parquet"))
     assert not list(Path().glob("out/results/*"))
+
+
+@pytest.mark.parametrize("engine", ["zero-shot", "linear-probe", "few-shot", "retrieval"])
+def test_a_mistake_leaves_no_new_directory(command: Command, engine: str) -> None:
+    for wrong in (["--suite", "colrs"], ["--suite", "demo"], ["--set", "batch_siz=3"]):
+        given = dict(zip(SUITE[::2], SUITE[1::2], strict=True)) | dict([wrong])
+        result = command("eval", engine, "--model", "m", *(word for pair in given.items() for word in pair), "--out", "new/out", "--quiet")
+        assert result.exit_code == 2, result.output
+        assert not Path("new").exists()

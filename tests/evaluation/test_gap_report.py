@@ -122,7 +122,7 @@ def test_the_command_draws_its_figures_and_resumes(
     told = CliRunner().invoke(app, asked)
     assert told.exit_code == 0, told.output
     assert "separability" in told.stdout
-    for name in ("modality-gap.svg", "gap-shift.svg"):
+    for name in ("modality-gap.svg", "modality-sphere.svg", "gap-shift.svg"):
         assert (tmp_path / "gap" / name).read_text().rstrip().endswith("</svg>")
     seen = color_encoder.pictures_seen
     report = json.loads(CliRunner().invoke(app, [*asked, "--json"]).stdout)

@@ -20,6 +20,7 @@ from clipkit.evaluation.modality_gap import (
     plane,
     separability,
     shifted,
+    sphere,
     uniformity,
 )
 
@@ -171,3 +172,19 @@ def test_pairs_of_one_picture_are_in_one_fold() -> None:
     assert abs(together[:, 0].mean() - alone.mean()) < 0.1
     with pytest.raises(ValueError, match="7 folds of 6 pictures"):
         separability(image_ND, text_ND, folds=7, seed=0, picture_N=np.arange(60) % 6)
+
+
+def test_the_sphere_shows_the_longest_three_axes_at_unit_length() -> None:
+    image_ND, text_ND = around([1.0, 0, 0, 0, 0], 60, 12), around([0, 1.0, 0.5, 0, 0], 60, 13)
+    images, texts, shown = sphere(image_ND, text_ND)
+    vectors = torch.cat([image_ND, text_ND]).double().numpy()
+    _, lengths, axes = np.linalg.svd(vectors, full_matrices=False)
+    wanted = vectors @ axes[:3].T
+    wanted /= np.linalg.norm(wanted, axis=1, keepdims=True)
+    points = np.concatenate([images, texts])
+    assert points @ points.T == pytest.approx(wanted @ wanted.T, abs=1e-6)  # the same but for how the axes are turned
+    assert np.linalg.norm(points, axis=1) == pytest.approx(1)
+    assert shown == pytest.approx((lengths[:3] ** 2).sum() / (lengths**2).sum())
+    flat, _, all_of_it = sphere(image_ND[:, :2] / image_ND[:, :2].norm(dim=1, keepdim=True), text_ND[:, :2])
+    assert (flat[:, 2] == 0).all()
+    assert all_of_it == pytest.approx(1)

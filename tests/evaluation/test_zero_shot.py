@@ -235,3 +235,16 @@ def test_templates_of_more_texts_than_are_encoded_are_refused(color_suite: Suite
     with_templates(color_suite, ["names"])
     with pytest.raises(UserError, match="at most 11 are encoded: give fewer"):
         with_templates(color_suite, [str(tmp_path / "t.txt")])
+
+
+def test_imagenets_templates_can_be_had_by_name_for_any_task(color_suite: Suite) -> None:
+    """Count and some content of what CLIP's authors published; the seven are of the eighty."""
+    suite = with_templates(color_suite, ["imagenet-7", "imagenet-80", "task"])
+    by_name = {task.name: task.templates for task in suite.tasks}
+    seven, eighty = by_name["colors.imagenet-7"], by_name["colors.imagenet-80"]
+    assert (len(seven), len(set(eighty)), len(eighty)) == (7, 80, 80)
+    assert set(seven) < set(eighty)
+    assert (eighty[0], eighty[-1]) == ("a bad photo of a {}.", "a tattoo of the {}.")
+    assert by_name["colors.task"] == color_suite.tasks[0].templates
+    with pytest.raises(UserError, match="one of task, names, one, imagenet-7, imagenet-80"):
+        with_templates(color_suite, ["imagenet-81"])

@@ -76,6 +76,10 @@ def benchmark_figures(row: Mapping[str, Any], metrics: Mapping[str, Any], source
     if kind == "linear-probe" and not shots.startswith("-"):
         kind = f"{shots}-shot"
     found = {name.removeprefix("lp_"): value for name, value in metrics.items() if value not in (None, "")}
+    for name, value in found.items():
+        if few := FEW_SHOT.fullmatch(name):  # clipkit's own, which came through CLIP_benchmark's `build`
+            kind_of_shots, score = _few_shot_kind(few[2], few[3]), checked(value, source, name)
+            yield Figure(model, str(row["dataset"]), kind_of_shots, few[1], score, None, 1, source)
     found = {name: value for name, value in found.items() if name in METRICS}
     main = next((name for name in TAKEN_FOR_MAIN if name in found), None)
     for name, value in found.items():

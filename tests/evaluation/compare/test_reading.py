@@ -1,3 +1,4 @@
+import csv
 import json
 
 import pyarrow as pa
@@ -7,6 +8,11 @@ import pytest
 from clipkit import UserError
 from clipkit.evaluation.compare.figure import Figure, Figures, Runner
 from clipkit.evaluation.compare.reading import read_results
+from clipkit.evaluation.few_shot import run_few_shot
+from clipkit.evaluation.linear_probe import run_linear_probe
+from clipkit.evaluation.zero_shot import run_zero_shot
+from clipkit.recipe import EvalRecipe
+from clipkit.run import Run
 
 LONG = "model,task,kind,value,count\na,birds,zero-shot,0.5,100\na,birds,linear-probe,0.7,100\n"
 
@@ -33,6 +39,32 @@ def test_clip_benchmarks_json_and_csv_say_the_same(tmp_path):
     (from_csv, *_) = figures(tmp_path, ",".join(header) + "\n" + ",".join(map(str, row)) + "\n")
     assert from_csv._replace(source="") == from_json._replace(source="")
     assert from_json[:5] == ("RN50 openai", "birds", "linear-probe", "acc1", 0.7)
+
+
+def test_results_that_went_through_clip_benchmarks_build_say_the_same(color_encoder, color_suite, color_data, tmp_path):
+    """Its `build` puts `metrics` and all other fields of each file into one csv: a field of a metric's name would hide the metric."""
+    knobs = {"few_shot": {"shots": [1, 2], "draws": 2}, "probe": {"steps_per_decade": 1}, "workers": 0}
+    engines = {"zero-shot": run_zero_shot, "probe": run_linear_probe, "few-shot": run_few_shot}
+    rows, wanted = [], {}
+    for name, engine in engines.items():
+        with Run.scratch(tmp_path / name) as run:
+            report = engine(EvalRecipe.model_validate(knobs), color_encoder, color_suite, color_data, run=run, cache=tmp_path / "cache")
+        data = json.loads((tmp_path / name / "results" / "colors.json").read_text())
+        assert not data["metrics"].keys() & data.keys()
+        others = {key: value for key, value in data.items() if key != "metrics"}
+        rows.append({**data["metrics"], **others, "model_fullname": data["model"] + " " + data["pretrained"]})
+        wanted |= {(name, score["metric"].removeprefix("lp_")): score["value"] for score in report["scores"]}
+    with open(tmp_path / "built.csv", "w", newline="") as file:
+        writer = csv.DictWriter(file, sorted({key for row in rows for key in row}))
+        writer.writeheader()
+        writer.writerows(rows)
+    found = {
+        (figure.kind, figure.metric): figure.value for figure in read_results([tmp_path / "built.csv"], kind=None, percent=False).figures
+    }
+    assert found["zero-shot", "acc1"] == pytest.approx(wanted["zero-shot", "acc1"])
+    assert found["linear-probe", "acc1"] == pytest.approx(wanted["probe", "acc1"])
+    assert found["2-shot ridge", "acc1"] == pytest.approx(wanted["few-shot", "acc1_2_shot_ridge"])
+    assert found["fully-supervised", "acc1"] == pytest.approx(wanted["few-shot", "acc1_all_logistic"])
 
 
 def test_a_run_and_its_result_files_say_the_same(tmp_path):
