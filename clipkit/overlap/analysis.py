@@ -31,6 +31,7 @@ from clipkit.model.detector import Detector, load_detector
 from clipkit.model.encoder import Encoder
 from clipkit.model.preprocess import FORMATS
 from clipkit.overlap.effect import LEVEL, Effect, measure_effect, summarise
+from clipkit.overlap.faiss_index import recall_report, require_faiss
 from clipkit.overlap.matches import MATCH_SCHEMA, matches
 from clipkit.overlap.neighbours import Neighbours
 from clipkit.overlap.pairs import choose_pairs, find_training_pairs
@@ -123,6 +124,7 @@ def report_overlap(
     report = _report(recipe, encoder, detector, suite, findings, run=run)
     report |= {"failed": failed, "training_pictures": shards.count, "review": review.fingerprint}
     report["search"] = search_cost(search.effort, shards.count)
+    report["search_recall"] = recall_report(search.recall, recipe.confidence)
     sections = _sections(recipe, findings, shards)
     write_overlap_page(run.path / "overlap.html", OverlapPage(report, sections))
     return report
@@ -143,6 +145,8 @@ def help_search(
 
 
 def _check(recipe: OverlapRecipe, encoder: Encoder, suite: Suite, review: Review) -> None:
+    if recipe.index == "faiss-ivf":
+        require_faiss()
     known = {task.name for task in suite.tasks}
     for what, names in (("knob `thresholds`", recipe.thresholds), ("the review", review.tasks)):
         if unknown := sorted(set(names) - known):
