@@ -88,8 +88,8 @@ def recall_report(parts: Sequence[tuple[Neighbours, Neighbours]], confidence: fl
 
     `parts`: of the drawn test pictures what an index found and what the exact search finds. What is as similar as the nearest counts.
     """
-    is_found_N = np.concatenate([found.similarity_NK[:, 0] >= exact.similarity_NK[:, 0] - GRAIN for found, exact in parts] or [np.zeros(0)])
-    count, drawn = int(is_found_N.sum()), len(is_found_N)
+    count = sum(int((found.similarity_NK[:, 0] >= exact.similarity_NK[:, 0] - GRAIN).sum()) for found, exact in parts)
+    drawn = sum(len(exact.similarity_NK) for _, exact in parts)
     if not drawn:
         return None
     low, high = clopper_pearson(count, drawn, confidence)
