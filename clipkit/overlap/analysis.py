@@ -27,6 +27,7 @@ from clipkit.model.detector import Detector, load_detector
 from clipkit.model.encoder import Encoded, Encoder
 from clipkit.overlap.comparison import Comparison, Parts, compare, judged
 from clipkit.overlap.curve import CURVE_SCHEMA, curve
+from clipkit.overlap.faiss_index import recall_report
 from clipkit.overlap.matches import MATCH_SCHEMA, matches
 from clipkit.overlap.neighbours import Neighbours
 from clipkit.overlap.review import Review, Verdict, apply_review, check_report, load_review, pairs_fingerprint, review_path
@@ -128,6 +129,7 @@ def report_overlap(
     write_overlap_figure(run.path, report["tasks"], confidence=recipe.confidence)
     report |= {"failed": failed, "training_pictures": shards.count, "review": review.fingerprint}
     report["search"] = search_cost(search.effort, shards.count)
+    report["search_recall"] = recall_report(search.recall, recipe.confidence)
     report["review_page"] = str(run.path / REVIEW_PAGE) if review_page else None
     _write_pages(recipe, report, [_compared(recipe, detector, finding) for finding in findings], shards, run=run)
     return report

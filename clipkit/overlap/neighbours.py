@@ -36,8 +36,8 @@ class Neighbours(NamedTuple):
     key_NK: NDArray[np.bytes_]
     place_NK: NDArray[np.int64]  # where the caller keeps the picture
 
-    def rows(self, rows: slice) -> "Neighbours":
-        """Views of some test pictures."""
+    def rows(self, rows: slice | NDArray[np.int64]) -> "Neighbours":
+        """Some test pictures."""
         return Neighbours(self.similarity_NK[rows], self.key_NK[rows], self.place_NK[rows])
 
     def ordered(self, k: int) -> "Neighbours":

@@ -23,6 +23,7 @@ from clipkit.evaluation.shard_pictures import KEY_TYPE, ShardPictures
 from clipkit.evaluation.shares import Share
 from clipkit.model.detector import Detector, Verify
 from clipkit.model.encoder import Encoded
+from clipkit.overlap.faiss_index import FaissSearch, draw_tests
 from clipkit.overlap.neighbours import NearestSearch, Neighbours
 from clipkit.overlap.search_cost import Effort
 from clipkit.overlap.search_state import SearchState
@@ -59,6 +60,8 @@ class Search:
     folder: Path
     share: Share = WHOLE
     effort: Effort = field(default_factory=Effort)
+    recall: list[tuple[Neighbours, Neighbours]] = field(default_factory=list)
+    """Of the test pictures drawn in each pass: what an index found, and the exact search; nothing where the search is exact."""
 
     @property
     def mine(self) -> list[tuple[int, ShardPictures]]:
@@ -153,14 +156,38 @@ def _one_pass(search: Search, tests: Sequence[Pictures], pieces: Sequence[Piece]
     views, count, search.effort.width = described.views_VND.shape
     search.effort.rows += views * count
     search.effort.passes += 1
-    shaping = [*(shard.sha256 for shard in search.training), *((tests[tests_].pictures_hash, *rows) for tests_, *rows in pieces)]
-    state = SearchState(search.folder, [search.detector.encoder.fingerprint, search.detector.candidates, *search.share, shaping])
-    found = _merged(_shared(search, lambda: _searched(search, described.views_VND, state)))
+    found = _indexed(search, described.views_VND) if search.recipe.index == "faiss-ivf" else _exactly(search, tests, pieces, described)
     verify = search.detector.verify
     if verify is None:
         return found
     parts = _shared(search, lambda: _verified(search, verify, described, found.place_NK))
     return found._replace(similarity_NK=np.maximum.reduce(parts))
+
+
+def _exactly(search: Search, tests: Sequence[Pictures], pieces: Sequence[Piece], described: Described) -> Neighbours:
+    shaping = [*(shard.sha256 for shard in search.training), *((tests[number].pictures_hash, *rows) for number, *rows in pieces)]
+    state = SearchState(search.folder, [search.detector.encoder.fingerprint, search.detector.candidates, *search.share, shaping])
+    return _merged(_shared(search, lambda: _searched(search, described.views_VND, state)))
+
+
+def _indexed(search: Search, views_VND: Tensor) -> Neighbours:
+    """What a faiss index finds; its recall goes to `search.recall`."""
+    recipe, count = search.recipe, views_VND.shape[1]
+    draw = draw_tests(count, recipe.recall_pictures, (recipe.seed, search.effort.passes))
+
+    def find() -> tuple[Neighbours, Neighbours]:
+        pictures = sum(len(shard) for _, shard in search.mine)
+        index = FaissSearch(views_VND, search.detector.candidates, pictures=pictures, probes=recipe.index_probes, draw=draw)
+        with search.run.progress("indexing the training pictures", total=pictures, unit="pictures") as advance:
+            for number, shard in search.mine:
+                vectors_MD = search.describe(shard).projected_ND
+                _add(index, number, shard, vectors_MD, block_size=max(1, len(shard)), advance=advance)
+        return index.neighbours, index.drawn
+
+    parts = _shared(search, find)
+    found, drawn = (_merged([part[i] for part in parts]) for i in (0, 1))
+    search.recall.append((found.rows(draw), drawn))
+    return found
 
 
 def _shared(search: Search, work: Callable[[], T]) -> list[T]:
@@ -208,7 +235,13 @@ def _searched(search: Search, views_VND: Tensor, state: SearchState) -> Neighbou
 
 
 def _add(
-    nearest: NearestSearch, index: int, shard: ShardPictures, vectors_MD: Tensor, *, block_size: int, advance: Callable[..., None]
+    nearest: NearestSearch | FaissSearch,
+    index: int,
+    shard: ShardPictures,
+    vectors_MD: Tensor,
+    *,
+    block_size: int,
+    advance: Callable[..., None],
 ) -> None:
     for start in range(0, len(shard), block_size):
         rows = np.arange(start, min(start + block_size, len(shard)))

@@ -21,7 +21,7 @@ class SearchState:
     """A file with the k best so far and the hashes of the shards that they are of.
 
     Its name is a hash of everything that shapes the answer: other tests, another detector or other shards are another file. A shard whose
-    tar changed without its manifest is told where its hash is taken (`ShardPictures.content_hash`).
+    tar changed without its manifest is told where its hash is taken (`ShardPictures.pictures_hash`).
     """
 
     def __init__(self, folder: Path, shaping: Sequence[object]) -> None:

@@ -12,6 +12,8 @@ from clipkit.evaluation.splits import Split
 from clipkit.evaluation.suite import Suite, Task
 from clipkit.model.encoder import Encoder
 from clipkit.overlap.answers import Answers, asked_of, check_answers, classify
+from clipkit.overlap.faiss_index import require_faiss
+from clipkit.overlap.information import low_information_flags
 from clipkit.overlap.recalled import retrieve
 from clipkit.overlap.review import Review
 from clipkit.recipe import EvalRecipe, OverlapRecipe
@@ -55,6 +57,8 @@ def check_asked(recipe: OverlapRecipe, encoder: Encoder, suite: Suite, review: R
         if unknown := sorted(set(names) - known):
             raise UserError(f"{what} names task `{unknown[0]}`: suite `{suite.name}` has {', '.join(sorted(known))}")
     check_answers(encoder, recipe.scores)
+    if recipe.index == "faiss-ivf":
+        require_faiss()
 
 
 def read_test_set(recipe: OverlapRecipe, encoder: Encoder, task: Task, data_root: Path, *, run: Run, cache: Path) -> TestSet:
@@ -66,7 +70,8 @@ def read_test_set(recipe: OverlapRecipe, encoder: Encoder, task: Task, data_root
             answers += retrieve(encoder, task, data_root, **ways)
         else:
             answers.append(classify(asked, encoder, task, data_root, **ways))
-    return TestSet(task, task.split(data_root, "test"), tuple(answers))
+    split = task.split(data_root, "test")
+    return TestSet(task, split, tuple(answers), low_information_flags(split, workers=recipe.workers))
 
 
 def _as_evaluated(recipe: OverlapRecipe) -> EvalRecipe:

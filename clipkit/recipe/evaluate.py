@@ -156,3 +156,8 @@ class OverlapRecipe(Section):
         json_schema_extra=FREE,
         description="megabytes of test pictures that are searched in one pass over the shards",
     )
+    index: Literal["exact", "faiss-ivf"] = Field(
+        "exact", description="exact: every test picture against every training picture; faiss-ivf: an index that misses some, and how many"
+    )
+    index_probes: int = Field(32, ge=1, le=65_536, description="lists of the index that are looked into for each test picture")
+    recall_pictures: int = Field(1_000, ge=1, le=10**6, description="drawn test pictures that measure the index's recall")
