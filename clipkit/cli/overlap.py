@@ -21,6 +21,7 @@ from clipkit.cli.options import (
     show,
 )
 from clipkit.recipe import OverlapRecipe, load_recipe
+from clipkit.report.overlap_details import overlap_detail_tables
 from clipkit.report.tables import overlap_tables
 from clipkit.resources import find
 from clipkit.run import Run
@@ -65,5 +66,5 @@ def overlap_report(
             report = analysis.report_overlap(knobs, encoder, shards, tasks, data, run=run, cache=cache_dir(cache))
             if not report["failed"]:
                 run.finish(report)
-    show(report, overlap_tables(report), as_json=as_json, where=out)
+    show(report, [*overlap_tables(report), *overlap_detail_tables(report)], as_json=as_json, where=out)
     exit_for_failures(report["failed"], has_results=bool(report["tasks"]))

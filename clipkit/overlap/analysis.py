@@ -14,13 +14,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from clipkit import UserError
-from clipkit.dataset.shards import Pair, Shards, made_from
+from clipkit.dataset.shards import Pair, Shards
 from clipkit.dataset.shards.thumbnails import picture_uri
 from clipkit.evaluation.embeddings import Embeddings, Pictures, embed
 from clipkit.evaluation.metrics import top_k
@@ -31,15 +30,21 @@ from clipkit.evaluation.zero_shot import Predictions, predict
 from clipkit.model.detector import Detector, Verify, load_detector
 from clipkit.model.encoder import Encoded, Encoder
 from clipkit.model.preprocess import FORMATS
+from clipkit.overlap import stages
+from clipkit.overlap.deeper import Deeper
 from clipkit.overlap.effect import LEVEL, Effect, measure_effect, summarise
-from clipkit.overlap.matches import MATCH_SCHEMA, matches
+from clipkit.overlap.equal_pictures import find_equal, with_equal
+from clipkit.overlap.matches import MATCH_SCHEMA, Deepened, keys_by_test, match_table
 from clipkit.overlap.neighbours import NearestSearch, Neighbours
 from clipkit.overlap.pairs import choose_pairs, find_training_pairs
 from clipkit.overlap.review import Review, apply_review, load_review, review_path
+from clipkit.overlap.stages import write_table
+from clipkit.overlap.summary import tell, write_summary
+from clipkit.overlap.within import repeats_in_test
 from clipkit.recipe import OverlapRecipe
 from clipkit.report.page import OverlapPage, ShownPair, TaskSection, write_overlap_page
 from clipkit.report.pages import one_line
-from clipkit.run import Run, replacing
+from clipkit.run import Run
 
 PAIRS_AT_ONCE = 512
 MAX_CAPTION = 300
@@ -56,6 +61,7 @@ TABLE_SCHEMA = pa.schema(
         ("similarity", pa.float32()),
         ("is_overlap", pa.bool_()),
         ("is_correct", pa.bool_()),
+        ("keys", pa.list_(pa.string())),  # of all training pairs that resemble it: what `shards reshard --drop` takes out
     ]
 )
 """The columns of `overlap.parquet`: one row per test picture."""
@@ -95,6 +101,7 @@ class Finding:
     effect: Effect
     verdicts: dict[int, str]
     candidates: Neighbours
+    matched: Deepened
 
 
 def report_overlap(
@@ -102,7 +109,8 @@ def report_overlap(
 ) -> dict[str, Any]:
     """The report of `clipkit overlap-report`. A task that fails is named in `failed`, the others go on.
 
-    Leaves `overlap.parquet` (a row per test picture), `overlap-pairs.parquet` (a row per pair that counts) and `overlap.html` in the run.
+    Leaves `overlap.parquet` (a row per test picture), `overlap-pairs.parquet` (a row per pair that counts), `overlap.html`, `summary.md`
+    and the tables of the stages that the recipe asks for in the run.
     Raises UserError for what concerns all tasks: an image-only model, a detector that cannot be loaded, a threshold or a review of a
     task that the suite does not have.
     """
@@ -113,7 +121,9 @@ def report_overlap(
     describe: Describe = partial(embed, detector.encoder, **knobs)
     answer = partial(predict, encoder, **knobs)
     training = [ShardPictures(shards, shard) for shard in shards.shards]
-    findings, failed = [], {}
+    look = partial(_look, detector, describe, block_size=recipe.block_size, run=run)
+    equal = find_equal(suite, data_root, shards, training, rows_per_shard=ROWS_PER_SHARD, run=run)
+    findings, repeats, failed = [], [], {}
     for task in suite.tasks:  # One at a time: the many views of its pictures take much memory.
         try:
             test = _test_set(task, data_root, answer)
@@ -121,15 +131,35 @@ def report_overlap(
         except UserError as error:
             failed[task.name] = _told(run, task, error)
             continue
-        candidates = _neighbours(detector, described, training, describe, block_size=recipe.block_size, run=run)
+        candidates = with_equal(look(described, training, detector.candidates), equal.of(task.name))
+        every_match = partial(
+            stages.every_match, recipe, candidates, equal=equal.of(task.name), described=described, look=look, training=training
+        )
         try:
-            findings.append(_finding(recipe, test, candidates, review))
+            findings.append(_finding(recipe, test, candidates, review, partial(every_match, enough=detector.candidates)))
         except UserError as error:
             failed[task.name] = _told(run, task, error)
-    _write_table(run.path / "overlap.parquet", TABLE_SCHEMA, [_rows(finding, shards) for finding in findings], shards)
-    _write_table(run.path / "overlap-pairs.parquet", MATCH_SCHEMA, [_matches(finding, shards) for finding in findings], shards)
+            continue
+        if recipe.within:
+            known = (task.name, test.split, described, equal.digests[task.name])
+            repeats.append(repeats_in_test(*known, look, k=detector.candidates, threshold=findings[-1].threshold))
+    matched = [_matches(finding, shards) for finding in findings]
+    rows = [_rows(finding, shards, pairs) for finding, pairs in zip(findings, matched, strict=True)]
+    write_table(run.path / "overlap.parquet", TABLE_SCHEMA, rows, shards)
+    write_table(run.path / "overlap-pairs.parquet", MATCH_SCHEMA, matched, shards)
     report = _report(recipe, encoder, detector, suite, findings, run=run)
-    report |= {"failed": failed, "training_pictures": shards.count, "review": review.fingerprint}
+    report |= {"failed": failed, "training_pictures": shards.count, "review": review.fingerprint, "training": shards.fingerprint}
+    report["matches"] = stages.match_counts([finding.matched for finding in findings])
+    if recipe.texts:
+        report["texts"] = stages.report_texts(recipe, [(finding.test.task, finding.test.split) for finding in findings], shards, run=run)
+    if recipe.hosts:
+        report["hosts"] = stages.report_hosts(pa.concat_tables([MATCH_SCHEMA.empty_table(), *matched]), shards, run=run)
+    if recipe.within:
+        report["within"] = stages.repeats(
+            recipe, repeats, shards, training, describe, look, k=detector.candidates, rows_per_shard=ROWS_PER_SHARD, run=run
+        )
+    report["plain"] = tell(report)
+    write_summary(run.path / "summary.md", report["plain"])
     sections = _sections(recipe, findings, shards)
     write_overlap_page(run.path / "overlap.html", OverlapPage(report, sections))
     return report
@@ -160,6 +190,20 @@ def _told(run: Run, task: Task, error: UserError) -> str:
 
 
 # ---------------------------------------------------------- search and verify
+
+
+def _look(
+    detector: Detector,
+    describe: Describe,
+    described: Encoded,
+    among: Sequence[ShardPictures],
+    k: int,
+    *,
+    block_size: int,
+    run: Run,
+) -> Neighbours:
+    """The `k` best of the pictures `among`: what `Look` asks for."""
+    return _neighbours(Deeper(detector, k), described, among, describe, block_size=block_size, run=run)
 
 
 def _neighbours(
@@ -224,14 +268,15 @@ def _nearest(candidates: Neighbours) -> Nearest:
 # ------------------------------------------------------------------- findings
 
 
-def _finding(recipe: OverlapRecipe, test: TestSet, candidates: Neighbours, review: Review) -> Finding:
+def _finding(recipe: OverlapRecipe, test: TestSet, candidates: Neighbours, review: Review, every_match: Callable[..., Deepened]) -> Finding:
     nearest = _nearest(candidates)
     name = test.task.name
     decided = review.of(name)
     threshold = decided.threshold if decided.threshold is not None else recipe.thresholds.get(name, recipe.threshold)
     is_overlap_N = apply_review(nearest.similarity_N, threshold=threshold, review=decided, task=name)
     effect = measure_effect(test.is_correct_N, is_overlap_N, confidence=recipe.confidence)
-    return Finding(test, nearest, threshold, is_overlap_N, effect, dict(decided.verdicts), candidates)
+    matched = every_match(is_overlap_N, decided.verdicts, threshold=threshold)
+    return Finding(test, nearest, threshold, is_overlap_N, effect, dict(decided.verdicts), candidates, matched)
 
 
 def _report(
@@ -265,25 +310,12 @@ def _task_row(finding: Finding, *, num_tasks: int) -> dict[str, Any]:
     }
 
 
-def _write_table(path: Path, schema: pa.Schema, tables: Sequence[pa.Table], shards: Shards) -> None:
-    """With the training shards' fingerprint, so that nobody drops by it from others."""
-    with replacing(path) as temporary:
-        pq.write_table(pa.concat_tables([schema.empty_table(), *tables]).replace_schema_metadata(made_from(shards)), temporary)
-
-
 def _matches(finding: Finding, shards: Shards) -> pa.Table:
     names = [shard.name for shard in shards.shards]
-    return matches(
-        finding.test.task.name,
-        finding.candidates,
-        finding.is_overlap_N,
-        threshold=finding.threshold,
-        shard_N=names,
-        rows_per_shard=ROWS_PER_SHARD,
-    )
+    return match_table(finding.test.task.name, finding.matched.pairs, shard_N=names, rows_per_shard=ROWS_PER_SHARD)
 
 
-def _rows(finding: Finding, shards: Shards) -> pa.Table:
+def _rows(finding: Finding, shards: Shards, matched: pa.Table) -> pa.Table:
     nearest, count = finding.nearest, len(finding.is_overlap_N)
     is_found_N = nearest.place_N >= 0
     names = np.array([shard.name for shard in shards.shards] or [""])
@@ -295,6 +327,7 @@ def _rows(finding: Finding, shards: Shards) -> pa.Table:
         pa.array(nearest.similarity_N, pa.float32(), mask=~is_found_N),
         pa.array(finding.is_overlap_N),
         pa.array(finding.test.is_correct_N),
+        keys_by_test(matched, count),
     ]
     return pa.Table.from_arrays(columns, schema=TABLE_SCHEMA)
 

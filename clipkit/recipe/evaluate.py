@@ -126,3 +126,15 @@ class OverlapRecipe(Section):
     precision: Literal["auto", "bf16", "fp32"] = Field("auto", description="arithmetic of the encoder; auto: bf16 where the device has it")
     confidence: float = Field(0.995, gt=0, lt=1, description="confidence of the Clopper-Pearson interval (CLIP section 5: 99.5%)")
     pairs_shown: int = Field(60, ge=1, le=1_000, description="pairs per task shown side by side on the page")
+    matches_per_picture: int = Field(
+        1_024,
+        ge=0,
+        le=1_000_000,
+        description="training pictures per test picture that are looked at to list all that resemble it; 0: the detector's candidates",
+    )
+    texts: bool = Field(True, description="look for the test sets' captions and prompts in the training texts, too")
+    text_ngram: int = Field(13, ge=1, le=100, description="tokens in a row that make a text overlap (GPT-3: 13); shorter texts count whole")
+    text_least: int = Field(5, ge=1, le=100, description="tokens of the shortest text that is looked for inside others")
+    hosts: bool = Field(True, description="split the overlap by the hosts of the training pairs' addresses")
+    within: bool = Field(False, description="look for near-duplicates inside the test sets and inside the training data, too")
+    within_drawn: int = Field(2_000, ge=1, le=10_000_000, description="training pictures drawn to estimate how many have a near-duplicate")
