@@ -97,21 +97,21 @@ def deepen(
     what stays sees no others. That goes for test pictures without overlap, too, where others' drops clear the way for new candidates.
     At most `most` candidates of each are looked at, and never more than the `total` training pictures.
     """
-    pairs, k, most = [found], candidates.key_NK.shape[1], min(most, total)
+    pairs, most = [found], min(most, total)
     groups = [(np.flatnonzero(may_match_N), _at(candidates, np.flatnonzero(may_match_N)))]
     while True:
         gone = np.unique(np.concatenate([pair.place_P for pair in pairs]))
         is_short = [_is_short(group, gone, enough=enough, total=total) for _, group in groups]
-        short = np.concatenate([rows[short] for (rows, _), short in zip(groups, is_short, strict=True)])
-        if not len(short) or k >= most:
-            return Deepened(merged(pairs), len(short))
-        k = min(DEEPER * k, most)
-        deeper = search(short, k)
-        groups = [(rows[~short], _at(group, ~short)) for (rows, group), short in zip(groups, is_short, strict=True)]
-        groups.append((short, deeper))
+        goes_on = [short & (group.key_NK.shape[1] < most) for (_, group), short in zip(groups, is_short, strict=True)]
+        rows = np.concatenate([rows[on] for (rows, _), on in zip(groups, goes_on, strict=True)])
+        if not len(rows):
+            return Deepened(merged(pairs), sum(int(short.sum()) for short in is_short))
+        k = max(group.key_NK.shape[1] for (_, group), on in zip(groups, goes_on, strict=True) if on.any())
+        deeper = search(rows, min(DEEPER * k, most))
+        groups = [(rows[~on], _at(group, ~on)) for (rows, group), on in zip(groups, goes_on, strict=True)] + [(rows, deeper)]
         similarity_NK = deeper.similarity_NK.round(5)
         more = _chosen(deeper, similarity_NK, (similarity_NK >= threshold) & (deeper.place_NK >= 0))
-        pairs.append(more._replace(test_P=short[more.test_P]))
+        pairs.append(more._replace(test_P=rows[more.test_P]))
 
 
 def _is_short(group: Neighbours, gone: NDArray[np.int64], *, enough: int, total: int) -> NDArray[np.bool_]:

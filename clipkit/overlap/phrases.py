@@ -12,7 +12,7 @@ from clipkit.dataset.texts.matching import normalise
 from clipkit.evaluation.splits import Split
 from clipkit.evaluation.suite import Task
 
-__all__ = ["MAX_PHRASES", "Phrases", "TestTexts", "ngrams", "phrases_of", "texts_of"]
+__all__ = ["MAX_PHRASES", "Phrases", "TaskTexts", "ngrams", "phrases_of", "texts_of"]
 
 MAX_PHRASES = 3_000_000
 """Different phrases that are looked for at once: about a gigabyte."""
@@ -23,7 +23,7 @@ _NONE = -1
 
 
 @dataclass(frozen=True)
-class TestTexts:
+class TaskTexts:
     """The texts of one task. `owner_T` is the picture that a caption is of, or the class that a prompt is of."""
 
     task: str
@@ -76,13 +76,13 @@ class _Numbers(NamedTuple):
         return number
 
 
-def texts_of(task: Task, split: Split) -> TestTexts:
+def texts_of(task: Task, split: Split) -> TaskTexts:
     """Captions of a retrieval task, in the order of its pictures; of another every class name in every template."""
     if split.texts is not None:
         texts = [text for captions in split.texts for text in captions]
-        return TestTexts(task.name, "caption", texts, np.repeat(np.arange(len(split.texts)), [len(captions) for captions in split.texts]))
+        return TaskTexts(task.name, "caption", texts, np.repeat(np.arange(len(split.texts)), [len(captions) for captions in split.texts]))
     prompts = [task.texts(label) for label in range(len(task.classes))]
-    return TestTexts(
+    return TaskTexts(
         task.name, "prompt", [text for one in prompts for text in one], np.repeat(np.arange(len(prompts)), [len(one) for one in prompts])
     )
 

@@ -33,8 +33,8 @@ __all__ = ["every_match", "match_counts", "repeats", "report_hosts", "report_tex
 HOSTS_TOLD = 20
 """Hosts of each kind of address in report.json and in the terminal; the rest is pooled. `overlap-hosts.parquet` has all."""
 
-EXAMPLES = 5
-"""Pairs of texts per task in report.json."""
+EXAMPLES = 3
+"""Pairs of texts per task and way of being found in report.json."""
 
 MAX_TEXT = 300
 
@@ -97,18 +97,21 @@ def report_texts(recipe: OverlapRecipe, tasks: Sequence[tuple[Task, Split]], sha
 
 
 def _examples(table: pa.Table, task: str) -> list[dict[str, Any]]:
-    """The longest texts of a task that are found; of equally long ones the first."""
+    """The longest texts of a task that are found in each of the ways; of equally long ones the first."""
     own = table.filter(pc.equal(table["task"], task))
-    own = own.take(pc.sort_indices(own, [("tokens", "descending"), ("text_index", "ascending")])[:EXAMPLES])
+    how = pc.case_when(pc.make_struct(own["exact"], own["contained"]), "exact", "contained", "n-gram")
+    own = own.append_column("how", how)
+    own = own.take(pc.sort_indices(own, [("tokens", "descending"), ("text_index", "ascending")]))
+    chosen_rows = [row for way in ("exact", "contained", "n-gram") for row in own.filter(pc.equal(own["how"], way))[:EXAMPLES].to_pylist()]
     return [
         {
             "task": row["task"],
-            "how": "exact" if row["exact"] else "contained" if row["contained"] else "n-gram",
+            "how": row["how"],
             "text": one_line(row["text"], MAX_TEXT),
             "training_text": one_line(row["training_text"], MAX_TEXT),
             "key": row["key"],
         }
-        for row in own.to_pylist()
+        for row in chosen_rows
     ]
 
 

@@ -133,13 +133,20 @@ def _one_score(report: Report, row: Report) -> list[str]:
     ]
     if row["p_value"] is None:
         return told
-    verdict = "below" if row["is_significant"] else "not below"
-    told.append(f"The one-sided p-value that the overlap is no easier than the rest is {p_value(row['p_value'])}, {verdict} {LEVEL:g}")
+    told.append(f"A one-sided binomial test of the overlap against the rest gives {_p(row)}, {_side(row['is_significant'])} {LEVEL:g}")
     if len(report["tasks"]) > 1:
         also = "and" if row["is_significant_bonferroni"] == row["is_significant"] else "but"
-        verdict = "below" if row["is_significant_bonferroni"] else "not below"
-        told[-1] += f" {also} {verdict} {LEVEL:g} / {len(report['tasks']):,} (Bonferroni)"
+        told[-1] += f" {also} {_side(row['is_significant_bonferroni'])} {LEVEL:g} / {len(report['tasks']):,} (Bonferroni)"
     return [*told[:-1], told[-1] + "."]
+
+
+def _p(row: Report) -> str:
+    shown = p_value(row["p_value"])
+    return f"p {shown}" if shown.startswith("<") else f"p = {shown}"
+
+
+def _side(is_below: Any) -> str:
+    return "below" if is_below else "not below"
 
 
 def _points(row: Report) -> str:
@@ -183,8 +190,8 @@ def _hosts(hosts: Report | None) -> list[str]:
     if count == 1:
         return [f"All of the overlap comes from one host, {_code(first['host'])}."]
     return [
-        f"The overlap comes from {count:,} hosts; most of it, {percent(first['share'])} of the overlapping test pictures, "
-        f"from {_code(first['host'])}."
+        f"The overlap comes from {count:,} hosts; {_code(first['host'])} has the most, {percent(first['share'])} of the overlapping "
+        "test pictures."
     ]
 
 

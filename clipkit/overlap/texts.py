@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from clipkit.dataset.shards import Shards
 from clipkit.dataset.texts.matching import QueryIndex
 from clipkit.dataset.texts.tokens import TOKENISE
-from clipkit.overlap.phrases import MAX_PHRASES, Phrases, TestTexts, phrases_of
+from clipkit.overlap.phrases import MAX_PHRASES, Phrases, TaskTexts, phrases_of
 from clipkit.run import Run
 
 __all__ = ["TEXT_SCHEMA", "TextOverlap", "find_texts", "text_counts", "text_table"]
@@ -54,7 +54,7 @@ TEXT_SCHEMA = pa.schema(
 class TextOverlap:
     """How the texts of one task are found (T,), how often, and the place of an example; -1 where there is none."""
 
-    texts: TestTexts
+    texts: TaskTexts
     tokens_T: NDArray[np.int64]
     exact_T: NDArray[np.bool_]
     contained_T: NDArray[np.bool_]
@@ -99,7 +99,7 @@ def _token_counts(texts: pa.StringArray) -> NDArray[np.int64]:
     return np.bincount(TOKENISE["tokens"][1](texts).rows_T, minlength=len(texts)) if len(texts) else np.zeros(0, np.int64)
 
 
-def find_texts(tasks: Sequence[TestTexts], shards: Shards, *, n: int, least: int, run: Run) -> list[TextOverlap]:
+def find_texts(tasks: Sequence[TaskTexts], shards: Shards, *, n: int, least: int, run: Run) -> list[TextOverlap]:
     """Look for the texts of all tasks in one pass over the training texts.
 
     `n` is the length of a run and `least` that of the shortest text that is looked for within others (tokens). In memory are the
@@ -131,7 +131,7 @@ def _look(together: Sequence[str], made: Sequence[Phrases], shards: Shards, *, r
     return seen
 
 
-def _found(task: TestTexts, phrases: Phrases, seen: _Seen, numbers: Mapping[str, int], *, least: int) -> TextOverlap:
+def _found(task: TaskTexts, phrases: Phrases, seen: _Seen, numbers: Mapping[str, int], *, least: int) -> TextOverlap:
     own_P = np.array([numbers[phrase] for phrase in phrases.phrases], np.int64)
     count_P, place_P, equal_P = (np.append(column[own_P], missing) for column, missing in _columns(seen))  # the last is for -1
     equal_T, whole_T = equal_P[phrases.whole_T], place_P[phrases.whole_T]

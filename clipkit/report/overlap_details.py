@@ -12,7 +12,7 @@ _ADDRESSES = {"image_url": "picture", "page_url": "page"}
 
 
 def overlap_detail_tables(report: Mapping[str, Any]) -> list[Table]:
-    """Tables for whatever stages the report has: none for those that were not asked for."""
+    """Tables for whatever stages the report has, none for those that were not asked for; then the report in words."""
     tables: list[Table] = []
     if texts := report.get("texts"):
         tables += [_text_table(texts), *_example_tables(texts)]
@@ -20,6 +20,8 @@ def overlap_detail_tables(report: Mapping[str, Any]) -> list[Table]:
         tables += [_host_table(address, hosts[address], report["training_pictures"]) for address in _ADDRESSES if hosts[address]["hosts"]]
     if within := report.get("within"):
         tables += [_repeat_table(within["tests"]), *_training_tables(within["training"])]
+    if plain := report.get("plain"):
+        tables.append(Table("in words", ("summary.md",), [(paragraph,) for paragraph in plain]))
     return tables
 
 
@@ -28,7 +30,7 @@ def _text_table(texts: Mapping[str, Any]) -> Table:
     rows = [tuple(Share(row[name]) if name == "share" and row[name] is not None else row[name] for name in names) for row in texts["tasks"]]
     notes = [
         f"of {texts['training_texts']:,} training texts; n-gram: {texts['ngram']} tokens in a row, or the whole of a shorter text",
-        f"short: under {texts['least']} tokens, which only an equal text counts for; share: n-gram among the others, and exact",
+        f"short: under {texts['least']} tokens, which only an equal text counts for; share: of the others, those found in any way",
     ]
     notes += [f"{task}: too many texts to compare" for task in texts["too_many"]]
     titles = ("task", "kind", "texts", "exact", "contained", "n-gram", "share", "short")
