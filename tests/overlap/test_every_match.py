@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from clipkit import UserError
 from clipkit.dataset.shards import Shards
 from clipkit.dataset.shards.resharding import reshard
 from clipkit.overlap.matches import Listed, deepen, keys_by_test, listed, match_table
@@ -155,3 +156,19 @@ def test_the_table_names_the_shards_that_it_was_made_from(tmp_path: Path, plante
     analyse(tmp_path, color_encoder, planted, suite)
     told = pq.read_schema(tmp_path / "out" / "overlap.parquet").metadata[b"clipkit"].decode()
     assert planted.fingerprint in told
+
+
+def test_shards_written_anew_are_described_anew_and_never_answered_from_the_cache(
+    tmp_path: Path, planted: Shards, color_encoder: Any
+) -> None:
+    """The same folder, other pictures under the same keys: the cache is keyed by the tar's hash."""
+    suite = cloth_suite(tmp_path, *([cloth(color, i) for i in range(10)] for color in ("red", "green")))
+    assert analyse(tmp_path, color_encoder, planted, suite)["tasks"][0]["overlap"] == 2
+    images = [cloth("red", 7 if i == 20 else 200 + i) for i in range(planted.count)]
+    anew = shards_of([pair(image, i) for i, image in enumerate(images)], planted.root)
+    assert [row["key"] for row in anew.table(["key"]).to_pylist()] == [row["key"] for row in planted.table(["key"]).to_pylist()]
+    found = analyse(tmp_path, color_encoder, Shards.open(planted.root), suite, out="again")
+    assert [row["test_index"] for row in table(tmp_path, "overlap.parquet", "again") if row["is_overlap"]] == [7]
+    assert found["matches"]["training_pictures"] == 1
+    with pytest.raises(UserError, match=r"is not what its manifest says"):
+        analyse(tmp_path, color_encoder, planted, suite, out="stale")  # opened before they were written anew
