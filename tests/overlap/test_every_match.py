@@ -128,6 +128,21 @@ def test_deepening_drops_what_report_after_report_would(seed: int) -> None:
     assert naive_drops(similarity[:, left], decides[:, left], k=3, threshold=0.8) == set()
 
 
+def test_what_only_resembles_a_picture_judged_different_is_not_dropped() -> None:
+    """Both test pictures have seen training picture 0, which goes; behind it the second would find 1, were it not judged different."""
+    similarity = np.array([[0.9, 0.1, 0.8], [0.9, 0.8, 0.1]])
+    search = ranked_search(similarity, np.array([[0.9, 0.1, 0.1], [0.9, 0.9, 0.1]], np.float32))
+    first = search(np.arange(2), 1)
+    found = listed(first, np.array([True, False]), threshold=0.8)
+
+    def dropped(*may_match: bool) -> list[int]:
+        deepened = deepen(search, first, found, threshold=0.8, may_match_N=np.array(may_match), enough=1, most=3, total=3)
+        return sorted(set(deepened.pairs.place_P.tolist()))
+
+    assert dropped(True, False) == [0]
+    assert dropped(True, True) == [0, 1]
+
+
 def test_at_the_limit_of_candidates_the_count_says_so() -> None:
     decides = np.full((1, 50), 0.9, np.float32)
     search = ranked_search(np.random.default_rng(0).random((1, 50)), decides)

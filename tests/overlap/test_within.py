@@ -76,6 +76,12 @@ def test_links_through_others_and_equal_files_join_a_group() -> None:
     assert (found.counts["distinct"], found.counts["equal"], found.counts["effective"]) == (2, 2, pytest.approx(25 / 13))
 
 
+def test_the_picture_itself_takes_none_of_the_places() -> None:
+    vectors = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0], [0.0, 1.0]])
+    found = repeats_in_test("t", Pictures(4), Encoded(vectors, vectors), list("abcd"), cosines, k=1, threshold=0.9)
+    assert [(row["test_index"], row["nearest"]) for row in found.table.to_pylist()] == [(0, 2), (1, 3), (2, 0), (3, 1)]
+
+
 def test_one_picture_is_its_own_group() -> None:
     vectors = torch.ones(1, 1)
     found = repeats_in_test("t", Pictures(1), Encoded(vectors, vectors), ["a"], cosines, k=4, threshold=0.9)
