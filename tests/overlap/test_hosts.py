@@ -76,7 +76,7 @@ def test_a_host_has_one_name_that_can_be_printed(host: str | None, name: str) ->
 def test_hosts_are_counted_as_a_hand_would(tmp_path: Path) -> None:
     urls = [URLS[i % len(URLS)] for i in range(21)]
     shards = shards_from(urls, tmp_path / "shards")
-    # Test 0 resembles two pairs of a.example, test 1 one of them, another one and one of the bookshop, test 0 of another task one without a host.
+    # Test 0 resembles two pairs of a.example, test 1 one of them, another, and one of b\u00fccher; test 0 of task u one without a host.
     rows = matched([("t", 0, 0), ("t", 0, 8), ("t", 1, 8), ("t", 1, 2), ("t", 1, 3), ("u", 0, 5)], urls)
     found = overlap_by_host(rows, shards, run=run(tmp_path)).table
     assert found.schema.equals(HOST_SCHEMA)
