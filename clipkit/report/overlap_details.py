@@ -53,7 +53,8 @@ def _host_table(address: str, found: Mapping[str, Any], training: int) -> Table:
         pairs, overlap = (found["rest"][name] + sum(row[name] for row in others) for name in ("pairs", "overlap_pairs"))
         rows.append((f"({hosts:,} more)", pairs, overlap, 1e6 * overlap / max(1, pairs), None, None))
     titles = ("host", "pairs", "overlap", "per million", "test pictures", "share")
-    note = f"{found['pairs_without']:,} of {training:,} pairs are of hosts without overlap; of two hosts a test picture counts for both"
+    without = f"{found['pairs_without']:,} of {training:,} pairs are of hosts without overlap"
+    note = f"{without}; a test picture that is like pairs of two hosts counts for both"
     return Table(f"overlap by the {_ADDRESSES[address]}'s host", titles, rows, note)
 
 
