@@ -2,7 +2,8 @@
 
 Training pictures are described shard by shard into the same cache as every other embedding, so a killed report goes on where it was and a
 second one only searches. Two passes over the shards for each task: the search keeps the detector's candidates for each test picture, then
-a detector that can verifies them.
+a detector that can verifies them. Where a test picture has overlap, further passes ask for more candidates, until all that resemble it are
+listed.
 """
 
 from collections import defaultdict
@@ -149,11 +150,9 @@ def report_overlap(
     write_table(run.path / "overlap-pairs.parquet", MATCH_SCHEMA, matched, shards)
     report = _report(recipe, encoder, detector, suite, findings, run=run)
     report |= {"failed": failed, "training_pictures": shards.count, "review": review.fingerprint, "training": shards.fingerprint}
-    report["matches"] = stages.match_counts([finding.matched for finding in findings])
-    if recipe.texts:
-        report["texts"] = stages.report_texts(recipe, [(finding.test.task, finding.test.split) for finding in findings], shards, run=run)
-    if recipe.hosts:
-        report["hosts"] = stages.report_hosts(pa.concat_tables([MATCH_SCHEMA.empty_table(), *matched]), shards, run=run)
+    equal_found = [equal.of(finding.test.task.name) for finding in findings]
+    report["matches"] = stages.match_counts([finding.matched for finding in findings], equal_found)
+    report |= _texts_and_hosts(recipe, findings, matched, shards, run=run)
     if recipe.within:
         report["within"] = stages.repeats(
             recipe, repeats, shards, training, describe, look, k=detector.candidates, rows_per_shard=ROWS_PER_SHARD, run=run
@@ -163,6 +162,17 @@ def report_overlap(
     sections = _sections(recipe, findings, shards)
     write_overlap_page(run.path / "overlap.html", OverlapPage(report, sections))
     return report
+
+
+def _texts_and_hosts(
+    recipe: OverlapRecipe, findings: Sequence[Finding], matched: Sequence[pa.Table], shards: Shards, *, run: Run
+) -> dict[str, Any]:
+    told = {}
+    if recipe.texts:
+        told["texts"] = stages.report_texts(recipe, [(finding.test.task, finding.test.split) for finding in findings], shards, run=run)
+    if recipe.hosts:
+        told["hosts"] = stages.report_hosts(pa.concat_tables([MATCH_SCHEMA.empty_table(), *matched]), shards, run=run)
+    return told
 
 
 def _check(recipe: OverlapRecipe, encoder: Encoder, suite: Suite, review: Review) -> None:

@@ -73,10 +73,16 @@ def every_match(
     return deepen(search, candidates, found, threshold=threshold, may_match_N=may_match_N, enough=enough, most=most, total=total)
 
 
-def match_counts(deepened: Sequence[Deepened]) -> dict[str, int]:
-    """Over tasks: pairs, different training pictures in them, and test pictures of which there may be more."""
+def match_counts(deepened: Sequence[Deepened], equal: Sequence[Listed]) -> dict[str, int]:
+    """Over tasks: pairs, different training pictures in them, test pictures whose very file was trained on, and those of which there may
+    be more in the training data."""
     places = np.concatenate([np.zeros(0, np.int64), *(one.pairs.place_P for one in deepened)])
-    return {"pairs": len(places), "training_pictures": len(np.unique(places)), "cut_short": sum(one.cut_short for one in deepened)}
+    return {
+        "pairs": len(places),
+        "training_pictures": len(np.unique(places)),
+        "equal": sum(len(np.unique(pairs.test_P)) for pairs in equal),
+        "cut_short": sum(one.cut_short for one in deepened),
+    }
 
 
 def report_texts(recipe: OverlapRecipe, tasks: Sequence[tuple[Task, Split]], shards: Shards, *, run: Run) -> dict[str, Any]:

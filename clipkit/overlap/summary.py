@@ -103,6 +103,8 @@ def _matched(report: Report) -> list[str]:
     matches = report["matches"]
     them = "it" if sum(row["overlap"] for row in report["tasks"]) == 1 else "them"
     told = [f"{counted(matches['training_pictures'], 'training picture')} {_is(matches['training_pictures'])} like {them}."]
+    if matches["equal"]:
+        told.append(f"For {counted(matches['equal'], 'test picture')} the training data holds the very same file.")
     if matches["cut_short"]:
         told.append(
             f"Of {counted(matches['cut_short'], 'test picture')} there may be more in the training data: once those are dropped, "

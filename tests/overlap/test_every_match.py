@@ -40,7 +40,7 @@ def test_after_one_drop_the_next_report_finds_nothing(name: str, tmp_path: Path,
     suite = cloth_suite(tmp_path, *([cloth(color, i) for i in range(10)] for color in ("red", "green")))
     report = analyse(tmp_path, color_encoder, planted, suite)
     assert report["tasks"][0]["overlap"] == 2
-    assert report["matches"] == {"pairs": COPIES + 1, "training_pictures": COPIES + 1, "cut_short": 0}
+    assert report["matches"] == {"pairs": COPIES + 1, "training_pictures": COPIES + 1, "equal": 0, "cut_short": 0}
     clean = drop(planted, tmp_path / "out" / name, tmp_path / "clean")
     assert clean.count == planted.count - COPIES - 1
     again = analyse(tmp_path, color_encoder, clean, suite, out="again")
@@ -78,7 +78,8 @@ def test_a_black_frame_counts_where_its_very_file_was_trained_on(tmp_path: Path,
     assert [(row["is_overlap"], len(row["keys"])) for row in rows] == [(False, 0), (True, 6), (True, 1), *[(False, 0)] * 3]
     assert rows[1]["similarity"] == rows[2]["similarity"] == 1
     assert rows[1]["key"] == min(pair.key for pair in trained[9:15])
-    assert report["matches"]["pairs"] == 7
+    assert (report["matches"]["pairs"], report["matches"]["equal"]) == (7, 2)
+    assert "For 2 test pictures the training data holds the very same file." in report["plain"][0]
     clean = drop(shards, tmp_path / "out" / "overlap.parquet", tmp_path / "clean")
     assert analyse(tmp_path, color_encoder, clean, suite, out="again")["tasks"][0]["overlap"] == 0
 

@@ -32,7 +32,8 @@ def report(*tasks: tuple[str, int, int, int, int], train: int = 1_000, **more: A
     pairs = sum(overlap for _, overlap, *_ in tasks)
     return {
         "model": "runs/m", "suite": "small", "detector": "pixels", "training_pictures": train, "training": "0123456789abcdef", "failed": {},
-        "tasks": rows, "summary": vars(summarise(effects)), "matches": {"pairs": pairs, "training_pictures": pairs, "cut_short": 0}, **more,
+        "tasks": rows, "summary": vars(summarise(effects)),
+        "matches": {"pairs": pairs, "training_pictures": pairs, "equal": 0, "cut_short": 0}, **more,
     }  # fmt: skip
 
 
