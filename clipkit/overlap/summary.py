@@ -9,6 +9,7 @@ from typing import Any
 
 from clipkit import __version__, printable
 from clipkit.overlap.effect import LEVEL
+from clipkit.overlap.hosts import NO_HOST
 from clipkit.report.page import p_value, percent
 from clipkit.run import replacing
 
@@ -178,7 +179,10 @@ def _texts(texts: Report | None) -> list[str]:
     for kind, name in (("caption", "test caption"), ("prompt", "prompt")) if texts else ():
         rows = [row for row in texts["tasks"] if row["kind"] == kind] if texts else []
         exact, contained, ngram, count = (sum(row[how] for row in rows) for how in ("exact", "contained", "ngram", "texts"))
-        if texts and count:
+        if texts and count and not ngram:
+            nothing = f"The one {name} is not" if count == 1 else f"None of the {count:,} {name}s is"
+            told.append(f"{nothing} found in the training texts.")
+        elif texts and count:
             found = f"{exact:,} {_is(exact)} a training text word for word, {contained:,} {_is(contained)} contained in one"
             runs = f"{ngram:,} {'shares' if ngram == 1 else 'share'} a run of {texts['ngram']} tokens with one"
             told.append(f"Of {counted(count, name)}, {found}, and {runs} (shorter texts: the whole).")
@@ -186,14 +190,14 @@ def _texts(texts: Report | None) -> list[str]:
 
 
 def _hosts(hosts: Report | None) -> list[str]:
-    top = hosts["image_url"]["top"] if hosts else []
+    top = [row for row in hosts["image_url"]["top"] if row["host"] != NO_HOST] if hosts else []
     if not hosts or not top:
         return []
-    first, count = top[0], hosts["image_url"]["hosts"]
-    if count == 1:
+    first, count = top[0], hosts["image_url"]["hosts"] - (len(hosts["image_url"]["top"]) - len(top))
+    if count == 1 and first["share"] == 1:
         return [f"All of the overlap comes from one host, {_code(first['host'])}."]
     return [
-        f"The overlap comes from {count:,} hosts; {_code(first['host'])} has the most, {percent(first['share'])} of the overlapping "
+        f"The overlap comes from {counted(count, 'host')}; {_code(first['host'])} has the most, {percent(first['share'])} of the overlapping "
         "test pictures."
     ]
 

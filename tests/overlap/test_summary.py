@@ -114,6 +114,14 @@ def test_texts_hosts_and_repeats_are_told_where_they_were_looked_at() -> None:
     )
 
 
+def test_texts_that_are_nowhere_and_pairs_without_a_host_are_not_spoken_of_as_found() -> None:
+    texts = {"ngram": 13, "tasks": [{"kind": "prompt", "texts": 12, "exact": 0, "contained": 0, "ngram": 0}]}
+    hosts = {"image_url": {"hosts": 1, "top": [{"host": "(none)", "share": 1.0}]}}
+    told = words(report(("birds", 20, 19, 80, 60), texts=texts, hosts=hosts))
+    assert "None of the 12 prompts is found in the training texts." in told
+    assert "host" not in told
+
+
 def test_failed_tasks_verdicts_and_what_may_be_left_are_told() -> None:
     found = report(("birds", 20, 19, 80, 60), failed={"cars": "no data"})
     found["tasks"][0]["verdicts"] = 1
