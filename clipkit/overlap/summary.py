@@ -197,8 +197,8 @@ def _hosts(hosts: Report | None) -> list[str]:
     if count == 1 and first["share"] == 1:
         return [f"All of the overlap comes from one host, {_code(first['host'])}."]
     return [
-        f"The overlap comes from {counted(count, 'host')}; {_code(first['host'])} has the most, {percent(first['share'])} of the overlapping "
-        "test pictures."
+        f"The overlap comes from {counted(count, 'host')}; {_code(first['host'])} has the most, "
+        f"{percent(first['share'])} of the overlapping test pictures."
     ]
 
 
