@@ -22,6 +22,7 @@ MAY_IMPORT = {
         "model.preprocess",
         "dataset.shards",
         "dataset.shards.thumbnails",
+        "dataset.texts",
         "report",
     },
     "evaluation": {"model.encoder", "model.linear", "model.preprocess", "dataset.shards"},

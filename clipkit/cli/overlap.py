@@ -23,6 +23,7 @@ from clipkit.cli.options import (
     show,
 )
 from clipkit.recipe import OverlapRecipe, load_recipe
+from clipkit.report.overlap_details import overlap_detail_tables
 from clipkit.report.overlap_tables import overlap_tables
 from clipkit.resources import find
 from clipkit.run import Run
@@ -85,5 +86,5 @@ def overlap_report(
                     run.finish(report)
             else:
                 share.gathered([])  # nothing is left to help with
-    show(report, overlap_tables(report), as_json=as_json, where=out)
+    show(report, [*overlap_tables(report), *overlap_detail_tables(report)], as_json=as_json, where=out)
     exit_for_failures(report["failed"], has_results=bool(report["tasks"]))

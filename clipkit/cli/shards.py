@@ -124,7 +124,9 @@ def reshard(
     drop: Annotated[
         Path | None,
         typer.Option(
-            "--drop", metavar="FILE", help="Drop the pairs whose `key` is in this file; of an overlap report's table, those that overlap."
+            "--drop",
+            metavar="FILE",
+            help="Drop the pairs whose `key` is in this file; of an overlap report's `overlap.parquet`, all that are like a test picture.",
         ),
     ] = None,
     where: Annotated[str | None, typer.Option("--where", metavar="CONDITION", help=WHERE_HELP)] = None,
@@ -139,7 +141,7 @@ def reshard(
     the others. After a kill the same command goes on, and ends at the same bytes.
 
     Examples: `clipkit shards reshard runs/data --keep scores.parquet --where "score >= 0.28" --out runs/best`,
-    `clipkit shards reshard runs/data --drop runs/overlap/overlap-pairs.parquet --out runs/clean`
+    `clipkit shards reshard runs/data --drop runs/overlap/overlap.parquet --out runs/clean`
     """
     lists = {"keep": keep and str(keep), "drop": drop and str(drop)}
     knobs = from_options(ReshardRecipe, **lists, where=where, pairs_per_shard=pairs_per_shard, seed=seed)

@@ -28,6 +28,7 @@ __all__ = [
     "CosineDetector",
     "Detector",
     "PixelDescriptor",
+    "ScoreNorm",
     "Threshold",
     "Verify",
     "beside_weights",

@@ -2,7 +2,7 @@
 
 Training pictures are described shard by shard into the same cache as every other embedding, so a killed report goes on where it was. The
 search keeps the detector's candidates for the test pictures of all tasks in one pass over the shards; a detector that can verifies them in
-another.
+another. Where a test picture has overlap, further passes ask for more candidates, until all that resemble it are listed.
 """
 
 from collections import defaultdict
@@ -14,34 +14,39 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from clipkit import UserError
-from clipkit.dataset.shards import Shards, made_from
+from clipkit.dataset.shards import Shards
 from clipkit.evaluation.embeddings import WHOLE, embed
 from clipkit.evaluation.shard_pictures import ShardPictures
 from clipkit.evaluation.shares import Share
 from clipkit.evaluation.suite import Suite, Task
 from clipkit.model.detector import Detector, load_detector
 from clipkit.model.encoder import Encoded, Encoder
+from clipkit.overlap import stages
 from clipkit.overlap.comparison import Comparison, Parts, compare, judged
 from clipkit.overlap.curve import CURVE_SCHEMA, curve
+from clipkit.overlap.deeper import Deeper
+from clipkit.overlap.equal_pictures import EqualPictures, find_equal, with_equal
 from clipkit.overlap.faiss_index import recall_report
-from clipkit.overlap.matches import MATCH_SCHEMA, matches
+from clipkit.overlap.matches import MATCH_SCHEMA, Deepened, keys_by_test, match_table
 from clipkit.overlap.neighbours import Neighbours
 from clipkit.overlap.review import Review, Verdict, apply_review, check_report, load_review, pairs_fingerprint, review_path
 from clipkit.overlap.scale import detector_facts, normalised, threshold_of, with_background
-from clipkit.overlap.search import ROWS_PER_SHARD, Describe, Nearest, Search, nearest_of, search_tests
+from clipkit.overlap.search import ROWS_PER_SHARD, Describe, Nearest, Search, nearest_of, search_described, search_tests
 from clipkit.overlap.search_cost import search_cost
 from clipkit.overlap.shown import Compared, live_hits, plain_sections, review_tasks
+from clipkit.overlap.stages import write_table
+from clipkit.overlap.summary import tell, write_summary
 from clipkit.overlap.test_sets import TestSet, check_asked, read_test_set
 from clipkit.overlap.together import rows_together, summary_of
+from clipkit.overlap.within import repeats_in_test
 from clipkit.recipe import OverlapRecipe
 from clipkit.report.overlap_figures import write_overlap_figure
 from clipkit.report.page import OverlapPage, write_overlap_page
 from clipkit.report.review_page import REVIEW_PAGE, ReviewPage, write_review_page
-from clipkit.run import Run, replacing
+from clipkit.run import Run
 
 TABLE_SCHEMA = pa.schema(
     [
@@ -52,6 +57,7 @@ TABLE_SCHEMA = pa.schema(
         ("similarity", pa.float32()),
         ("is_overlap", pa.bool_()),
         ("is_correct", pa.bool_()),
+        ("keys", pa.list_(pa.string())),  # of all training pairs that resemble it: what `shards reshard --drop` takes out
     ]
 )
 """The columns of `overlap.parquet`: one row per test picture."""
@@ -68,6 +74,7 @@ class Finding:
     comparisons: tuple[Comparison, ...]
     verdicts: dict[int, Verdict]
     candidates: Neighbours
+    matched: Deepened
     pairs: str  # `pairs_fingerprint`
     row: Mapping[str, Any] = field(default_factory=dict)  # of the report: known when all tasks are
 
@@ -93,8 +100,8 @@ def report_overlap(
 
     Called on rank 0 of `share`; other ranks `help_search` meanwhile.
 
-    Leaves `overlap.parquet` (a row per test picture), `overlap-pairs.parquet` (a row per pair that counts) and `overlap.html` in the run;
-    with `review_page` also `review.html`, on which a person judges pairs.
+    Leaves `overlap.parquet` (a row per test picture), `overlap-pairs.parquet` (a row per pair that counts), `overlap.html`, `summary.md`
+    and the tables of the stages that the recipe asks for in the run; with `review_page` also `review.html`, to judge pairs on.
     Raises UserError for what concerns all tasks: an image-only model, a detector that cannot be loaded, a threshold or a review of a
     task that the suite does not have.
     """
@@ -115,24 +122,68 @@ def report_overlap(
             failed[task.name] = _told(run, task, error)
     share.gathered([test.task.name for test, _ in tests])  # other ranks wait for this
     search = Search(detector, training, describe, recipe, run, run.path / "search", share)
-    for (test, pairs), candidates in zip(tests, search_tests(search, [test.split for test, _ in tests]), strict=True):
-        candidates = normalised(candidates, detector, Encoded(*describe(test.split)))
+    equal = find_equal([(test.task.name, test.split) for test, _ in tests], shards, training, rows_per_shard=ROWS_PER_SHARD, run=run)
+    found = search_tests(search, [test.split for test, _ in tests])
+    for (test, pairs), candidates in zip(tests, found, strict=True):
         try:
-            findings.append(_finding(recipe, detector, test, candidates, review, pairs))
+            findings.append(_finding(search, test, candidates, equal, review, pairs))
         except UserError as error:
             failed[test.task.name] = _told(run, test.task, error)
     findings = _with_rows(findings)
-    _write_table(run.path / "overlap.parquet", TABLE_SCHEMA, [_rows(finding, shards) for finding in findings], shards)
-    _write_table(run.path / "overlap-pairs.parquet", MATCH_SCHEMA, [_matches(finding, shards) for finding in findings], shards)
-    _write_table(run.path / "overlap-curve.parquet", CURVE_SCHEMA, [_curves(recipe, finding) for finding in findings], shards)
     report = _report(recipe, encoder, detector, suite, findings, run=run)
-    write_overlap_figure(run.path, report["tasks"], confidence=recipe.confidence)
-    report |= {"failed": failed, "training_pictures": shards.count, "review": review.fingerprint}
-    report["search"] = search_cost(search.effort, shards.count)
-    report["search_recall"] = recall_report(search.recall, recipe.confidence)
+    report |= {"failed": failed, "training_pictures": shards.count, "training": shards.fingerprint, "review": review.fingerprint}
+    report |= {"search": search_cost(search.effort, shards.count), "search_recall": recall_report(search.recall, recipe.confidence)}
+    report |= _stages(search, findings, equal, shards)
+    report["plain"] = tell(report)
     report["review_page"] = str(run.path / REVIEW_PAGE) if review_page else None
+    write_summary(run.path / "summary.md", report["plain"])
+    write_overlap_figure(run.path, report["tasks"], confidence=recipe.confidence)
     _write_pages(recipe, report, [_compared(recipe, detector, finding) for finding in findings], shards, run=run)
     return report
+
+
+def _stages(search: Search, findings: Sequence[Finding], equal: EqualPictures, shards: Shards) -> dict[str, Any]:
+    """What stands beside the scores, and every table."""
+    recipe, run = search.recipe, search.run
+    matched = [_matches(finding, shards) for finding in findings]
+    rows = [_rows(finding, shards, pairs) for finding, pairs in zip(findings, matched, strict=True)]
+    write_table(run.path / "overlap.parquet", TABLE_SCHEMA, rows, shards)
+    write_table(run.path / "overlap-pairs.parquet", MATCH_SCHEMA, matched, shards)
+    write_table(run.path / "overlap-curve.parquet", CURVE_SCHEMA, [_curves(recipe, finding) for finding in findings], shards)
+    equal_found = [equal.of(finding.test.task.name) for finding in findings]
+    told: dict[str, Any] = {"matches": stages.match_counts([finding.matched for finding in findings], equal_found)}
+    if recipe.texts:
+        told["texts"] = stages.report_texts(recipe, [(finding.test.task, finding.test.split) for finding in findings], shards, run=run)
+    if recipe.hosts:
+        told["hosts"] = stages.report_hosts(pa.concat_tables([MATCH_SCHEMA.empty_table(), *matched]), shards, run=run)
+    if recipe.within:
+        told["within"] = _within(search, findings, equal, shards)
+    return told
+
+
+def _within(search: Search, findings: Sequence[Finding], equal: EqualPictures, shards: Shards) -> dict[str, Any]:
+    look, k = partial(_look, search), search.detector.candidates
+    repeats = [
+        repeats_in_test(
+            finding.test.task.name,
+            finding.test.split,
+            Encoded(*search.describe(finding.test.split)),
+            equal.digests[finding.test.task.name],
+            look,
+            k=k,
+            threshold=finding.threshold,
+        )
+        for finding in findings
+    ]
+    common = threshold_of(search.recipe, search.detector, "")
+    ways: dict[str, Any] = {"k": k, "threshold": common, "rows_per_shard": ROWS_PER_SHARD, "run": search.run}
+    return stages.repeats(search.recipe, repeats, shards, search.training, search.describe, look, **ways)
+
+
+def _look(search: Search, described: Encoded, among: Sequence[ShardPictures], k: int) -> Neighbours:
+    """The `k` best of the pictures `among`: what `Look` asks for."""
+    deeper = replace(search, detector=Deeper(search.detector, k), training=among, share=WHOLE)
+    return normalised(search_described(deeper, described), search.detector, described)
 
 
 def _pairs_of(recipe: OverlapRecipe, detector: Detector, test: TestSet, shards: Shards, review: Review) -> str:
@@ -168,15 +219,28 @@ def _told(run: Run, task: Task, error: UserError) -> str:
 # ------------------------------------------------------------------- findings
 
 
-def _finding(recipe: OverlapRecipe, detector: Detector, test: TestSet, candidates: Neighbours, review: Review, pairs: str) -> Finding:
-    nearest = nearest_of(candidates)
-    name = test.task.name
-    decided = review.of(name)
-    threshold = decided.threshold if decided.threshold is not None else threshold_of(recipe, detector, name)
-    apply_review(nearest.similarity_N, threshold=threshold, review=decided, task=name)  # refuses verdicts on pictures that are not there
+def _finding(search: Search, test: TestSet, candidates: Neighbours, equal: EqualPictures, review: Review, pairs: str) -> Finding:
+    recipe, name, described = search.recipe, test.task.name, Encoded(*search.describe(test.split))
+    candidates = with_equal(normalised(candidates, search.detector, described), equal.of(name))
+    nearest, decided = nearest_of(candidates), review.of(name)
+    threshold = decided.threshold if decided.threshold is not None else threshold_of(recipe, search.detector, name)
+    # Refuses verdicts on pictures that are not there.
+    is_overlap_N = apply_review(nearest.similarity_N, threshold=threshold, review=decided, task=name)
     parts = Parts(judged(nearest.similarity_N, decided.verdicts), threshold, test.is_blank_N)
     compared = tuple(compare(answers, parts, confidence=recipe.confidence, seed=recipe.seed) for answers in test.answers)
-    return Finding(test, nearest, threshold, parts, compared, dict(decided.verdicts), candidates, pairs)
+    matched = stages.every_match(
+        recipe,
+        candidates,
+        is_overlap_N,
+        decided.verdicts,
+        equal.of(name),
+        threshold=threshold,
+        described=described,
+        look=partial(_look, search),
+        training=search.training,
+        enough=search.detector.candidates,
+    )
+    return Finding(test, nearest, threshold, parts, compared, dict(decided.verdicts), candidates, matched, pairs)
 
 
 def _with_rows(findings: Sequence[Finding]) -> list[Finding]:
@@ -229,25 +293,12 @@ def _curves(recipe: OverlapRecipe, finding: Finding) -> pa.Table:
     return pa.concat_tables([curve(name, answers, finding.parts, confidence=recipe.confidence) for answers in finding.test.answers])
 
 
-def _write_table(path: Path, schema: pa.Schema, tables: Sequence[pa.Table], shards: Shards) -> None:
-    """With the training shards' fingerprint, so that nobody drops by it from others."""
-    with replacing(path) as temporary:
-        pq.write_table(pa.concat_tables([schema.empty_table(), *tables]).replace_schema_metadata(made_from(shards)), temporary)
-
-
 def _matches(finding: Finding, shards: Shards) -> pa.Table:
     names = [shard.name for shard in shards.shards]
-    return matches(
-        finding.test.task.name,
-        finding.candidates,
-        finding.is_overlap_N,
-        threshold=finding.threshold,
-        shard_N=names,
-        rows_per_shard=ROWS_PER_SHARD,
-    )
+    return match_table(finding.test.task.name, finding.matched.pairs, shard_N=names, rows_per_shard=ROWS_PER_SHARD)
 
 
-def _rows(finding: Finding, shards: Shards) -> pa.Table:
+def _rows(finding: Finding, shards: Shards, matched: pa.Table) -> pa.Table:
     nearest, count = finding.nearest, len(finding.is_overlap_N)
     is_found_N = nearest.place_N >= 0
     names = np.array([shard.name for shard in shards.shards] or [""])
@@ -259,6 +310,7 @@ def _rows(finding: Finding, shards: Shards) -> pa.Table:
         pa.array(nearest.similarity_N, pa.float32(), mask=~is_found_N),
         pa.array(finding.is_overlap_N),
         pa.array(finding.test.is_correct_N),
+        keys_by_test(matched, count),
     ]
     return pa.Table.from_arrays(columns, schema=TABLE_SCHEMA)
 

@@ -98,6 +98,15 @@ def search_tests(search: Search, tests: Sequence[Pictures]) -> list[Neighbours]:
     return [Neighbours(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True))) for parts in found]
 
 
+def search_described(search: Search, tests: Encoded) -> Neighbours:
+    """As `search_tests`, exactly, for pictures that are described already: in one pass, on this rank alone, with nothing saved."""
+    with torch.inference_mode():
+        described = Described(search.detector.views(tests), tests.features_BF)
+    found = _searched(search, described.views_VND, None)
+    verify = search.detector.verify
+    return found if verify is None else found._replace(similarity_NK=_verified(search, verify, described, found.place_NK))
+
+
 def _none(k: int) -> Neighbours:
     return Neighbours(np.zeros((0, k), np.float32), np.zeros((0, k), KEY_TYPE), np.zeros((0, k), np.int64))
 
@@ -214,11 +223,11 @@ def _merged(parts: Sequence[Neighbours]) -> Neighbours:
 # ---------------------------------------------------------- search and verify
 
 
-def _searched(search: Search, views_VND: Tensor, state: SearchState) -> Neighbours:
+def _searched(search: Search, views_VND: Tensor, state: SearchState | None) -> Neighbours:
     """The k best of this rank's shards, from where the saved state is."""
     nearest = NearestSearch(views_VND, search.detector.candidates, arithmetic=search.recipe.screening)
     done: set[str] = set()
-    if saved := state.load(views_VND.shape[1], search.detector.candidates):
+    if state and (saved := state.load(views_VND.shape[1], search.detector.candidates)):
         nearest.resume(saved[0])
         done = saved[1]
     left = [(index, shard) for index, shard in search.mine if shard.pictures_hash not in done]
@@ -230,7 +239,8 @@ def _searched(search: Search, views_VND: Tensor, state: SearchState) -> Neighbou
             with search.effort.comparing(views_VND.shape[0] * views_VND.shape[1], len(shard)):
                 _add(nearest, index, shard, vectors_MD, block_size=search.recipe.block_size, advance=advance)
             done.add(shard.pictures_hash)
-            state.save(nearest.neighbours, done, at_last=shard is left[-1][1])
+            if state:
+                state.save(nearest.neighbours, done, at_last=shard is left[-1][1])
     return nearest.neighbours
 
 

@@ -161,3 +161,15 @@ class OverlapRecipe(Section):
     )
     index_probes: int = Field(32, ge=1, le=65_536, description="lists of the index that are looked into for each test picture")
     recall_pictures: int = Field(1_000, ge=1, le=10**6, description="drawn test pictures that measure the index's recall")
+    matches_per_picture: int = Field(
+        1_024,
+        ge=0,
+        le=1_000_000,
+        description="training pictures per test picture that are looked at to list all that resemble it; 0: the detector's candidates",
+    )
+    texts: bool = Field(True, description="look for the test sets' captions and prompts in the training texts, too")
+    text_ngram: int = Field(13, ge=1, le=100, description="tokens in a row that make a text overlap (GPT-3: 13); shorter texts count whole")
+    text_least: int = Field(5, ge=1, le=100, description="tokens of the shortest text that is looked for inside others")
+    hosts: bool = Field(True, description="split the overlap by the hosts of the training pairs' addresses")
+    within: bool = Field(False, description="look for near-duplicates inside the test sets and inside the training data, too")
+    within_drawn: int = Field(2_000, ge=1, le=10_000_000, description="training pictures drawn to estimate how many have a near-duplicate")

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.metrics import f1_score, roc_auc_score
+from sklearn.metrics import average_precision_score, f1_score, precision_recall_curve, roc_auc_score
 
-from clipkit.evaluation.metrics import eleven_point_map, macro_f1, mean_average_precision, mean_per_class_recall, roc_auc
+from clipkit.evaluation.metrics import macro_f1, mean_per_class_recall, roc_auc
 from clipkit.overlap.weighted import f1_of, mean_of, mean_per_class_of, mean_precision_of, roc_auc_of, worst_group_of
 
 RANDOM = np.random.default_rng(0)
@@ -45,10 +45,20 @@ def test_weights_are_those_of_scikit_learn() -> None:
 
 def test_mean_average_precision_of_a_part_is_that_of_its_pictures() -> None:
     part = RANDOM.random(60) < 0.5
-    of_part = (SCORES_NC[part], IS_CLASS_NC[part])
-    for eleven, known in ((True, eleven_point_map(*of_part)), (False, mean_average_precision(*of_part))):
+    classes = [(IS_CLASS_NC[part, c], SCORES_NC[part, c]) for c in range(3)]
+    for eleven, known in ((True, np.mean([_eleven_points(*one) for one in classes])), (False, _mean_precision(classes))):
         values = mean_precision_of(SCORES_NC, IS_CLASS_NC, None, eleven_points=eleven)
         assert values(part[None] * 1)[0] == pytest.approx(known)
+
+
+def _mean_precision(classes: list[tuple[np.ndarray, np.ndarray]]) -> float:
+    return float(np.mean([average_precision_score(*one) for one in classes]))
+
+
+def _eleven_points(is_class_N: np.ndarray, scores_N: np.ndarray) -> float:
+    """The greatest precision at a recall of 0, 0.1, ... 1 or more."""
+    precision, recall, _ = precision_recall_curve(is_class_N, scores_N)
+    return float(np.mean([precision[:-1][recall[:-1] >= level / 10 - 1e-12].max() for level in range(11)]))
 
 
 def test_several_questions_of_a_picture_count_by_their_number() -> None:

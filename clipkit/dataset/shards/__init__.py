@@ -6,6 +6,7 @@ of each tar, for open_clip), and `shards.json`, which is written last. webdatase
 read the tars unchanged.
 """
 
+from clipkit.dataset.shards.conditions import hosts
 from clipkit.dataset.shards.folder import Shards, pair_key
 from clipkit.dataset.shards.manifest import MANIFEST, Shard
 from clipkit.dataset.shards.provenance import made_from, read_made_from
@@ -21,6 +22,7 @@ __all__ = [
     "Pair",
     "Shard",
     "Shards",
+    "hosts",
     "made_from",
     "pair_key",
     "read_made_from",

@@ -66,18 +66,31 @@ def read_kept(path: Path, columns: Collection[str]) -> KeyList:
 
 
 def read_dropped(path: Path) -> KeyList:
-    """The list of `--drop`: all keys of the file; of `clipkit overlap-report`'s tables those that count as overlap.
+    """The list of `--drop`: all keys of the file; of `clipkit overlap-report`'s `overlap.parquet` those of what counts as overlap.
 
-    A key may be named more than once: many test pictures can resemble one training picture.
+    There `key` is the nearest training pair of a test picture and `keys` are all that resemble it. A key may be named more than once:
+    many test pictures can resemble one training picture.
     """
-    table, _ = _read(path, "--drop", ("is_overlap",))
+    table, _ = _read(path, "--drop", ("is_overlap", "keys"))
     made_from = read_made_from(table.schema).get("shards")
+    resembling = _resembling(table, path)
     if "is_overlap" in table.column_names:
         if not pa.types.is_boolean(table.schema.field("is_overlap").type):
             raise UserError(f"`--drop {path}` has a column `is_overlap` that is not true or false: give what `overlap-report` wrote")
         table = table.filter(pc.and_(table["is_overlap"], pc.is_valid(table["key"])))
-    keys = pc.unique(_checked(table.select(["key"]), path, "--drop")["key"])
+    nearest = _checked(table.select(["key"]), path, "--drop")["key"]
+    keys = pc.unique(pa.chunked_array([*nearest.chunks, *resembling.chunks], pa.string()))
     return KeyList(path, pa.table({"key": pa.chunked_array([keys])}), fingerprint=made_from)
+
+
+def _resembling(table: pa.Table, path: Path) -> pa.ChunkedArray:
+    """The keys in the lists of `keys`, where there is such a column and one of `is_overlap`: what `overlap-report` wrote."""
+    if not {"keys", "is_overlap"} <= set(table.column_names):
+        return pa.chunked_array([], pa.string())
+    kind = table.schema.field("keys").type
+    if not (pa.types.is_list(kind) and pa.types.is_string(kind.value_type)):
+        raise UserError(f"`--drop {path}` has a column `keys` of type {kind}, not lists of texts: give what `overlap-report` wrote")
+    return _checked(pa.table({"key": pc.list_flatten(table["keys"])}), path, "--drop")["key"]
 
 
 def _read(path: Path, option: str, columns: Collection[str]) -> tuple[pa.Table, pa.Schema]:

@@ -151,6 +151,28 @@ def test_of_an_overlap_table_only_the_overlap_is_dropped(make_shards: Make, read
     assert report["funnel"][-1]["dropped"] == {"in_drop": 2}
 
 
+def test_of_an_overlap_table_all_that_resemble_are_dropped(make_shards: Make, read_all: Any, tmp_path: Path) -> None:
+    """`keys` beside `key`: also of a test picture that counts by them alone; null and empty lists are none."""
+    source = make_shards(range(10))
+    keys = [pair.key for pair in read_all(source)]
+    columns = {
+        "key": [keys[1], keys[2], None, keys[7], keys[4]],
+        "is_overlap": [True, False, False, True, False],
+        "keys": [[keys[1], keys[3]], [], None, [keys[1], keys[7]], [keys[5]]],
+    }
+    pq.write_table(pa.table(columns), tmp_path / "overlap.parquet")
+    written, report = resharded(source, tmp_path / "out", drop=str(tmp_path / "overlap.parquet"))
+    assert [pair.key for pair in read_all(written)] == [key for i, key in enumerate(keys) if i not in (1, 3, 5, 7)]
+    assert report["funnel"][-1]["dropped"] == {"in_drop": 4}
+
+
+@pytest.mark.parametrize("lists", [pa.array(["x"]), pa.array([[1]]), pa.array([1])], ids=str)
+def test_keys_that_are_no_lists_of_texts_are_told(lists: pa.Array, make_shards: Make, tmp_path: Path) -> None:
+    pq.write_table(pa.table({"key": ["x"], "is_overlap": [True], "keys": lists}), tmp_path / "overlap.parquet")
+    with pytest.raises(UserError, match=r"has a column `keys` of type .*, not lists of texts: give what `overlap-report` wrote"):
+        resharded(make_shards(range(3)), tmp_path / "out", drop=str(tmp_path / "overlap.parquet"))
+
+
 def test_lists_that_do_not_fit_are_told(make_shards: Make, read_all: Any, tmp_path: Path) -> None:
     source = make_shards(range(10))
     keys = [pair.key for pair in read_all(source)]
