@@ -16,8 +16,12 @@ from clipkit.cli import app
 from clipkit.dataset.shards import Pair, Shards, pair_key, write_shards
 from clipkit.evaluation.suite import Suite, load_suite
 from clipkit.overlap.analysis import report_overlap
+from clipkit.overlap.answers import Answers, Scored
+from clipkit.overlap.comparison import Parts
 from clipkit.overlap.effect import measure_effect
 from clipkit.overlap.review import TaskReview, apply_review, load_review
+from clipkit.overlap.shown import live_hits
+from clipkit.overlap.weighted import mean_of
 from clipkit.recipe import OverlapRecipe
 from clipkit.report import review_page
 from clipkit.report.page import ShownPair, p_value, percent, points
@@ -204,6 +208,24 @@ def test_what_cannot_be_compared_is_said(opened: Any, tmp_path: Path, given: Rev
     assert "NaN" not in tab.run("document.getElementById('app').outerHTML")
     tab.type("#exact", "2")
     assert tab.text("#status") == "A threshold is a similarity from -1 to 1."
+
+
+def test_a_score_that_the_page_cannot_compute_is_said(opened: Any, tmp_path: Path) -> None:
+    first, five = np.array([True, False, False]), np.array([True, True, False])
+    classes = first.astype(np.int64)
+    parts = Parts(np.array([0.9, 0.2, 0.1], np.float32), 0.5)
+
+    def answers(metric: str, scored: Scored, predicted: Any = classes) -> Answers:
+        return Answers("zero-shot", metric, first, predicted, None, lambda similarity_N: lambda threshold: scored)
+
+    hits, note = live_hits(answers("acc5", Scored(mean_of(five), five, None)), parts)
+    assert (hits.tolist(), note) == (five.tolist(), "")
+    hits, note = live_hits(answers("mean_per_class_recall", Scored(mean_of(five), None, None)), parts)
+    assert hits.tolist() == first.tolist()
+    assert live_hits(answers("recall", Scored(mean_of(five), five, None), None), parts)[0].tolist() == first.tolist()  # retrieval
+    tab = opened(written(tmp_path, task([0.9, 0.2, 0.1], first.tolist(), note=note)))
+    assert tab.text("#note").startswith("The report compares zero-shot by mean_per_class_recall.")
+    assert "No Clean picture was right" in tab.text("#note")
 
 
 def test_a_page_without_tasks_says_so(opened: Any, tmp_path: Path) -> None:

@@ -191,7 +191,7 @@
       find("test-name").textContent = `test ${pair.index}`;
       find("train").src = pair.train_picture;
       find("train").alt = `training picture: ${pair.caption}`;
-      find("similarity").textContent = current.similarity[pair.index].toFixed(3);
+      find("similarity").textContent = current.similarity[pair.index].toFixed(4);
       find("answer").classList.add(pair.is_correct ? "right" : "wrong");
       find("answer").textContent = pair.is_correct ? `✓ right: ${pair.label}` : `✗ wrong: ${pair.label}, taken for ${pair.predicted}`;
       find("caption").textContent = pair.caption || "(no caption)";
