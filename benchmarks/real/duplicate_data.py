@@ -12,7 +12,7 @@ import hashlib
 import re
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -81,10 +81,10 @@ def _draw(name: str) -> float:
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:4]) / 2**32
 
 
-def sources(data: Path) -> list[Source]:
+def sources(data: Path, *, only: Collection[str] = tuple(LICENCES)) -> list[Source]:
     """Every picture file of every set, but of an animation's frames, of sizes and of skin tones the first alone."""
     found: dict[str, Source] = {}
-    for origin in LICENCES:
+    for origin in only:
         for path in sorted((data / origin).rglob("*")):
             if path.suffix in SUFFIXES and path.is_file() and path.stat().st_size > 4_000 and not VARIANT.search(str(path)):
                 stem = path.stem if origin == "fluent-emoji-3d" else NUMBER.sub("", path.stem)
@@ -92,7 +92,7 @@ def sources(data: Path) -> list[Source]:
     return list(found.values())
 
 
-def tiles(source: Source) -> list[bytes]:
+def tiles(source: Source, *, side: int = SIDE) -> list[bytes]:
     """A file's pictures as JPEGs: the whole, and for large ones what is cut from it. Nothing for what cannot be read."""
     rng = np.random.default_rng(int(_draw(source.name) * 2**32))
     try:
@@ -100,8 +100,8 @@ def tiles(source: Source) -> list[bytes]:
     except Exception as error:  # a format that Pillow lacks, or a damaged file of a package
         print(f"{source.name}: {error}", file=sys.stderr)
         return []
-    boxes = [(0, 0, *image.size)] + _grid(image.size, rng)
-    cut = (image.resize(_fitted(box), Image.Resampling.LANCZOS, box=box, reducing_gap=3.0) for box in boxes)
+    boxes = [(0, 0, *image.size)] + _grid(image.size, rng, side)
+    cut = (image.resize(_fitted(box, side), Image.Resampling.LANCZOS, box=box, reducing_gap=3.0) for box in boxes)
     kept = [tile for tile in cut if np.asarray(tile.convert("L")).std() >= LEAST_DEVIATION]
     return [drawing.encode(tile, "jpg", 95) for tile in kept[:MOST_TILES]]
 
@@ -120,20 +120,20 @@ def _on_paper(path: Path, rng: np.random.Generator) -> Image.Image:
     return paper.convert("RGB")
 
 
-def _grid(size: tuple[int, int], rng: np.random.Generator) -> list[tuple[int, int, int, int]]:
+def _grid(size: tuple[int, int], rng: np.random.Generator, least: int) -> list[tuple[int, int, int, int]]:
     """Boxes in random order: grids of squares of a half, a quarter, an eighth of the shorter side, down to 1.5 tiles; shifted at random."""
     boxes, side = [], min(size) // 2
-    while side >= 1.5 * SIDE and side >= min(size) // 10:
+    while side >= 1.5 * least and side >= min(size) // 10:
         left, top = (int(rng.integers(0, length % side + 1)) for length in size)
         boxes += [(x, y, x + side, y + side) for x in range(left, size[0] - side + 1, side) for y in range(top, size[1] - side + 1, side)]
         side //= 2
     return [boxes[i] for i in rng.permutation(len(boxes))]
 
 
-def _fitted(box: tuple[int, int, int, int]) -> tuple[int, int]:
-    """The box's sides, the shorter one SIDE, or as it is where it is smaller."""
+def _fitted(box: tuple[int, int, int, int], shorter: int) -> tuple[int, int]:
+    """The box's sides, the shorter one as asked, or as it is where it is smaller."""
     width, height = box[2] - box[0], box[3] - box[1]
-    scale = min(1.0, SIDE / min(width, height))
+    scale = min(1.0, shorter / min(width, height))
     return max(1, round(width * scale)), max(1, round(height * scale))
 
 
@@ -150,7 +150,7 @@ def drawn(number: int, kind: str) -> bytes:
         made = drawing.draw_texture(rng, str(rng.choice(drawing.TEXTURES)), colours)
     else:
         made = drawing.draw_word(rng, "".join(rng.choice(list("abcdefghilmnoprstu"), rng.integers(3, 9))), colours[0])
-    return drawing.encode(made.image.resize(_fitted((0, 0, *made.image.size)), Image.Resampling.LANCZOS), "jpg", 95)
+    return drawing.encode(made.image.resize(_fitted((0, 0, *made.image.size), SIDE), Image.Resampling.LANCZOS), "jpg", 95)
 
 
 def cut_all(data: Path) -> dict[str, list[Pair]]:
