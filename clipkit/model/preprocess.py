@@ -13,7 +13,7 @@ from typing import Any, Self
 import numpy as np
 import simplejpeg
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from clipkit.model.architectures import MAX_IMAGE_SIZE
@@ -120,6 +120,31 @@ def _reading() -> Iterator[None]:
         raise UndecodableImage("not a picture in any format that is read") from None
     except Exception as error:  # Pillow's readers answer hostile bytes with errors of any kind.
         raise UndecodableImage(f"not a readable picture: {type(error).__name__}: {error}") from None
+
+
+def upright_pixels(image: bytes | Image.Image, *, max_pixels: int = MAX_PIXELS) -> Tensor:
+    """A picture as a person sees it: uint8 RGB (3, H, W), its orientation tag obeyed and what is transparent over white.
+
+    For detectors, which compare test files as they came with shards, whose pictures are stored so. Raises UndecodableImage.
+    """
+    if isinstance(image, bytes) and not _is_special(image):
+        return decode_image(image, max_pixels=max_pixels)
+    with _reading():
+        opened = Image.open(io.BytesIO(image), formats=FORMATS) if isinstance(image, bytes) else image
+        _check_size(opened.width, opened.height, max_pixels)
+        upright = ImageOps.exif_transpose(opened).convert("RGBA")
+        paper = Image.new("RGBA", upright.size, "white")
+        paper.alpha_composite(upright)
+        return torch.from_numpy(np.array(paper.convert("RGB"))).permute(2, 0, 1)
+
+
+def _is_special(image: bytes) -> bool:
+    """Whether a picture has an orientation tag or transparency, which `decode_image` does not obey: shards hold neither."""
+    try:
+        with Image.open(io.BytesIO(image), formats=FORMATS) as opened:
+            return opened.has_transparency_data or opened.getexif().get(0x0112, 1) != 1
+    except Exception:  # Pillow's readers answer hostile bytes with errors of any kind; decode_image gives the verdict.
+        return False
 
 
 def _decode_plain_jpeg(data: bytes, max_pixels: int) -> Tensor | None:

@@ -36,6 +36,7 @@ from clipkit.overlap.matches import MATCH_SCHEMA, matches
 from clipkit.overlap.neighbours import NearestSearch, Neighbours
 from clipkit.overlap.pairs import choose_pairs, find_training_pairs
 from clipkit.overlap.review import Review, apply_review, load_review, review_path
+from clipkit.overlap.scale import detector_facts, normalised, threshold_of, with_background
 from clipkit.recipe import OverlapRecipe
 from clipkit.report.page import OverlapPage, ShownPair, TaskSection, write_overlap_page
 from clipkit.report.pages import one_line
@@ -111,6 +112,7 @@ def report_overlap(
     detector = load_detector(recipe.detector, precision=recipe.precision)
     knobs: dict[str, Any] = {"cache": cache, "run": run, "batch_size": recipe.batch_size, "workers": recipe.workers}
     describe: Describe = partial(embed, detector.encoder, **knobs)
+    detector = with_background(recipe, detector, shards, describe)
     answer = partial(predict, encoder, **knobs)
     training = [ShardPictures(shards, shard) for shard in shards.shards]
     findings, failed = [], {}
@@ -122,8 +124,9 @@ def report_overlap(
             failed[task.name] = _told(run, task, error)
             continue
         candidates = _neighbours(detector, described, training, describe, block_size=recipe.block_size, run=run)
+        candidates = normalised(candidates, detector, described)
         try:
-            findings.append(_finding(recipe, test, candidates, review))
+            findings.append(_finding(recipe, detector, test, candidates, review))
         except UserError as error:
             failed[task.name] = _told(run, task, error)
     _write_table(run.path / "overlap.parquet", TABLE_SCHEMA, [_rows(finding, shards) for finding in findings], shards)
@@ -224,11 +227,11 @@ def _nearest(candidates: Neighbours) -> Nearest:
 # ------------------------------------------------------------------- findings
 
 
-def _finding(recipe: OverlapRecipe, test: TestSet, candidates: Neighbours, review: Review) -> Finding:
+def _finding(recipe: OverlapRecipe, detector: Detector, test: TestSet, candidates: Neighbours, review: Review) -> Finding:
     nearest = _nearest(candidates)
     name = test.task.name
     decided = review.of(name)
-    threshold = decided.threshold if decided.threshold is not None else recipe.thresholds.get(name, recipe.threshold)
+    threshold = decided.threshold if decided.threshold is not None else threshold_of(recipe, detector, name)
     is_overlap_N = apply_review(nearest.similarity_N, threshold=threshold, review=decided, task=name)
     effect = measure_effect(test.is_correct_N, is_overlap_N, confidence=recipe.confidence)
     return Finding(test, nearest, threshold, is_overlap_N, effect, dict(decided.verdicts), candidates)
@@ -241,7 +244,7 @@ def _report(
         "command": "overlap-report",
         "model": encoder.name,
         "precision": encoder.precision,
-        "detector": detector.encoder.name,
+        **detector_facts(recipe, detector),
         "suite": suite.name,
         "page": str(run.path / "overlap.html"),
         "confidence": recipe.confidence,

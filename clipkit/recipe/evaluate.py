@@ -107,13 +107,15 @@ class OverlapRecipe(Section):
     seed: int = Field(0, ge=0, lt=2**63, description="seed of the pairs that are shown")
     detector: str = Field(
         "pixels",
-        description="what two pictures are compared by: `pixels` (the built-in near-duplicate descriptor) or a model as --model takes it",
+        description="what two pictures are compared by: `pixels` (no training), `duplicates` (the shipped trained detector), `phash`, "
+        "`dhash`, `sscd:FILE`, or a model as --model takes it",
     )
-    threshold: float = Field(
-        0.85,
+    threshold: float | None = Field(
+        None,
         ge=-1,
         le=1,
-        description="similarity from which a test picture counts as overlap; `pixels`: 0.8 to 0.85 suits photographs, 0.89 flat drawings",
+        description="similarity from which a test picture counts as overlap; unset: what was measured for the detector. "
+        "`pixels` (0.85): 0.8 to 0.85 suits photographs, 0.89 flat drawings",
     )
     thresholds: Mapping[str, float] = Field({}, description="task name = threshold, where a task needs its own")
     review: str | None = Field(
@@ -126,3 +128,9 @@ class OverlapRecipe(Section):
     precision: Literal["auto", "bf16", "fp32"] = Field("auto", description="arithmetic of the encoder; auto: bf16 where the device has it")
     confidence: float = Field(0.995, gt=0, lt=1, description="confidence of the Clopper-Pearson interval (CLIP section 5: 99.5%)")
     pairs_shown: int = Field(60, ge=1, le=1_000, description="pairs per task shown side by side on the page")
+    background: str | None = Field(
+        None,
+        description="shards of pictures that are no copies of test pictures: likeness to them is taken off every similarity "
+        "(score normalisation, SSCD); unset: the background that came with the detector, if any",
+    )
+    background_pictures: int = Field(10_000, ge=1, le=100_000, description="pictures of `background` that are used, from its first on")

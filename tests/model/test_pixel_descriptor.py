@@ -9,13 +9,13 @@ import torch
 from PIL import Image, ImageFilter
 
 from clipkit import UserError
-from clipkit.model import detector
-from clipkit.model.detector import VIEWS, PixelDescriptor
+from clipkit.model import pixel_descriptor
+from clipkit.model.detector import load_detector
 from clipkit.model.encoder import Encoded
+from clipkit.model.pixel_descriptor import VIEWS, PixelDescriptor
 from clipkit.model.preprocess import UndecodableImage
-from clipkit.recipe import OverlapRecipe
 
-THRESHOLD = OverlapRecipe().threshold
+THRESHOLD = load_detector("pixels").threshold.value
 DETECTOR = PixelDescriptor()
 
 
@@ -137,7 +137,7 @@ def test_the_first_view_is_the_picture_itself() -> None:
 
 
 def own_constants() -> list[str]:
-    tree = ast.parse(Path(detector.__file__).read_text())
+    tree = ast.parse(Path(pixel_descriptor.__file__).read_text())
     targets = [target for node in tree.body if isinstance(node, ast.Assign) for target in node.targets]
     names = [name.id for target in targets for name in ast.walk(target) if isinstance(name, ast.Name)]
     return [name for name in names if name.isupper() and not name.startswith("_")]
@@ -145,9 +145,9 @@ def own_constants() -> list[str]:
 
 @pytest.mark.parametrize("name", own_constants())
 def test_every_constant_is_in_the_fingerprint(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert detector._fingerprint() == PixelDescriptor.fingerprint
-    monkeypatch.setattr(detector, name, getattr(detector, name) * 2)
-    assert detector._fingerprint() != PixelDescriptor.fingerprint
+    assert pixel_descriptor._fingerprint() == PixelDescriptor.fingerprint
+    monkeypatch.setattr(pixel_descriptor, name, getattr(pixel_descriptor, name) * 2)
+    assert pixel_descriptor._fingerprint() != PixelDescriptor.fingerprint
 
 
 def test_texts_are_refused() -> None:
