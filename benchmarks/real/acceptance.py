@@ -1,6 +1,6 @@
 """The acceptance table of near-duplicate detectors: recall by kind of change at 90% and 99% precision, on pictures none was trained on.
 
-    python benchmarks/real/acceptance.py --out acceptance.md [--detector NAME=SPEC ...]
+    python benchmarks/real/acceptance.py --out acceptance.md --detector NAME=SPEC [--detector NAME=SPEC ...]
 
 Every query is searched for in one gallery, its best match counts. Queries are changed copies of pictures of the gallery, and as many
 changed strangers, of which the gallery has no copy; a match with anything but the query's own original is false. For every detector ONE
@@ -19,12 +19,11 @@ import acceptance_pictures as shown
 import numpy as np
 import torch
 from fetch import DATA, fetch_all
-from hashes import dhash, phash
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from clipkit.model.detector import Detector, load_detector
+from clipkit.model.detector import UNMEASURED, Detector, load_detector
 from clipkit.model.encoder import Encoded
 from clipkit.run import replacing, write_json
 
@@ -62,10 +61,15 @@ def best_matches(detector: Detector, queries: Encoded, gallery: Encoded) -> Matc
     best_QG, view_QG = cosines_VQG.max(dim=0)
     cosine_QK, place_QK = best_QG.topk(min(detector.candidates, best_QG.shape[1]), dim=1)
     if detector.verify is None:
-        return Matches(place_QK[:, 0].numpy(), cosine_QK[:, 0].double().numpy())
+        return Matches(place_QK[:, 0].numpy(), (cosine_QK[:, 0] - _taken_off(detector, queries)).double().numpy())
     similarity_QK = _verified(detector, queries, gallery, place_QK, view_QG.gather(1, place_QK))
     similarity_Q, best_Q = similarity_QK.max(dim=1)
     return Matches(place_QK.gather(1, best_Q[:, None])[:, 0].numpy(), similarity_Q.double().numpy())
+
+
+def _taken_off(detector: Detector, queries: Encoded) -> Tensor:
+    """What score normalisation subtracts from each query's similarities."""
+    return torch.zeros(len(queries.projected_BD)) if detector.score_norm is None else detector.score_norm.taken_off(queries.projected_BD)
 
 
 def _verified(detector: Detector, queries: Encoded, gallery: Encoded, place_QK: Tensor, view_QK: Tensor) -> Tensor:
@@ -124,7 +128,9 @@ def same_picture(detector: Detector, pairs: list[tuple[Image.Image, Image.Image]
     first, second = (described(detector, [pair[side] for pair in pairs]) for side in (0, 1))
     cosine_VP = torch.stack([(view_PD * second.projected_BD).sum(dim=1) for view_PD in detector.views(first)])
     best_P, view_P = cosine_VP.max(dim=0)
-    similarity_P = best_P if detector.verify is None else detector.verify(first.features_BF, second.features_BF, view_P)
+    if detector.verify is None:
+        return (best_P - _taken_off(detector, first)).double().numpy()
+    similarity_P = detector.verify(first.features_BF, second.features_BF, view_P)
     return similarity_P.double().numpy()
 
 
@@ -137,8 +143,9 @@ class Measured(NamedTuple):
     seconds_per_1000: float
 
 
-def measure(detector: Detector, gallery: Gallery, chosen: float | None, failures: dict[str, Any]) -> Measured:
-    """`chosen`: the detector's own threshold, which no picture of this table had a part in."""
+def measure(detector: Detector, gallery: Gallery, failures: dict[str, Any]) -> Measured:
+    """The detector's own threshold, where it has one, is measured beside those that are taken from the table."""
+    chosen = None if detector.threshold is UNMEASURED else detector.threshold.value
     started = time.perf_counter()
     vectors, queries = described(detector, gallery.pictures), described(detector, [picture for _, picture, _ in gallery.queries])
     seconds = (time.perf_counter() - started) / (len(gallery.pictures) + len(gallery.queries)) * 1_000
@@ -213,18 +220,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="the Markdown file; the JSON file goes beside it")
     parser.add_argument("--data", type=Path, default=DATA, help="the folder of the fetched sets")
-    parser.add_argument("--detector", action="append", default=[], metavar="NAME=SPEC[@THRESHOLD]", help="a detector besides the hashes")
+    parser.add_argument("--detector", action="append", required=True, metavar="NAME=SPEC", help="a column")
     options = parser.parse_args()
     fetch_all(options.data, only=("tuxpaint", "cifar10", "emoji-google", "emoji-apple", shown.PHOTOGRAPHS))
     gallery, failures = gallery_and_queries(options.data), failure_pairs(options.data)
     columns = {}
     for given in options.detector:
         name, _, spec = given.partition("=")
-        spec, _, threshold = spec.partition("@")
-        columns[name] = measure(load_detector(spec), gallery, float(threshold) if threshold else None, failures)
+        columns[name] = measure(load_detector(spec), gallery, failures)
         print(name, json.dumps(columns[name].recalls), flush=True)
-    for name, detector in {"pHash": phash(), "dHash": dhash()}.items():
-        columns[name] = measure(detector, gallery, None, failures)
     with replacing(options.out) as temporary:
         temporary.write_text(table(columns, gallery), encoding="utf-8")
     write_json(options.out.with_suffix(".json"), {name: column._asdict() for name, column in columns.items()})
