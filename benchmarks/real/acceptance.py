@@ -12,8 +12,9 @@ import argparse
 import io
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import acceptance_pictures as shown
 import numpy as np
@@ -27,9 +28,11 @@ from clipkit.model.detector import UNMEASURED, Detector, load_detector
 from clipkit.model.encoder import Encoded
 from clipkit.run import replacing, write_json
 
+Pairs = list[tuple[bytes, bytes]]
+
 BATCH = 128
 PRECISIONS = (0.9, 0.99)
-GALLERY, STRANGERS, QUERIES, STRANGE_QUERIES = 500, 120, 40, 40
+GALLERY, STRANGERS, QUERIES, STRANGE_QUERIES = 500, 120, 30, 30
 """Pictures of each origin: in the gallery, kept out of it; of a kind's queries from each origin: copies, strangers."""
 
 
@@ -40,16 +43,17 @@ class Matches(NamedTuple):
     similarity_Q: NDArray[np.float64]
 
 
-def described(detector: Detector, pictures: list[Image.Image]) -> Encoded:
-    """Pictures as PNG bytes, as they would come from a shard, to vectors."""
+def described(detector: Detector, pictures: Sequence[bytes]) -> Encoded:
+    """Encoded pictures, as they would come from a shard, to vectors."""
     parts = []
     for start in range(0, len(pictures), BATCH):
-        pixels = torch.stack([detector.encoder.preprocess(_png(picture)) for picture in pictures[start : start + BATCH]])
+        pixels = torch.stack([detector.encoder.preprocess(picture) for picture in pictures[start : start + BATCH]])
         parts.append(detector.encoder.encode_images(pixels))
     return Encoded(torch.cat([part.features_BF for part in parts]), torch.cat([part.projected_BD for part in parts]))
 
 
-def _png(picture: Image.Image) -> bytes:
+def png(picture: Image.Image) -> bytes:
+    """Encoded without loss."""
     buffer = io.BytesIO()
     picture.save(buffer, "PNG", compress_level=1)
     return buffer.getvalue()
@@ -85,22 +89,22 @@ def _verified(detector: Detector, queries: Encoded, gallery: Encoded, place_QK: 
 class Gallery(NamedTuple):
     """What is searched in, and the queries' originals: (kind, picture, place in the gallery, -1 for a stranger)."""
 
-    pictures: list[Image.Image]
-    queries: list[tuple[str, Image.Image, int]]
+    pictures: list[bytes]
+    queries: list[tuple[str, bytes, int]]
 
 
 def gallery_and_queries(data: Path) -> Gallery:
     """The same pictures every time."""
-    pictures: list[Image.Image] = []
+    pictures: list[bytes] = []
     copied: list[tuple[Image.Image, int]] = []
     for drawer in shown.drawers(data, most=GALLERY, strangers=STRANGERS):
         copied += [(picture, len(pictures) + place) for place, picture in enumerate(drawer.gallery[:QUERIES])]
         copied += [(picture, -1) for picture in drawer.strangers[:STRANGE_QUERIES]]
-        pictures += drawer.gallery
+        pictures += [png(picture) for picture in drawer.gallery]
     queries = []
     for number, (kind, change) in enumerate(shown.CHANGES.items()):
         for place, (picture, original) in enumerate(copied):
-            queries.append((kind, change(picture, np.random.default_rng((number, place))), original))
+            queries.append((kind, png(change(picture, np.random.default_rng((number, place)))), original))
     return Gallery(pictures, queries)
 
 
@@ -123,7 +127,7 @@ def recalls(matches: Matches, gallery: Gallery, threshold: float) -> dict[str, f
     return by_kind | {"all kinds": float(found[copies].mean())}
 
 
-def same_picture(detector: Detector, pairs: list[tuple[Image.Image, Image.Image]]) -> NDArray[np.float64]:
+def same_picture(detector: Detector, pairs: Pairs) -> NDArray[np.float64]:
     """The similarity of each pair, whatever else there is."""
     first, second = (described(detector, [pair[side] for pair in pairs]) for side in (0, 1))
     cosine_VP = torch.stack([(view_PD * second.projected_BD).sum(dim=1) for view_PD in detector.views(first)])
@@ -143,7 +147,7 @@ class Measured(NamedTuple):
     seconds_per_1000: float
 
 
-def measure(detector: Detector, gallery: Gallery, failures: dict[str, Any]) -> Measured:
+def measure(detector: Detector, gallery: Gallery, failures: dict[str, Pairs]) -> Measured:
     """The detector's own threshold, where it has one, is measured beside those that are taken from the table."""
     chosen = None if detector.threshold is UNMEASURED else detector.threshold.value
     started = time.perf_counter()
@@ -162,7 +166,7 @@ def measure(detector: Detector, gallery: Gallery, failures: dict[str, Any]) -> M
     return Measured(thresholds, found, shares, seconds)
 
 
-def failure_pairs(data: Path) -> dict[str, list[tuple[Image.Image, Image.Image]]]:
+def failure_pairs(data: Path) -> dict[str, Pairs]:
     """The paper's two failures, as pairs: those that must not match, and those that must."""
     cifar, labels = shown.read_cifar10(data, "test")
     rng = np.random.default_rng(4)
@@ -170,11 +174,12 @@ def failure_pairs(data: Path) -> dict[str, list[tuple[Image.Image, Image.Image]]
     for label in range(10):
         of_class = rng.permutation(np.flatnonzero(labels == label))[:120].reshape(-1, 2)
         same_class += [(Image.fromarray(cifar[a]), Image.fromarray(cifar[b])) for a, b in of_class]
-    return {
+    pairs = {
         "emoji of one concept in two styles (must not match)": shown.emoji_of_two_styles(data, 600),
         "CIFAR-10, two pictures of one class (must not match)": same_class,
         "fine texture resampled by two methods (must match)": [shown.resampled_twice(picture, rng) for picture in shown.textures(100)],
     }
+    return {name: [(png(first), png(second)) for first, second in given] for name, given in pairs.items()}
 
 
 def table(columns: dict[str, Measured], gallery: Gallery) -> str:

@@ -1,21 +1,21 @@
 """The pictures of the detectors' acceptance table and the changes that are made to them. No code of the training's augmentation is used.
 
 Every picture is one that no detector here was trained on: Tux Paint's stamps at their own size over white, CIFAR-10's test pictures (a CLIP
-in the table may have seen CIFAR-10's training pictures), and tiles of 192 pixels of the photographs of Debian's lomiri-wallpapers-16.04.
+in the table may have seen CIFAR-10's training pictures), and tiles of 160 pixels of the photographs of Debian's lomiri-wallpapers-16.04.
 """
 
 import io
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from duplicate_data import LICENCES, PHOTOGRAPHS, Source, sources, tiles
-from PIL import Image, ImageDraw, ImageEnhance, ImageFilter, ImageFont
+from duplicate_data import PHOTOGRAPHS, sources, tiles
 from pictures import read_cifar10
+from PIL import Image, ImageDraw, ImageEnhance, ImageFilter, ImageFont
 
-TILE = 192
+TILE = 160
 LEAST_SIDE = 16
 """Stamps smaller than this are left out: nothing is left of them after a change of scale."""
 
@@ -34,7 +34,11 @@ def drawers(data: Path, *, most: int, strangers: int) -> list[Drawer]:
     """At most `most` pictures of each origin in the gallery; the same every time."""
     rng = np.random.default_rng(1)
     cifar, _ = read_cifar10(data, "test")
-    found = {"Tux Paint": _stamps(data), "CIFAR-10 test": [Image.fromarray(pixels) for pixels in cifar[:6000]], "photographs": _photographs(data)}
+    found = {
+        "Tux Paint": _stamps(data),
+        "CIFAR-10 test": [Image.fromarray(pixels) for pixels in cifar[:6000]],
+        "photographs": _photographs(data),
+    }
     made = []
     for origin, pictures in found.items():
         pictures = [pictures[i] for i in rng.permutation(len(pictures))]
@@ -58,8 +62,7 @@ def _stamps(data: Path) -> list[Image.Image]:
 
 
 def _photographs(data: Path) -> list[Image.Image]:
-    assert PHOTOGRAPHS in LICENCES
-    files: Sequence[Source] = [source for source in sources(data, only=(PHOTOGRAPHS,))]
+    files = sources(data, only=(PHOTOGRAPHS,))
     return [Image.open(io.BytesIO(jpeg)).convert("RGB") for file in files for jpeg in tiles(file, side=TILE)]
 
 
@@ -127,7 +130,9 @@ def watermark(image: Image.Image, rng: np.random.Generator) -> Image.Image:
     over = Image.new("RGBA", image.size)
     font = ImageFont.load_default(max(5, round(0.16 * image.width)))
     centre = (image.width / 2, image.height * rng.uniform(0.3, 0.7))
-    ImageDraw.Draw(over).text(centre, "SAMPLE.COM", font=font, fill=(255, 255, 255, 150), anchor="mm", stroke_width=1, stroke_fill=(0, 0, 0, 150))
+    ImageDraw.Draw(over).text(
+        centre, "SAMPLE.COM", font=font, fill=(255, 255, 255, 150), anchor="mm", stroke_width=1, stroke_fill=(0, 0, 0, 150)
+    )
     return Image.alpha_composite(image.convert("RGBA"), over).convert("RGB")
 
 

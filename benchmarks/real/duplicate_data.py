@@ -10,7 +10,6 @@ most SIDE pixels a side. Which of the three a file goes to is drawn by its name,
 import argparse
 import hashlib
 import re
-
 import sys
 from collections.abc import Collection, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -100,7 +99,7 @@ def tiles(source: Source, *, side: int = SIDE) -> list[bytes]:
     except Exception as error:  # a format that Pillow lacks, or a damaged file of a package
         print(f"{source.name}: {error}", file=sys.stderr)
         return []
-    boxes = [(0, 0, *image.size)] + _grid(image.size, rng, side)
+    boxes = [(0, 0, *image.size), *_grid(image.size, rng, side)]
     cut = (image.resize(_fitted(box, side), Image.Resampling.LANCZOS, box=box, reducing_gap=3.0) for box in boxes)
     kept = [tile for tile in cut if np.asarray(tile.convert("L")).std() >= LEAST_DEVIATION]
     return [drawing.encode(tile, "jpg", 95) for tile in kept[:MOST_TILES]]

@@ -102,8 +102,12 @@ def main() -> None:
     for name, norm in {"cosine": None, "normalised": ScoreNorm(background_KD)}.items():
         threshold, recall = choose_threshold(encoder, norm, held_out)
         told[name] = round(threshold, 3)
-        print(f"{name}: threshold {threshold:.3f}, recall of {COPIES} copies of {len(held_out) // 2} pictures {recall:.1%} at {PRECISION:.0%}")
-    measured = f"changed copies of {len(held_out) // 2:,} free pictures that training did not see and as many strangers: {PRECISION:.0%} precision"
+        print(
+            f"{name}: threshold {threshold:.3f}, recall of {COPIES} copies of {len(held_out) // 2} pictures {recall:.1%} at {PRECISION:.0%}"
+        )
+    measured = (
+        f"changed copies of {len(held_out) // 2:,} free pictures that training did not see and as many strangers: {PRECISION:.0%} precision"
+    )
     write_json(options.out / "detector.json", {"threshold": told["normalised"], "measured_on": measured, "weight": 1.0, "nearest": 3})
 
 

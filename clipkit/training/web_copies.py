@@ -73,7 +73,9 @@ def _written_over(copy: Image.Image, coming: Iterator[float]) -> Image.Image:
     lines = ["".join(rng.choice(list(LETTERS), rng.integers(3, 14))) for _ in range(rng.integers(1, 3))]
     written = copy.copy()
     place = ((0.8 * across - 0.1) * copy.width, 0.9 * down * copy.height)
-    ImageDraw.Draw(written).text(place, "\n".join(lines), font=_font(max(6, round(copy.height * (0.08 + 0.17 * height)))), fill=_colour(colour))
+    ImageDraw.Draw(written).text(
+        place, "\n".join(lines), font=_font(max(6, round(copy.height * (0.08 + 0.17 * height)))), fill=_colour(colour)
+    )
     return written
 
 
