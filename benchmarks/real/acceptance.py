@@ -32,7 +32,7 @@ Pairs = list[tuple[bytes, bytes]]
 
 BATCH = 128
 PRECISIONS = (0.9, 0.99)
-GALLERY, STRANGERS, QUERIES, STRANGE_QUERIES = 500, 120, 30, 30
+GALLERY, STRANGERS, QUERIES, STRANGE_QUERIES = 800, 120, 30, 30
 """Pictures of each origin: in the gallery, kept out of it; of a kind's queries from each origin: copies, strangers."""
 
 
@@ -226,17 +226,19 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="the Markdown file; the JSON file goes beside it")
     parser.add_argument("--data", type=Path, default=DATA, help="the folder of the fetched sets")
     parser.add_argument("--detector", action="append", required=True, metavar="NAME=SPEC", help="a column")
+    parser.add_argument("--add", action="store_true", help="keep the columns of the JSON file that are not measured again")
     options = parser.parse_args()
     fetch_all(options.data, only=("tuxpaint", "cifar10", "emoji-google", "emoji-apple", shown.PHOTOGRAPHS))
     gallery, failures = gallery_and_queries(options.data), failure_pairs(options.data)
-    columns = {}
+    kept = options.out.with_suffix(".json")
+    columns = {name: Measured(**column) for name, column in json.loads(kept.read_text()).items()} if options.add else {}
     for given in options.detector:
         name, _, spec = given.partition("=")
         columns[name] = measure(load_detector(spec), gallery, failures)
         print(name, json.dumps(columns[name].recalls), flush=True)
     with replacing(options.out) as temporary:
         temporary.write_text(table(columns, gallery), encoding="utf-8")
-    write_json(options.out.with_suffix(".json"), {name: column._asdict() for name, column in columns.items()})
+    write_json(kept, {name: column._asdict() for name, column in columns.items()})
     print(options.out.read_text())
 
 

@@ -11,11 +11,16 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from duplicate_data import PHOTOGRAPHS, sources, tiles
+from duplicate_data import LEAST_DEVIATION, PHOTOGRAPHS, sources
 from pictures import read_cifar10
 from PIL import Image, ImageDraw, ImageEnhance, ImageFilter, ImageFont
 
 TILE = 160
+"""Pixels of a side of what photographs are cut to."""
+
+STRANGE_PHOTOGRAPHS = 4
+VARIED = {"symbols", "flags"}
+
 LEAST_SIDE = 16
 """Stamps smaller than this are left out: nothing is left of them after a change of scale."""
 
@@ -31,26 +36,27 @@ class Drawer(NamedTuple):
 
 
 def drawers(data: Path, *, most: int, strangers: int) -> list[Drawer]:
-    """At most `most` pictures of each origin in the gallery; the same every time."""
+    """At most `most` pictures of each origin in the gallery; the same every time. Strangers of photographs are of other photographs."""
     rng = np.random.default_rng(1)
     cifar, _ = read_cifar10(data, "test")
-    found = {
-        "Tux Paint": _stamps(data),
-        "CIFAR-10 test": [Image.fromarray(pixels) for pixels in cifar[:6000]],
-        "photographs": _photographs(data),
-    }
     made = []
-    for origin, pictures in found.items():
+    for origin, pictures in {"Tux Paint": _stamps(data), "CIFAR-10 test": [Image.fromarray(pixels) for pixels in cifar]}.items():
         pictures = [pictures[i] for i in rng.permutation(len(pictures))]
         made.append(Drawer(origin, pictures[strangers : strangers + most], pictures[:strangers]))
-    return made
+    photographs = _photographs(data)
+    parts = photographs[STRANGE_PHOTOGRAPHS:], photographs[:STRANGE_PHOTOGRAPHS]
+    searched, others = ([tile for photograph in part for tile in photograph] for part in parts)
+    searched, others = ([part[i] for i in rng.permutation(len(part))] for part in (searched, others))
+    return [*made, Drawer("photographs", searched[:most], others[:strangers])]
 
 
 def _stamps(data: Path) -> list[Image.Image]:
-    """Of stamps in several files (`_mirror`, `_flip`: other states of one) the first."""
+    """Without the folders of VARIED, where stamps are variants of each other (letters, coins, faces, flags), and without dreidels."""
     stamps = []
-    for path in sorted((data / "tuxpaint").rglob("stamps/**/*.png")):
-        if path.stem.endswith(("_mirror", "_flip", "_mirror_flip")):
+    for path in sorted((data / "tuxpaint").rglob("*.png")):
+        if "stamps" not in path.parts or VARIED & set(path.parts) or path.stem.endswith(("_mirror", "_flip", "_mirror_flip")):
+            continue
+        if path.stem.startswith("dreidel"):
             continue
         with Image.open(path) as opened:
             drawn = opened.convert("RGBA")
@@ -61,9 +67,18 @@ def _stamps(data: Path) -> list[Image.Image]:
     return stamps
 
 
-def _photographs(data: Path) -> list[Image.Image]:
-    files = sources(data, only=(PHOTOGRAPHS,))
-    return [Image.open(io.BytesIO(jpeg)).convert("RGB") for file in files for jpeg in tiles(file, side=TILE)]
+def _photographs(data: Path) -> list[list[Image.Image]]:
+    """Of each photograph the tiles of a grid without overlap, four to the shorter side, plain ones left out."""
+    found = []
+    for source in sources(data, only=(PHOTOGRAPHS,)):
+        image = Image.open(source.path).convert("RGB")
+        scale = 4 * TILE / min(image.size)
+        sides = (round(image.width * scale), round(image.height * scale))
+        image = image.resize(sides, Image.Resampling.LANCZOS, reducing_gap=2.0)
+        corners = [(x, y) for y in range(0, image.height - TILE + 1, TILE) for x in range(0, image.width - TILE + 1, TILE)]
+        tiles = [image.crop((x, y, x + TILE, y + TILE)) for x, y in corners]
+        found.append([tile for tile in tiles if np.asarray(tile.convert("L")).std() >= LEAST_DEVIATION])
+    return found
 
 
 def jpeg(quality: int) -> Change:
@@ -157,7 +172,7 @@ def mixed(image: Image.Image, rng: np.random.Generator) -> Image.Image:
     return jpeg(30)(rescale(0.6, Image.Resampling.BICUBIC)(image, rng), rng)
 
 
-METHODS = {method.name.lower(): method for method in Image.Resampling if method is not Image.Resampling.HAMMING}
+METHODS = {name: Image.Resampling[name.upper()] for name in ("nearest", "box", "bilinear", "bicubic", "lanczos")}
 
 CHANGES: dict[str, Change] = {
     **{f"JPEG {quality}": jpeg(quality) for quality in (3, 10, 30, 60, 95)},
