@@ -31,6 +31,9 @@ from clipkit.run import replacing, write_json
 Pairs = list[tuple[bytes, bytes]]
 
 BATCH = 128
+NOWHERE = 9.0
+"""A similarity that nothing has."""
+
 PRECISIONS = (0.9, 0.99)
 GALLERY, STRANGERS, QUERIES, STRANGE_QUERIES = 800, 120, 30, 30
 """Pictures of each origin: in the gallery, kept out of it; of a kind's queries from each origin: copies, strangers."""
@@ -109,12 +112,12 @@ def gallery_and_queries(data: Path) -> Gallery:
 
 
 def threshold_at(matches: Matches, original_Q: NDArray[np.int64], precision: float) -> float:
-    """The least similarity above which at least `precision` of the matches are right; infinite where there is none."""
+    """The least similarity above which at least `precision` of the matches are right; NOWHERE where there is none."""
     order = np.argsort(-matches.similarity_Q, kind="stable")
     similarity, right = matches.similarity_Q[order], (matches.place_Q == original_Q)[order]
     ends = np.append(similarity[1:] < similarity[:-1], True)  # equal similarities are reported together
     good = ends & (np.cumsum(right) >= precision * np.arange(1, len(right) + 1))
-    return float(similarity[np.flatnonzero(good)[-1]]) if good.any() else float("inf")
+    return float(similarity[np.flatnonzero(good)[-1]]) if good.any() else NOWHERE
 
 
 def recalls(matches: Matches, gallery: Gallery, threshold: float) -> dict[str, float]:

@@ -51,12 +51,12 @@ def drawers(data: Path, *, most: int, strangers: int) -> list[Drawer]:
 
 
 def _stamps(data: Path) -> list[Image.Image]:
-    """Without the folders of VARIED, where stamps are variants of each other (letters, coins, faces, flags), and without dreidels."""
+    """Without the folders of VARIED, where stamps are variants of each other (letters, coins, faces, flags), and without the lettered dreidels."""
     stamps = []
     for path in sorted((data / "tuxpaint").rglob("*.png")):
         if "stamps" not in path.parts or VARIED & set(path.parts) or path.stem.endswith(("_mirror", "_flip", "_mirror_flip")):
             continue
-        if path.stem.startswith("dreidel"):
+        if path.stem.startswith("dreydl-"):
             continue
         with Image.open(path) as opened:
             drawn = opened.convert("RGBA")
