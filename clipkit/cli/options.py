@@ -6,7 +6,7 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -78,12 +78,24 @@ def model_identity(model: str) -> dict[str, str]:
     """A model's name and the hash of its weights, where it is a file or a run."""
     inputs = {"model": model}
     if files := _weight_files(model):
-        digests = []
-        for path in files:
-            with path.open("rb") as file:
-                digests.append(hashlib.file_digest(file, "sha256").hexdigest())
-        inputs["weights"] = digests[0] if len(digests) == 1 else hashlib.sha256(" ".join(digests).encode()).hexdigest()
+        inputs["weights"] = _digest(files)
     return inputs
+
+
+def detector_identity(detector: str) -> dict[str, str]:
+    """The hash of all files that a detector's similarities depend on, where there are any."""
+    from clipkit.model.detector import beside_weights
+
+    files = [*_weight_files(detector), *beside_weights(detector)]
+    return {"detector": _digest(files)} if files else {}
+
+
+def _digest(files: Sequence[Path]) -> str:
+    digests = []
+    for path in files:
+        with path.open("rb") as file:
+            digests.append(hashlib.file_digest(file, "sha256").hexdigest())
+    return digests[0] if len(digests) == 1 else hashlib.sha256(" ".join(digests).encode()).hexdigest()
 
 
 def _weight_files(model: str) -> list[Path]:

@@ -16,6 +16,7 @@ from clipkit.cli.options import (
     SetOption,
     SuiteOption,
     cache_dir,
+    detector_identity,
     exit_for_failures,
     identity,
     show,
@@ -53,7 +54,9 @@ def overlap_report(
     from clipkit.overlap import review
 
     tasks, shards = load_suite(suite), Shards.open(train)
-    inputs = {**identity(model, tasks, data), "train": shards.fingerprint}
+    inputs = {**identity(model, tasks, data), "train": shards.fingerprint, **detector_identity(knobs.detector)}
+    if knobs.background is not None:
+        inputs["background"] = Shards.open(Path(knobs.background)).fingerprint
     with Run.open(out, command="overlap-report", recipe=knobs, inputs=inputs, quiet=quiet) as run:
         # Verdicts written after the report was finished call for a new one; everything but the comparison comes from the cache.
         reviewed = review.fingerprint(review.review_path(out, knobs.review))

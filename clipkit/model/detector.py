@@ -15,14 +15,25 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 from torch import Tensor
 
 from clipkit import UserError
-from clipkit.model.encoder import Encoded, Encoder, load_encoder
+from clipkit.model.checkpoint import load_spec
+from clipkit.model.encoder import ClipEncoder, Encoded, Encoder, load_encoder
 from clipkit.model.formats.tensor_files import read_json
 from clipkit.model.hashes import PerceptualHash
 from clipkit.model.pixel_descriptor import VIEWS, PixelDescriptor
 from clipkit.model.score_norm import NEAREST, WEIGHT, ScoreNorm, read_background
 from clipkit.model.sscd import PREFIX, load_sscd
 
-__all__ = ["VIEWS", "CosineDetector", "Detector", "PixelDescriptor", "Threshold", "Verify", "load_detector", "shipped_folder"]
+__all__ = [
+    "VIEWS",
+    "CosineDetector",
+    "Detector",
+    "PixelDescriptor",
+    "Threshold",
+    "Verify",
+    "beside_weights",
+    "load_detector",
+    "shipped_folder",
+]
 
 Verify = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(test_PF, train_PF, view_P) -> (P,): the similarities of P pairs of pictures by their features, and the view that found each."""
@@ -107,8 +118,8 @@ HASHED_THRESHOLDS = {
     "phash": Threshold(
         1 - 2 * 4 / 64,
         "4 bits of 64: at most 1 in 700 pictures of Fashion-MNIST, MNIST and Tux Paint is that near one of CIFAR-10's 50,000 (at the "
-        "usual 10 bits 1 in 18 to 1 in 9), of stamps stored again as JPEG of quality 30 or at half size 96% are found, with two sides cropped "
-        "by 5% 5%",
+        "usual 10 bits 1 in 18 to 1 in 9), of stamps stored again as JPEG of quality 30 or at half size 96% are found, with two sides "
+        "cropped by 5% 5%",
     ),
     "dhash": Threshold(
         1 - 2 * 2 / 64,
@@ -139,12 +150,9 @@ def load_detector(spec: str, *, precision: str = "fp32") -> Detector:
         return CosineDetector(PerceptualHash(spec), threshold=bits)
     if spec.startswith(PREFIX):
         return CosineDetector(load_sscd(Path(spec.removeprefix(PREFIX)), name=spec, precision=precision), threshold=SSCD)
-    if spec != SHIPPED or Path(spec).exists():
-        return _of_model(spec, Path(spec), precision=precision)
-    folder = shipped_folder()
-    if not (folder / "model.safetensors").is_file():
-        raise UserError(f"this installation lacks the detector `{SHIPPED}` (`{folder}`): install clipkit's wheel again, or take `pixels`")
-    return _of_model(str(folder), folder, precision=precision)
+    if spec == SHIPPED and not Path(spec).exists():
+        return _shipped(precision=precision)
+    return _of_folder(load_encoder(spec, precision=precision), Path(spec), called=f"{spec}/{BACKGROUND}")
 
 
 def shipped_folder() -> Path:
@@ -152,20 +160,36 @@ def shipped_folder() -> Path:
     return Path(__file__).resolve().parent / "weights" / "duplicates-small"
 
 
-def _of_model(spec: str, folder: Path, *, precision: str) -> CosineDetector:
-    encoder = load_encoder(spec, precision=precision)
+def beside_weights(spec: str) -> list[Path]:
+    """The files on which a detector depends beside the weights that `spec` names as a model's: they may change under the same name."""
+    if spec.startswith(PREFIX):
+        return [file for file in [Path(spec.removeprefix(PREFIX))] if file.is_file()]
+    folder, names = Path(spec), [BACKGROUND, DESCRIPTION]
+    if spec == SHIPPED and not _is_folder(folder):
+        folder, names = shipped_folder(), ["model.safetensors", *names]
+    return [folder / name for name in names if _is_folder(folder) and (folder / name).is_file()]
+
+
+def _shipped(*, precision: str) -> CosineDetector:
+    folder = shipped_folder()
+    if not (folder / "model.safetensors").is_file():
+        raise UserError(f"this installation lacks the detector `{SHIPPED}` (`{folder}`): install clipkit's wheel again, or take `pixels`")
+    encoder = ClipEncoder(load_spec(str(folder)), name=SHIPPED, precision=precision)
+    return _of_folder(encoder, folder, called=f"shipped with `{SHIPPED}`")
+
+
+def _of_folder(encoder: Encoder, folder: Path, *, called: str) -> CosineDetector:
+    """The encoder with what lies beside its weights; `called`: what a report calls the background."""
     if not _is_folder(folder):
         return CosineDetector(encoder)
     said = _description(folder / DESCRIPTION)
     threshold = UNMEASURED
     if "threshold" in said:
-        threshold = Threshold(said["threshold"], said.get("measured_on", f"what `{folder / DESCRIPTION}` does not say"))
+        threshold = Threshold(said["threshold"], said.get("measured_on", f"what `{DESCRIPTION}` beside the model does not say"))
     if not (folder / BACKGROUND).is_file():
         return CosineDetector(encoder, threshold=threshold)
     background_KD = read_background(folder / BACKGROUND, width=encoder.width)
-    norm = ScoreNorm(
-        background_KD, weight=said.get("weight", WEIGHT), nearest=said.get("nearest", NEAREST), source=str(folder / BACKGROUND)
-    )
+    norm = ScoreNorm(background_KD, weight=said.get("weight", WEIGHT), nearest=said.get("nearest", NEAREST), source=called)
     return CosineDetector(encoder, threshold=threshold, score_norm=norm)
 
 

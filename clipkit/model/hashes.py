@@ -18,8 +18,8 @@ from torch import Tensor
 
 from clipkit import UserError
 from clipkit.model.encoder import Encoded
-from clipkit.model.grey import brightness, reduced
-from clipkit.model.preprocess import upright_pixels
+from clipkit.model.grey import reduced
+from clipkit.model.preprocess import upright_image
 
 NAMES = ("phash", "dhash")
 BITS = 64
@@ -51,7 +51,7 @@ class PerceptualHash:
     def preprocess(self, image: bytes | Image.Image) -> Tensor:
         """The few pixels that are hashed, grey: uint8 (1, 32, 32) or (1, 8, 9). Raises UndecodableImage."""
         height, width = (SIDE, SIDE) if self.name == "phash" else (LOW, LOW + 1)
-        return torch.from_numpy(reduced(brightness(upright_pixels(image)), height, width).copy())[None]
+        return torch.from_numpy(reduced(upright_image(image).convert("L"), height, width)[None])
 
     def encode_images(self, pixels_BCHW: Tensor) -> Encoded:
         """The bits of a batch, row by row, 0 or 1 as features, and their unit vectors."""

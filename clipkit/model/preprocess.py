@@ -33,6 +33,10 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 """What Pillow may read: formats of photographs. Those that start programs or run code (EPS, PDF) are left out."""
 
 
+ORIENTATION = 0x0112
+"""EXIF's tag."""
+
+
 class UndecodableImage(ValueError):
     """Bytes that are no whole picture of a known format and of an allowed size."""
 
@@ -127,24 +131,32 @@ def upright_pixels(image: bytes | Image.Image, *, max_pixels: int = MAX_PIXELS) 
 
     For detectors, which compare test files as they came with shards, whose pictures are stored so. Raises UndecodableImage.
     """
-    if isinstance(image, bytes) and not _is_special(image):
+    if isinstance(image, bytes) and image[:3] == b"\xff\xd8\xff" and not _is_turned(image):
         return decode_image(image, max_pixels=max_pixels)
+    return torch.from_numpy(np.array(upright_image(image, max_pixels=max_pixels))).permute(2, 0, 1)
+
+
+def _is_turned(jpeg: bytes) -> bool:
+    """Whether a JPEG has an orientation tag, in its EXIF or its XMP; only where either can be there is the file opened."""
+    if b"Exif\0\0" not in jpeg and b"Orientation" not in jpeg:
+        return False
+    with _reading(), Image.open(io.BytesIO(jpeg), formats=FORMATS) as opened:
+        return bool(opened.getexif().get(ORIENTATION, 1) != 1)
+
+
+def upright_image(image: bytes | Image.Image, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """The picture that `upright_pixels` gives the pixels of, as Pillow's of mode RGB. Raises UndecodableImage."""
     with _reading():
         opened = Image.open(io.BytesIO(image), formats=FORMATS) if isinstance(image, bytes) else image
         _check_size(opened.width, opened.height, max_pixels)
-        upright = ImageOps.exif_transpose(opened).convert("RGBA")
-        paper = Image.new("RGBA", upright.size, "white")
-        paper.alpha_composite(upright)
-        return torch.from_numpy(np.array(paper.convert("RGB"))).permute(2, 0, 1)
-
-
-def _is_special(image: bytes) -> bool:
-    """Whether a picture has an orientation tag or transparency, which `decode_image` does not obey: shards hold neither."""
-    try:
-        with Image.open(io.BytesIO(image), formats=FORMATS) as opened:
-            return opened.has_transparency_data or opened.getexif().get(0x0112, 1) != 1
-    except Exception:  # Pillow's readers answer hostile bytes with errors of any kind; decode_image gives the verdict.
-        return False
+        if opened.getexif().get(ORIENTATION, 1) != 1:
+            opened = ImageOps.exif_transpose(opened)
+        if not opened.has_transparency_data:
+            return opened.convert("RGB")
+        opened = opened.convert("RGBA")
+        paper = Image.new("RGBA", opened.size, "white")
+        paper.alpha_composite(opened)
+        return paper.convert("RGB")
 
 
 def _decode_plain_jpeg(data: bytes, max_pixels: int) -> Tensor | None:

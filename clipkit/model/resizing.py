@@ -84,11 +84,8 @@ def _turned(lines: Tensor) -> Tensor:
 
 
 def _weighted_rows(lines: Tensor, taps: Taps) -> Tensor:
-    return weighted_rows(lines, taps.places, taps.starts, taps.weights)
-
-
-def weighted_rows(lines: Tensor, places: Tensor, starts: Tensor, weights: Tensor) -> Tensor:
-    """Rows (M, N), uint8 or float32 -> weighted sums of rows, (M', N) float32: sum n is of `places` and `weights` from `starts[n]` on."""
+    """Rows (M, N), uint8 or float32 -> the weighted sums of rows that the taps name, (M', N) float32."""
+    _, _, places, starts, weights = taps
     if lines.dtype == torch.uint8 and _BYTES is not None:
         ended = torch.cat([lines, _AS_THEY_ARE.expand(len(lines), -1)], dim=1)
         sums: Tensor = _BYTES(ended, places, starts, False, 0, False, weights, None, False)

@@ -164,6 +164,26 @@ def test_another_encoder_compares_by_its_cosine(
     assert "no Clean part" in report["tasks"][0]["note"]
 
 
+def test_a_hash_and_a_background_go_through_the_same_door(
+    tmp_path: Path, data: Path, suite: Suite, shards: Shards, color_encoder: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    report = analyse(tmp_path, color_encoder, shards, suite, detector="dhash")
+    assert (report["detector"], report["default_threshold"], report["score_norm"]) == ("dhash", 0.9375, None)
+    assert "bits of 64" in report["threshold_measured_on"]
+    assert report["tasks"][0]["threshold"] == 0.9375
+    assert {13} <= {row["test_index"] for row in rows(tmp_path) if row["is_overlap"]} <= {2, 5, 13}  # it is blind to crops
+    others = [training_pair(cloth("green", 500 + i), f"other {i}", 900 + i) for i in range(12)]
+    background = write_shards(others, tmp_path / "background", pairs_per_shard=10, recipe={}, funnel=[])
+    monkeypatch.setattr("clipkit.model.detector.load_encoder", lambda spec, *, precision: color_encoder)
+    plain = analyse(tmp_path, color_encoder, shards, suite, out="plain", detector="colors", threshold=0.2)
+    normed = analyse(
+        tmp_path, color_encoder, shards, suite, out="normed", detector="colors", threshold=0.2, background=str(background.root)
+    )
+    assert (plain["tasks"][0]["overlap"], normed["tasks"][0]["overlap"]) == (20, 9)  # the greens are like the background, and so is one red
+    assert (normed["score_norm"]["pictures"], normed["score_norm"]["nearest"]) == (12, 3)
+    assert normed["detector_fingerprint"] != plain["detector_fingerprint"]
+
+
 def test_two_classes_of_one_name_are_told_apart(tmp_path: Path, data: Path, suite: Suite, shards: Shards, color_encoder: Any) -> None:
     """All of them are shown as the same class; the one that was taken for the other is still shown as wrong."""
     task = suite.tasks[0].model_copy(update={"classes": (("cloth", "red"), ("cloth", "green")), "class_folders": ("red", "green")})
