@@ -51,7 +51,7 @@ def drawers(data: Path, *, most: int, strangers: int) -> list[Drawer]:
 
 
 def _stamps(data: Path) -> list[Image.Image]:
-    """Without the folders of VARIED, where stamps are variants of each other (letters, coins, faces, flags), and without the lettered dreidels."""
+    """Without stamps that are variants of each other: the folders of VARIED (letters, coins, faces, flags), lettered dreidels."""
     stamps = []
     for path in sorted((data / "tuxpaint").rglob("*.png")):
         if "stamps" not in path.parts or VARIED & set(path.parts) or path.stem.endswith(("_mirror", "_flip", "_mirror_flip")):
