@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from acceptance import best_matches, described, png, threshold_at
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from clipkit.dataset.shards import Pair, Shards
 from clipkit.model.checkpoint import load_model, load_spec, save_model
@@ -38,13 +38,11 @@ COPIES, SIDE = 2, 72
 """Changed copies of each held-out picture, and the pixels of their side."""
 
 
-def export_weights(run: Path, average: Path | None, out: Path) -> None:
-    """The run's model, or an average of a checkpoint of it, in half precision."""
-    loaded = load_model(run)
-    if average is not None:
-        loaded.model.load_state_dict(load_file(average))
+def export_weights(run: Path, out: Path) -> None:
+    """The run's averaged model in half precision."""
+    loaded = load_model(run / "model-average.safetensors")
     preprocess = Preprocess(loaded.model.architecture.image_size, squashed=True)
-    kept = {name: loaded.facts[name] for name in ("objective", "towers", "step", "samples_seen") if name in loaded.facts}
+    kept = {name: loaded.facts[name] for name in ("objective", "towers", "samples_seen", "average_decay") if name in loaded.facts}
     save_model(out / "model.safetensors", loaded.model.half(), preprocess=preprocess, facts=kept)
 
 
@@ -83,13 +81,12 @@ def choose_threshold(detector: Detector, held_out: list[Pair]) -> tuple[float, f
 def main() -> None:
     """Weights, background, thresholds."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--run", type=Path, required=True, help="the run, or a model of it")
-    parser.add_argument("--average", type=Path, help="a checkpoint's average.safetensors, in place of the run's own weights")
+    parser.add_argument("--run", type=Path, required=True, help="the run")
     parser.add_argument("--shards", type=Path, required=True, help="what duplicate_data.py wrote")
     parser.add_argument("--out", type=Path, required=True, help="the folder that is shipped")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
-    export_weights(options.run, options.average, options.out)
+    export_weights(options.run, options.out)
     encoder = ClipEncoder(load_spec(str(options.out)), name="duplicates", precision="fp32")
     background = [pair.image for pair in itertools.islice(pairs(options.shards / "train"), BACKGROUND)]
     background_KD = described(CosineDetector(encoder), background).projected_BD
