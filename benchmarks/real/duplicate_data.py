@@ -34,19 +34,19 @@ HELD_OUT_SHARE = 0.06
 PICTURES_PER_TAR = 5_000
 
 LICENCES = {
-    "mate-backgrounds": "GPL-2+ and CC-BY-SA",
+    "mate-backgrounds": "GPL-2+, CC-BY-SA-4.0",
     "gnome-backgrounds": "CC-BY-SA-3.0, CC-BY-SA-2.0, CC-BY-2.0, GPL-2+",
-    "plasma-workspace-wallpapers": "GPL-2+ (as packaged), CC-BY-SA-4.0",
+    "plasma-workspace-wallpapers": "GPL-2+ as packaged",
     "ukui-wallpapers": "CC-BY-SA-3.0",
     "lomiri-wallpapers-20.04": "CC-BY-4.0, CC-BY-SA-3.0, CC-BY-SA-4.0, CC0-1.0",
     "lomiri-wallpapers-16.04": "CC-BY-4.0, CC-BY-SA-3.0, CC-BY-SA-4.0, CC0-1.0",
     "lxqt-themes": "CC-BY-SA-3.0, LGPL-2.1+, LGPL-3",
-    "supertuxkart-data": "CC-BY-SA, CC-BY, CC0, GPL, public domain",
-    "wesnoth-1.16-data": "GPL-2+, CC-BY-SA-4.0",
-    "widelands-data": "GPL-2+",
-    "supertux-data": "GPL-2+, CC-BY-SA",
+    "supertuxkart-data": "CC-BY-SA-3.0 and -4.0, CC-BY-3.0, CC0, GPL, public domain",
+    "wesnoth-1.16-data": "GPL-2+",
+    "widelands-data": "GPL-2+, CC-BY-SA-3.0",
+    "supertux-data": "GPL-2+, GPL-3+, CC-BY-SA-4.0, CC0",
     "hedgewars-data": "GPL-2",
-    "extremetuxracer-data": "GPL-2+",
+    "extremetuxracer-data": "GPL-2+, CC0",
     "fluent-emoji-3d": "MIT (Microsoft's Fluent Emoji)",
 }
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp"}
