@@ -194,7 +194,7 @@ def table(columns: dict[str, Measured], gallery: Gallery) -> str:
         lines.append(_line(kind, [f"{c.recalls[at_90][kind]:.0%} / {c.recalls[at_99][kind]:.0%}" for c in columns.values()]))
     for failure in next(iter(columns.values())).failures:
         lines.append(_line(failure, [f"{c.failures[failure][at_90]:.1%} / {c.failures[failure][at_99]:.1%}" for c in columns.values()]))
-    lines.append(_line("threshold", [f"{c.thresholds[at_90]:.3f} / {c.thresholds[at_99]:.3f}" for c in columns.values()]))
+    lines.append(_line("threshold", [f"{_told(c.thresholds[at_90])} / {_told(c.thresholds[at_99])}" for c in columns.values()]))
     lines.append(_line("seconds for 1,000 pictures", [f"{c.seconds_per_1000:.1f}" for c in columns.values()]))
     copies = sum(original >= 0 for _, _, original in gallery.queries)
     head = (
@@ -203,6 +203,10 @@ def table(columns: dict[str, Measured], gallery: Gallery) -> str:
         f"{len(shown.CHANGES)} kinds of change.\n\n"
     )
     return head + "\n".join(lines) + "\n" + own_thresholds(columns)
+
+
+def _told(threshold: float) -> str:
+    return "none" if threshold == NOWHERE else f"{threshold:.3f}"
 
 
 def _line(name: str, cells: list[str]) -> str:
@@ -217,7 +221,7 @@ def own_thresholds(columns: dict[str, Measured]) -> str:
             found = column.recalls["own threshold"]
             wrong = ", ".join(f"{failure}: {shares['own threshold']:.1%}" for failure, shares in column.failures.items())
             lines.append(
-                f"\n{name} at its own threshold of {column.thresholds['own threshold']:.2f}: recall {found['all kinds']:.1%}, "
+                f"\n{name} at its own threshold of {column.thresholds['own threshold']:.3f}: recall {found['all kinds']:.1%}, "
                 f"precision {found['precision']:.1%}; {wrong}.\n"
             )
     return "".join(lines)
