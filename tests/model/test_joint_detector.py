@@ -7,9 +7,9 @@ from PIL import Image
 
 from clipkit import UserError
 from clipkit.demo import drawing
+from clipkit.model import joint_detector
 from clipkit.model.detector import JointDetector, PixelDetector, load_detector
 from clipkit.model.encoder import Encoded
-from clipkit.model.joint_detector import SHARE
 from clipkit.model.pixel_descriptor import SIDE
 
 
@@ -29,16 +29,24 @@ def described(detector: JointDetector | PixelDetector, given: list[bytes]) -> En
     return detector.encoder.encode_images(torch.stack([detector.encoder.preprocess(each) for each in given]))
 
 
-def test_the_search_vectors_cosine_is_the_mean_of_both_cosines(detector: JointDetector) -> None:
+@pytest.mark.parametrize("share", [0.5, 0.2])
+def test_the_search_vectors_cosine_is_the_mean_of_both_cosines(
+    detector: JointDetector, share: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(joint_detector, "SHARE", share)
     given = pictures(12)
     both, pixels = described(detector, given), described(PixelDetector(), given)
     network = load_detector("duplicates").encoder
     vectors_BD = network.encode_images(torch.stack([network.preprocess(each) for each in given])).projected_BD
-    expected = SHARE * vectors_BD @ vectors_BD.T + (1 - SHARE) * pixels.projected_BD @ pixels.projected_BD.T
+    expected = share * vectors_BD @ vectors_BD.T + (1 - share) * pixels.projected_BD @ pixels.projected_BD.T
     assert (both.projected_BD @ both.projected_BD.T - expected).abs().max() < 1e-5
 
 
-def test_the_verified_similarity_is_the_mean_of_the_verified_one_and_the_networks(detector: JointDetector) -> None:
+@pytest.mark.parametrize("share", [0.5, 0.2])
+def test_the_verified_similarity_is_the_mean_of_the_verified_one_and_the_networks(
+    detector: JointDetector, share: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(joint_detector, "SHARE", share)
     first, second = pictures(8), pictures(9)[1:]
     both, pixels, view_P = PixelDetector(), (described(detector, first), described(detector, second)), torch.arange(8) % 3
     alone = both.verify(described(both, first).features_BF, described(both, second).features_BF, view_P)
@@ -53,7 +61,7 @@ def test_the_verified_similarity_is_the_mean_of_the_verified_one_and_the_network
         ]
     )
     found = detector.verify(pixels[0].features_BF, pixels[1].features_BF, view_P)
-    assert (found - (SHARE * cosine_P + (1 - SHARE) * alone)).abs().max() < 1e-5
+    assert (found - (share * cosine_P + (1 - share) * alone)).abs().max() < 1e-5
 
 
 def test_every_view_is_a_unit_vector_whose_networks_part_is_the_same(detector: JointDetector) -> None:
