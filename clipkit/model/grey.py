@@ -1,4 +1,4 @@
-"""A grey picture reduced to a few pixels, equal to Pillow's Lanczos bit for bit and several times as fast.
+"""A grey picture reduced to a few pixels, equal to Pillow's Lanczos bit for bit.
 
 Perceptual hashes are defined by Pillow's `convert("L").resize(size, LANCZOS)`. Resizing is two passes of whole numbers: weights have
 22 bits after the point, and between the passes values are rounded to grey levels. Here a pass is a matrix product in float32, and the

@@ -152,7 +152,8 @@ def upright_image(image: bytes | Image.Image, *, max_pixels: int = MAX_PIXELS) -
         if opened.getexif().get(ORIENTATION, 1) != 1:
             opened = ImageOps.exif_transpose(opened)
         if not opened.has_transparency_data:
-            return opened.convert("RGB")
+            opened.load()  # what is damaged is found out here
+            return opened if opened.mode == "RGB" else opened.convert("RGB")
         opened = opened.convert("RGBA")
         paper = Image.new("RGBA", opened.size, "white")
         paper.alpha_composite(opened)
