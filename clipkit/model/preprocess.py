@@ -43,15 +43,20 @@ class UndecodableImage(ValueError):
 
 @dataclass(frozen=True)
 class Preprocess:
-    """What a model does to a picture before its first layer. A checkpoint carries it."""
+    """What a model does to a picture before its first layer. A checkpoint carries it.
+
+    `squashed`: both sides are resized to `size`, so that a picture's edges are seen, too, which near-duplicates are told apart by.
+    """
 
     size: int
     mean: tuple[float, float, float] = OPENAI_MEAN
     std: tuple[float, float, float] = OPENAI_STD
+    squashed: bool = False
 
     def __call__(self, image: bytes | Image.Image, *, max_pixels: int = MAX_PIXELS) -> Tensor:
         """An encoded or opened picture -> uint8 (3, size, size). Raises UndecodableImage."""
-        return resize_and_crop(rgb_pixels(image, max_pixels=max_pixels), self.size)
+        pixels = rgb_pixels(image, max_pixels=max_pixels)
+        return squash(pixels, self.size) if self.squashed else resize_and_crop(pixels, self.size)
 
     def normalise(self, pixels_BCHW: Tensor) -> Tensor:
         """uint8 pixels -> float32, on the pixels' device."""
@@ -59,7 +64,8 @@ class Preprocess:
 
     def facts(self) -> dict[str, Any]:
         """Plain data for checkpoints; `from_facts` reads it back."""
-        return {"size": self.size, "mean": list(self.mean), "std": list(self.std)}
+        told = {"size": self.size, "mean": list(self.mean), "std": list(self.std)}
+        return told | {"squashed": True} if self.squashed else told
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -73,7 +79,7 @@ class Preprocess:
         if not isinstance(size, int) or not 1 <= size <= MAX_IMAGE_SIZE or not all(map(math.isfinite, mean + std)) or min(std) < 1e-6:
             raise ValueError(f"a size of {str(size)[:40]}, mean {mean} and deviation {std} are no preprocessing")
         (red, green, blue), (red_std, green_std, blue_std) = mean, std
-        return cls(size, (red, green, blue), (red_std, green_std, blue_std))
+        return cls(size, (red, green, blue), (red_std, green_std, blue_std), facts.get("squashed") is True)
 
 
 def normalise(
@@ -192,6 +198,12 @@ def resize_and_crop(pixels: Tensor, size: int) -> Tensor:
     if sides == pixels.shape[1:]:
         return centre_crop(pixels, size)
     return resize_part(pixels, sides, *centre(sides, size))
+
+
+def squash(pixels: Tensor, size: int) -> Tensor:
+    """uint8 (3, H, W) -> (3, size, size), the whole picture; of one over MAX_ASPECT_RATIO the middle."""
+    pixels = middle(pixels)
+    return resize_part(pixels, (size, size), range(size), range(size))
 
 
 def resize_shorter_side(pixels: Tensor, size: int) -> Tensor:

@@ -108,7 +108,8 @@ class OverlapRecipe(Section):
     seed: int = Field(0, ge=0, lt=2**63, description="seed of the pairs that are shown")
     detector: str = Field(
         "pixels",
-        description="what two pictures are compared by: `pixels` (no training), `duplicates` (the shipped trained detector), `phash`, "
+        description="what two pictures are compared by: `pixels` (no training), `duplicates` (the shipped trained detector), "
+        "`duplicates+pixels`, `phash`, "
         "`dhash`, `sscd:FILE`, or a model as --model takes it",
     )
     threshold: float | None = Field(

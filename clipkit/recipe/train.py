@@ -56,10 +56,13 @@ class DataKnobs(Section):
         le=1,
         description="a pair whose picture cannot be decoded is replaced by another; the run stops beyond this share of pairs",
     )
-    augmentation: Literal["random-crop", "resize", "random-crop-flip", "random-resized-crop", "views", "duplicates"] = Field(
-        "random-crop",
-        description="random-crop: the paper's random square crop; random-crop-flip: mirrored half the time, too; resize: none; "
-        "random-resized-crop: any part and aspect (open_clip); views: SimCLR's; duplicates: those of CLIP's appendix C",
+    augmentation: Literal["random-crop", "resize", "random-crop-flip", "random-resized-crop", "views", "duplicates", "web-duplicates"] = (
+        Field(
+            "random-crop",
+            description="random-crop: the paper's random square crop; random-crop-flip: mirrored half the time, too; resize: none; "
+            "random-resized-crop: any part and aspect (open_clip); views: SimCLR's; duplicates: those of CLIP's appendix C; "
+            "web-duplicates: mirrors, frames, text, grey and blur as well",
+        )
     )
     crop_scale: float = Field(0.9, gt=0, le=1, description="random-crop: side of the square as a share of the picture's shorter side")
     crop_area: float = Field(0.9, gt=0, le=1, description="random-resized-crop, views: the least share of the picture's area that is shown")

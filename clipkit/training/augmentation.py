@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from clipkit.model.preprocess import centre_crop, resize_shorter_side
 from clipkit.model.resizing import resize_part
 from clipkit.recipe import DataKnobs
-from clipkit.training.copies import DRAWS, transformed_copy
+from clipkit.training import copies, web_copies
 
 Pixels = NDArray[np.uint8]
 Draws = NDArray[np.float64]
@@ -79,12 +79,9 @@ def _simclr(knobs: DataKnobs, size: int) -> Augmentation:
     return Augmentation(SIMCLR_DRAWS, None, functools.partial(simclr_view, size=size, least_area=knobs.crop_area))
 
 
-def _duplicates(knobs: DataKnobs, size: int) -> Augmentation:
-    return Augmentation(DRAWS, None, functools.partial(_copy, size=size), functools.partial(_plain, size=size))
-
-
-def _copy(pixels: Pixels, draws: Draws, *, size: int) -> Pixels:
-    return transformed_copy(pixels, size, draws)
+def _duplicates(knobs: DataKnobs, size: int, *, of_the_web: bool) -> Augmentation:
+    draws, change = (web_copies.DRAWS, web_copies.web_copy) if of_the_web else (copies.DRAWS, copies.transformed_copy)
+    return Augmentation(draws, None, lambda pixels, draws: change(pixels, size, draws), functools.partial(_plain, size=size))
 
 
 def _plain(pixels: Pixels, draws: Draws, *, size: int) -> Pixels:
@@ -97,7 +94,8 @@ KINDS: dict[str, Callable[[DataKnobs, int], Augmentation]] = {
     "resize": _resize,
     "random-resized-crop": _random_resized_crop,
     "views": _simclr,
-    "duplicates": _duplicates,
+    "duplicates": functools.partial(_duplicates, of_the_web=False),
+    "web-duplicates": functools.partial(_duplicates, of_the_web=True),
 }
 
 

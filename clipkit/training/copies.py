@@ -49,14 +49,14 @@ def transformed_copy(pixels: NDArray[np.uint8], size: int, draws: NDArray[np.flo
     """
     assert len(draws) == DRAWS
     coming = iter(draws.tolist())
-    copy = _cropped(_middle(pixels), size, coming)
+    copy = _cropped(middle_square(pixels), size, coming)
     copy = _turned(copy, coming)
     copy = _rescaled(copy, coming)
     copy = _recoloured(copy, coming)
     return np.ascontiguousarray(_recompressed(np.asarray(copy), coming).transpose(2, 0, 1))
 
 
-def _middle(pixels: NDArray[np.uint8]) -> Image.Image:
+def middle_square(pixels: NDArray[np.uint8]) -> Image.Image:
     """The largest square in the middle, which is what a plain view shows."""
     _, height, width = pixels.shape
     side = min(height, width)

@@ -21,6 +21,7 @@ from clipkit.model.preprocess import (
     resize_and_crop,
     resize_shorter_side,
     rgb_pixels,
+    squash,
 )
 
 
@@ -218,3 +219,22 @@ def test_an_opened_picture_that_is_cut_short_is_undecodable_as_its_bytes_are(kin
 def test_bytes_that_are_no_picture_are_told_without_an_address_in_memory() -> None:
     with pytest.raises(UndecodableImage, match=r"^not a picture in any format that is read$"):
         decode_image(b"no picture")
+
+
+@pytest.mark.parametrize(("width", "height"), [(90, 40), (40, 90), (32, 32), (300, 17)])
+def test_a_squashed_picture_is_resized_as_pillow_does_it_edges_and_all(width: int, height: int) -> None:
+    image = drawn(width, height)
+    by_hand = torch.from_numpy(np.array(image.resize((32, 32), Image.Resampling.BICUBIC))).permute(2, 0, 1)
+    if max(width, height) > 16 * min(width, height):
+        left = (width - 16 * height) // 2
+        by_hand = torch.from_numpy(
+            np.array(image.crop((left, 0, left + 16 * height, height)).resize((32, 32), Image.Resampling.BICUBIC))
+        ).permute(2, 0, 1)
+    assert (Preprocess(32, squashed=True)(image).int() - by_hand.int()).abs().max() <= 1
+    assert torch.equal(squash(rgb_pixels(image), 32), Preprocess(32, squashed=True)(image))
+
+
+def test_what_is_squashed_is_told_and_read_back_and_the_usual_facts_stay_as_they_were() -> None:
+    assert set(Preprocess(32).facts()) == {"size", "mean", "std"}
+    assert Preprocess.from_facts(Preprocess(32, squashed=True).facts()) == Preprocess(32, squashed=True)
+    assert Preprocess.from_facts(Preprocess(32).facts()) == Preprocess(32)

@@ -164,6 +164,19 @@ def test_another_encoder_compares_by_its_cosine(
     assert "no Clean part" in report["tasks"][0]["note"]
 
 
+@pytest.mark.parametrize("name", ["duplicates", "duplicates+pixels"])
+def test_the_trained_detectors_go_through_the_same_door(
+    tmp_path: Path, data: Path, suite: Suite, shards: Shards, color_encoder: Any, name: str
+) -> None:
+    report = analyse(tmp_path, color_encoder, shards, suite, detector=name)
+    assert (report["detector"], report["score_norm"] is None) == (name, name == "duplicates+pixels")
+    assert "strangers" in report["threshold_measured_on"]
+    found = {row["test_index"] for row in rows(tmp_path) if row["is_overlap"]}
+    assert {2, 5, 13} <= found
+    if name == "duplicates+pixels":  # the network alone takes cloths of one colour for each other
+        assert found == {2, 5, 13}
+
+
 def test_a_hash_and_a_background_go_through_the_same_door(
     tmp_path: Path, data: Path, suite: Suite, shards: Shards, color_encoder: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
