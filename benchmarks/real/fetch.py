@@ -17,9 +17,12 @@ DATA = Path(__file__).resolve().parent / "data"
 
 
 def fetch_all(data: Path = DATA, *, only: Collection[str] = ()) -> Path:
-    """Fetch and unpack what is not there yet, all sets or `only` some; returns the folder. Raises SystemExit naming a missing client."""
+    """Fetch and unpack what is not there yet: `only` some, or all but the detector's pictures. Returns the folder.
+
+    Raises SystemExit naming a missing client.
+    """
     data.mkdir(parents=True, exist_ok=True)
-    for name in only or SETS:
+    for name in only or [name for name in SETS if name not in FREE_PICTURES]:
         fetch, target = SETS[name], data / name
         if target.is_dir():
             continue

@@ -48,6 +48,7 @@ KINDS = (
 STYLES = ("twitter", "apple", "facebook")
 ROOTS = {"tuxpaint": "tuxpaint/usr/share/tuxpaint/stamps", "openclipart": "openclipart/usr/share/openclipart/png"}
 TITLES = {"tuxpaint": "Tux Paint's stamps", "openclipart": "Open Clip Art's drawings"}
+FETCHED = ("cifar10", "fashion-mnist", "mnist", "tuxpaint", "openclipart", "emoji-names", *(f"emoji-{s}" for s in ("google", *STYLES)))
 PLANTED = {"tuxpaint": 20, "openclipart": 40}
 """Copies of each kind."""
 
@@ -222,7 +223,7 @@ def main() -> None:
     parser.add_argument("--only", default="cifar10,emoji,tuxpaint,openclipart")
     parser.add_argument("--set", action="append", default=[], dest="knobs", metavar="KNOB=VALUE")
     options = parser.parse_args()
-    data = fetch_all()
+    data = fetch_all(only=FETCHED)
     for name in options.only.split(","):
         folder = options.out / name
         if name in ROOTS:
