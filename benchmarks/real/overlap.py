@@ -6,9 +6,9 @@
   Fashion-MNIST and MNIST, which have none.
 * emoji: Google's drawings against those of three other companies: the same concepts drawn anew are no duplicates. Flags are told apart,
   because two drawings of one flag are the same picture.
-* tuxpaint, openclipart: each test set is a draw of their drawings; the training shards hold other drawings and, at known places, one
-  changed copy each of most test pictures, 15 kinds of change in equal numbers. A planted copy is found if its test picture counts as
-  overlap and the copy is the nearest training picture.
+* tuxpaint, openclipart: drawings that no other of the set resembles; each test set is a draw of them; the training shards hold others
+  and, at known places, one changed copy each of most test pictures, 15 kinds of change in equal numbers. A planted copy is found if its
+  test picture counts as overlap and the copy is the nearest training picture.
 
 MODEL is any model with a text tower: its zero-shot answers are what the overlap is measured on. Prints Markdown; DIR keeps the reports,
 and killed and started again the runs go on.
@@ -17,6 +17,7 @@ and killed and started again the runs go on.
 import argparse
 import io
 import json
+import struct
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -33,10 +34,12 @@ import objectives  # noqa: E402
 import pictures  # noqa: E402
 import pyarrow.parquet as pq  # noqa: E402
 import test_sets  # noqa: E402
+import torch  # noqa: E402
 from fetch import fetch_all  # noqa: E402
 from PIL import Image  # noqa: E402
 
 from clipkit.dataset.shards import Pair, pair_key, write_shards  # noqa: E402
+from clipkit.model.detector import load_detector  # noqa: E402
 from clipkit.report.tables import Table  # noqa: E402
 
 KINDS = (
@@ -54,7 +57,9 @@ PLANTED = {"tuxpaint": 20, "openclipart": 40}
 
 UNPLANTED = 100
 MOST_OTHERS = 3_000
-"""Test pictures without a copy; other drawings in the training shards, at most."""
+MOST_PIXELS = 4_000_000
+LEAST_BITS = 11
+"""Test pictures without a copy; other drawings in the training shards, at most; pixels of a drawing; bits of 64 between two."""
 
 
 class Drawing(NamedTuple):
@@ -67,9 +72,26 @@ class Drawing(NamedTuple):
 def drawings(data: Path, name: str) -> list[Drawing]:
     """All drawings, in an order of their own; of stamps in several files (`_mirror`, `_flip`) the first."""
     root = data / ROOTS[name]
-    paths = [path for path in sorted(root.rglob("*.png")) if not path.stem.endswith(("_mirror", "_flip", "_mirror_flip"))]
+    names = [path for path in sorted(root.rglob("*.png")) if not path.stem.endswith(("_mirror", "_flip", "_mirror_flip"))]
+    paths = alone([path for path in names if _pixels(path) <= MOST_PIXELS])
     order = np.random.default_rng(0).permutation(len(paths))
     return [Drawing(paths[i], paths[i].relative_to(root).parts[0]) for i in order]
+
+
+def _pixels(path: Path) -> int:
+    """As the head of a PNG says: width and height at bytes 16 to 24."""
+    with path.open("rb") as file:
+        width, height = struct.unpack(">16x2I", file.read(24))
+    return int(width * height)
+
+
+def alone(paths: Sequence[Path]) -> list[Path]:
+    """Those with no other drawing nearer than LEAST_BITS of pHash: the real near-duplicates, of which there are many, would count as mistakes."""
+    hashes = load_detector("phash").encoder
+    pixels = [hashes.preprocess(efficientnet_lite0.on_white(path)) for path in paths]
+    vectors_ND = torch.cat([hashes.encode_images(torch.stack(pixels[i : i + 256])).projected_BD for i in range(0, len(pixels), 256)])
+    near_NN = vectors_ND @ vectors_ND.T > 1 - 2 * LEAST_BITS / 64 + 1e-6
+    return [path for path, near in zip(paths, near_NN.sum(dim=1).tolist(), strict=True) if near == 1]
 
 
 def plant(data: Path, name: str, folder: Path) -> None:
