@@ -12,12 +12,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from hypothesis import settings
 
 if TYPE_CHECKING:
     from clipkit.evaluation.suite import Suite, Task
     from clipkit.run import Run
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line does: a busy machine must not make tests a hundred times slower
+
+settings.register_profile("clipkit", deadline=None)  # a property is no timed test: a busy machine must not fail it
+settings.load_profile("clipkit")
 
 COLORS = {
     "red": (255, 0, 0),

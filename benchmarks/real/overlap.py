@@ -86,7 +86,7 @@ def _pixels(path: Path) -> int:
 
 
 def alone(paths: Sequence[Path]) -> list[Path]:
-    """Those with no other drawing nearer than LEAST_BITS of pHash: the real near-duplicates, of which there are many, would count as mistakes."""
+    """Those with no other drawing nearer than LEAST_BITS of pHash: real near-duplicates, of which there are many, would be mistakes."""
     hashes = load_detector("phash").encoder
     pixels = [hashes.preprocess(efficientnet_lite0.on_white(path)) for path in paths]
     vectors_ND = torch.cat([hashes.encode_images(torch.stack(pixels[i : i + 256])).projected_BD for i in range(0, len(pixels), 256)])
