@@ -25,23 +25,23 @@ from clipkit.evaluation.suite import Suite, Task
 from clipkit.model.detector import Detector, load_detector
 from clipkit.model.encoder import Encoded, Encoder
 from clipkit.overlap import stages
-from clipkit.overlap.comparison import Comparison, Parts, compare, judged
-from clipkit.overlap.curve import CURVE_SCHEMA, curve
-from clipkit.overlap.deeper import Deeper
-from clipkit.overlap.equal_pictures import EqualPictures, find_equal, with_equal
-from clipkit.overlap.faiss_index import recall_report
-from clipkit.overlap.matches import MATCH_SCHEMA, Deepened, keys_by_test, match_table
-from clipkit.overlap.neighbours import Neighbours
+from clipkit.overlap.answers.test_sets import TestSet, check_asked, read_test_set
+from clipkit.overlap.matches.equal_pictures import EqualPictures, find_equal, with_equal
+from clipkit.overlap.matches.every import MATCH_SCHEMA, Deepened, keys_by_test, match_table
+from clipkit.overlap.matches.within import repeats_in_test
+from clipkit.overlap.pages.shown import Compared, live_hits, plain_sections, review_tasks
+from clipkit.overlap.pages.summary import tell, write_summary
 from clipkit.overlap.review import Review, Verdict, apply_review, check_report, load_review, pairs_fingerprint, review_path
-from clipkit.overlap.scale import detector_facts, normalised, threshold_of, with_background
-from clipkit.overlap.search import ROWS_PER_SHARD, Describe, Nearest, Search, nearest_of, search_described, search_tests
-from clipkit.overlap.search_cost import search_cost
-from clipkit.overlap.shown import Compared, live_hits, plain_sections, review_tasks
+from clipkit.overlap.search.cost import search_cost
+from clipkit.overlap.search.deeper import Deeper
+from clipkit.overlap.search.faiss_index import recall_report
+from clipkit.overlap.search.neighbours import Neighbours
+from clipkit.overlap.search.passes import ROWS_PER_SHARD, Describe, Nearest, Search, nearest_of, search_described, search_tests
+from clipkit.overlap.search.scale import detector_facts, normalised, threshold_of, with_background
 from clipkit.overlap.stages import write_table
-from clipkit.overlap.summary import tell, write_summary
-from clipkit.overlap.test_sets import TestSet, check_asked, read_test_set
-from clipkit.overlap.together import rows_together, summary_of
-from clipkit.overlap.within import repeats_in_test
+from clipkit.overlap.statistics.comparison import Comparison, Parts, compare, judged
+from clipkit.overlap.statistics.curve import CURVE_SCHEMA, curve
+from clipkit.overlap.statistics.together import rows_together, summary_of
 from clipkit.recipe import OverlapRecipe
 from clipkit.report.overlap_figures import write_overlap_figure
 from clipkit.report.page import OverlapPage, write_overlap_page

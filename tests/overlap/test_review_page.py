@@ -16,12 +16,12 @@ from clipkit.cli import app
 from clipkit.dataset.shards import Pair, Shards, pair_key, write_shards
 from clipkit.evaluation.suite import Suite, load_suite
 from clipkit.overlap.analysis import report_overlap
-from clipkit.overlap.answers import Answers, Scored
-from clipkit.overlap.comparison import Parts
-from clipkit.overlap.effect import measure_effect
+from clipkit.overlap.answers.asked import Answers, Scored
+from clipkit.overlap.answers.weighted import mean_of
+from clipkit.overlap.pages.shown import live_hits
 from clipkit.overlap.review import TaskReview, apply_review, load_review
-from clipkit.overlap.shown import live_hits
-from clipkit.overlap.weighted import mean_of
+from clipkit.overlap.statistics.comparison import Parts
+from clipkit.overlap.statistics.effect import measure_effect
 from clipkit.recipe import OverlapRecipe
 from clipkit.report import review_page
 from clipkit.report.page import ShownPair, p_value, percent, points
