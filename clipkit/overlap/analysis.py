@@ -31,12 +31,13 @@ from clipkit.overlap.matches.every import MATCH_SCHEMA, Deepened, keys_by_test, 
 from clipkit.overlap.matches.within import repeats_in_test
 from clipkit.overlap.pages.shown import Compared, live_hits, plain_sections, review_tasks
 from clipkit.overlap.pages.summary import tell, write_summary
+from clipkit.overlap.places import shard_of
 from clipkit.overlap.review import Review, Verdict, apply_review, check_report, load_review, pairs_fingerprint, review_path
 from clipkit.overlap.search.cost import search_cost
 from clipkit.overlap.search.deeper import Deeper
 from clipkit.overlap.search.faiss_index import recall_report
 from clipkit.overlap.search.neighbours import Neighbours
-from clipkit.overlap.search.passes import ROWS_PER_SHARD, Describe, Nearest, Search, nearest_of, search_described, search_tests
+from clipkit.overlap.search.passes import Describe, Nearest, Search, nearest_of, search_described, search_tests
 from clipkit.overlap.search.scale import detector_facts, normalised, threshold_of, with_background
 from clipkit.overlap.stages import write_table
 from clipkit.overlap.statistics.comparison import Comparison, Parts, compare, judged
@@ -122,7 +123,7 @@ def report_overlap(
             failed[task.name] = _told(run, task, error)
     share.gathered([test.task.name for test, _ in tests])  # other ranks wait for this
     search = Search(detector, training, describe, recipe, run, run.path / "search", share)
-    equal = find_equal([(test.task.name, test.split) for test, _ in tests], shards, training, rows_per_shard=ROWS_PER_SHARD, run=run)
+    equal = find_equal([(test.task.name, test.split) for test, _ in tests], shards, training, run=run)
     found = search_tests(search, [test.split for test, _ in tests])
     for (test, pairs), candidates in zip(tests, found, strict=True):
         try:
@@ -176,7 +177,7 @@ def _within(search: Search, findings: Sequence[Finding], equal: EqualPictures, s
         for finding in findings
     ]
     common = threshold_of(search.recipe, search.detector, "")
-    ways: dict[str, Any] = {"k": k, "threshold": common, "rows_per_shard": ROWS_PER_SHARD, "run": search.run}
+    ways: dict[str, Any] = {"k": k, "threshold": common, "run": search.run}
     return stages.repeats(search.recipe, repeats, shards, search.training, search.describe, look, **ways)
 
 
@@ -295,7 +296,7 @@ def _curves(recipe: OverlapRecipe, finding: Finding) -> pa.Table:
 
 def _matches(finding: Finding, shards: Shards) -> pa.Table:
     names = [shard.name for shard in shards.shards]
-    return match_table(finding.test.task.name, finding.matched.pairs, shard_N=names, rows_per_shard=ROWS_PER_SHARD)
+    return match_table(finding.test.task.name, finding.matched.pairs, shard_N=names)
 
 
 def _rows(finding: Finding, shards: Shards, matched: pa.Table) -> pa.Table:
@@ -306,7 +307,7 @@ def _rows(finding: Finding, shards: Shards, matched: pa.Table) -> pa.Table:
         pa.array([finding.test.task.name] * count, pa.string()),
         pa.array(np.arange(count), pa.int64()),
         pa.array(nearest.key_N.astype(str), pa.string(), mask=~is_found_N),
-        pa.array(names[nearest.place_N // ROWS_PER_SHARD], pa.string(), mask=~is_found_N),
+        pa.array(names[shard_of(nearest.place_N)], pa.string(), mask=~is_found_N),
         pa.array(nearest.similarity_N, pa.float32(), mask=~is_found_N),
         pa.array(finding.is_overlap_N),
         pa.array(finding.test.is_correct_N),

@@ -154,7 +154,6 @@ def repeats(
     *,
     k: int,
     threshold: float,
-    rows_per_shard: int,
     run: Run,
 ) -> dict[str, Any]:
     """Near-duplicates inside the test sets and inside the training data; leaves `overlap-within.parquet`."""
@@ -170,7 +169,6 @@ def repeats(
             seed=recipe.seed,
             threshold=threshold,
             confidence=recipe.confidence,
-            rows_per_shard=rows_per_shard,
         )
         told["training"] = near | {
             "equal_files": repeated(partial(stored_hashes, shards, run=run), shards.count),

@@ -21,6 +21,7 @@ from clipkit.dataset.shards import Shards
 from clipkit.evaluation.embeddings import Pictures
 from clipkit.evaluation.shard_pictures import KEY_TYPE, ShardPictures
 from clipkit.overlap.matches.every import Listed
+from clipkit.overlap.places import place_of
 from clipkit.overlap.search.neighbours import Neighbours
 from clipkit.run import Run
 
@@ -42,9 +43,7 @@ class EqualPictures(NamedTuple):
         return self.pairs.get(task, Listed.none())
 
 
-def find_equal(
-    tests: Sequence[tuple[str, Pictures]], shards: Shards, training: Sequence[ShardPictures], *, rows_per_shard: int, run: Run
-) -> EqualPictures:
+def find_equal(tests: Sequence[tuple[str, Pictures]], shards: Shards, training: Sequence[ShardPictures], *, run: Run) -> EqualPictures:
     """The pairs of a test picture and a training picture of the same bytes; `tests` are tasks' names and pictures.
 
     In memory are the digests of the test pictures and one shard's. Raises UserError for a table without the keys of its pairs.
@@ -54,7 +53,7 @@ def find_equal(
         for name, pictures in tests:
             known[name] = digests(pictures)
             advance(1)
-    return EqualPictures(known, equal_pairs(known, shards, training, rows_per_shard=rows_per_shard, run=run))
+    return EqualPictures(known, equal_pairs(known, shards, training, run=run))
 
 
 def digests(pictures: Pictures) -> list[str]:
@@ -66,9 +65,7 @@ def digests(pictures: Pictures) -> list[str]:
     ]
 
 
-def equal_pairs(
-    known: Mapping[str, Sequence[str]], shards: Shards, training: Sequence[ShardPictures], *, rows_per_shard: int, run: Run
-) -> dict[str, Listed]:
+def equal_pairs(known: Mapping[str, Sequence[str]], shards: Shards, training: Sequence[ShardPictures], *, run: Run) -> dict[str, Listed]:
     """By task, the training pictures whose SHA-256 is a test picture's; `known` has the digests of each task's test pictures."""
     wanted = pa.array(sorted({digest for digests_ in known.values() for digest in digests_}), pa.string())
     found: list[tuple[NDArray[np.int64], NDArray[np.bytes_], NDArray[np.int64]]] = []
@@ -77,7 +74,7 @@ def equal_pairs(
             numbers = pc.index_in(shards.table_of(shard, ["sha256"])["sha256"], value_set=wanted).combine_chunks()
             rows = np.flatnonzero(numbers.is_valid().to_numpy(zero_copy_only=False))
             if len(rows):
-                found.append((numbers.take(pa.array(rows)).to_numpy().astype(np.int64), pictures.keys[rows], index * rows_per_shard + rows))
+                found.append((numbers.take(pa.array(rows)).to_numpy().astype(np.int64), pictures.keys[rows], place_of(index, rows)))
             advance(shard.count)
     numbers_E = np.concatenate([np.zeros(0, np.int64), *(one[0] for one in found)])
     keys_E = np.concatenate([np.zeros(0, KEY_TYPE), *(one[1] for one in found)])

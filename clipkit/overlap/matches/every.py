@@ -14,9 +14,10 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from clipkit.evaluation.shard_pictures import KEY_TYPE
+from clipkit.overlap.places import shard_of
 from clipkit.overlap.search.neighbours import Neighbours
 
-__all__ = ["MATCH_SCHEMA", "Deepened", "Listed", "deepen", "keys_by_test", "listed", "match_table", "matches", "merged"]
+__all__ = ["MATCH_SCHEMA", "Deepened", "Listed", "deepen", "keys_by_test", "listed", "match_table", "merged"]
 
 MATCH_SCHEMA = pa.schema(
     [
@@ -62,13 +63,6 @@ class Deepened:
     cut_short: int
 
 
-def matches(
-    task: str, candidates: Neighbours, is_overlap_N: NDArray[np.bool_], *, threshold: float, shard_N: Sequence[str], rows_per_shard: int
-) -> pa.Table:
-    """The table of what is `listed` among the candidates (N, K). A detector that keeps K candidates lists at most K."""
-    return match_table(task, listed(candidates, is_overlap_N, threshold=threshold), shard_N=shard_N, rows_per_shard=rows_per_shard)
-
-
 def listed(candidates: Neighbours, is_overlap_N: NDArray[np.bool_], *, threshold: float) -> Listed:
     """The candidates (N, K) at the threshold or above, of test pictures that count as overlap, and in any case their nearest one."""
     similarity_NK = candidates.similarity_NK.round(5)
@@ -98,7 +92,7 @@ def deepen(
     At most `most` candidates of each are looked at, and never more than the `total` training pictures.
     """
     pairs, most = [found], min(most, total)
-    groups = [(np.flatnonzero(may_match_N), _at(candidates, np.flatnonzero(may_match_N)))]
+    groups = [(np.flatnonzero(may_match_N), candidates.rows(np.flatnonzero(may_match_N)))]
     while True:
         gone = np.unique(np.concatenate([pair.place_P for pair in pairs]))
         is_short = [_is_short(group, gone, enough=enough, total=total) for _, group in groups]
@@ -108,7 +102,7 @@ def deepen(
             return Deepened(merged(pairs), sum(int(short.sum()) for short in is_short))
         k = max(group.key_NK.shape[1] for (_, group), on in zip(groups, goes_on, strict=True) if on.any())
         deeper = search(rows, min(DEEPER * k, most))
-        groups = [(rows[~on], _at(group, ~on)) for (rows, group), on in zip(groups, goes_on, strict=True)] + [(rows, deeper)]
+        groups = [(rows[~on], group.rows(~on)) for (rows, group), on in zip(groups, goes_on, strict=True)] + [(rows, deeper)]
         similarity_NK = deeper.similarity_NK.round(5)
         more = _chosen(deeper, similarity_NK, (similarity_NK >= threshold) & (deeper.place_NK >= 0))
         pairs.append(more._replace(test_P=rows[more.test_P]))
@@ -119,10 +113,6 @@ def _is_short(group: Neighbours, gone: NDArray[np.int64], *, enough: int, total:
     is_there_NK = group.place_NK >= 0
     stays_N = (is_there_NK & ~np.isin(group.place_NK, gone)).sum(1)
     return np.asarray((stays_N < enough) & (is_there_NK.sum(1) < total) & (stays_N < is_there_NK.sum(1)))
-
-
-def _at(candidates: Neighbours, rows: NDArray[np.int64] | NDArray[np.bool_]) -> Neighbours:
-    return Neighbours(candidates.similarity_NK[rows], candidates.key_NK[rows], candidates.place_NK[rows])
 
 
 def _chosen(candidates: Neighbours, similarity_NK: NDArray[np.float32], is_chosen_NK: NDArray[np.bool_]) -> Listed:
@@ -139,14 +129,14 @@ def merged(pairs: Sequence[Listed]) -> Listed:
     return together.taken(np.lexsort((together.key_P, -together.similarity_P, together.test_P)))
 
 
-def match_table(task: str, pairs: Listed, *, shard_N: Sequence[str], rows_per_shard: int) -> pa.Table:
+def match_table(task: str, pairs: Listed, *, shard_N: Sequence[str]) -> pa.Table:
     """The pairs of a task as a table of MATCH_SCHEMA."""
     names = np.array([*shard_N, ""])
     columns = [
         pa.array([task] * len(pairs.test_P), pa.string()),
         pa.array(pairs.test_P, pa.int64()),
         pa.array(pairs.key_P.astype(str), pa.string()),
-        pa.array(names[pairs.place_P // rows_per_shard], pa.string()),
+        pa.array(names[shard_of(pairs.place_P)], pa.string()),
         pa.array(pairs.similarity_P, pa.float32()),
     ]
     return pa.Table.from_arrays(columns, schema=MATCH_SCHEMA)

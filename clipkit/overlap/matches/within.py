@@ -23,6 +23,7 @@ from clipkit.evaluation.embeddings import Embeddings, Pictures
 from clipkit.evaluation.intervals import clopper_pearson
 from clipkit.evaluation.shard_pictures import KEY_TYPE, ShardPictures
 from clipkit.model.encoder import Encoded
+from clipkit.overlap.places import place_of, row_of, shard_of
 from clipkit.overlap.search.deeper import Look
 from clipkit.run import Run
 
@@ -141,14 +142,13 @@ def near_in_training(
     seed: int,
     threshold: float,
     confidence: float,
-    rows_per_shard: int,
 ) -> dict[str, Any]:
     """The share of training pictures with a near-duplicate among the others, by `drawn` of them (all, where there are no more).
 
     The interval is Clopper-Pearson's, None where every picture was searched for.
     """
-    places = draw([len(shard) for shard in training], drawn, seed=seed, rows_per_shard=rows_per_shard)
-    found = look(_described(training, describe, places, rows_per_shard), training, k + 1)
+    places = draw([len(shard) for shard in training], drawn, seed=seed)
+    found = look(_described(training, describe, places), training, k + 1)
     others = found.place_NK != places[:, None]
     repeated_count = int(((found.similarity_NK.round(5) >= threshold) & others & (found.place_NK >= 0)).any(1).sum())
     total = sum(map(len, training))
@@ -164,7 +164,7 @@ def near_in_training(
     }
 
 
-def draw(counts: Sequence[int], number: int, *, seed: int, rows_per_shard: int) -> NDArray[np.int64]:
+def draw(counts: Sequence[int], number: int, *, seed: int) -> NDArray[np.int64]:
     """Places of `number` pictures drawn without repetition from shards of `counts` pictures; of all, where there are no more."""
     total = sum(counts)
     positions = np.arange(total)
@@ -172,15 +172,13 @@ def draw(counts: Sequence[int], number: int, *, seed: int, rows_per_shard: int) 
         positions = np.sort(np.random.default_rng(seed).choice(total, number, replace=False, shuffle=False))
     starts = np.cumsum([0, *counts])
     shard = np.searchsorted(starts, positions, side="right") - 1
-    return np.asarray(shard * rows_per_shard + positions - starts[shard], np.int64)
+    return place_of(shard, positions - starts[shard])
 
 
-def _described(
-    training: Sequence[ShardPictures], describe: Callable[[Pictures], Embeddings], places: NDArray[np.int64], rows_per_shard: int
-) -> Encoded:
+def _described(training: Sequence[ShardPictures], describe: Callable[[Pictures], Embeddings], places: NDArray[np.int64]) -> Encoded:
     parts = []
     for number, shard in enumerate(training):
-        here = torch.from_numpy(places[places // rows_per_shard == number] % rows_per_shard)
+        here = torch.from_numpy(row_of(places[shard_of(places) == number]))
         if len(here) or not number:
             known = describe(shard)
             parts.append(Encoded(known.features_NF[here], known.projected_ND[here]))

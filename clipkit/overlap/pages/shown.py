@@ -14,8 +14,8 @@ from clipkit.evaluation.splits import Split
 from clipkit.model.preprocess import FORMATS
 from clipkit.overlap.answers.asked import Answers
 from clipkit.overlap.pages.pairs import choose_for_review, choose_pairs, find_training_pairs
+from clipkit.overlap.places import row_of, shard_of
 from clipkit.overlap.review import Verdict
-from clipkit.overlap.search.passes import ROWS_PER_SHARD
 from clipkit.overlap.statistics.comparison import Parts
 from clipkit.report.page import ShownPair, TaskSection
 from clipkit.report.pages import one_line
@@ -123,14 +123,14 @@ def _shower(tasks: Sequence[Compared], choices: Sequence[Sequence[int]], shards:
     wanted: defaultdict[int, list[int]] = defaultdict(list)
     for task, choice in zip(tasks, choices, strict=True):
         for place in task.place_N[list(choice)].tolist():
-            wanted[place // ROWS_PER_SHARD].append(place % ROWS_PER_SHARD)
+            wanted[shard_of(place)].append(row_of(place))
     training = {place: (pair, picture_uri(pair.image, formats=FORMATS)) for place, pair in find_training_pairs(shards, wanted)}
     return lambda task, index: _shown(shards, training, task, index)
 
 
 def _shown(shards: Shards, training: Mapping[tuple[int, int], tuple[Pair, str]], task: Compared, index: int) -> ShownPair:
-    place = divmod(int(task.place_N[index]), ROWS_PER_SHARD)
-    pair, train_picture = training[place]
+    place = int(task.place_N[index])
+    pair, train_picture = training[shard_of(place), row_of(place)]
     return ShownPair(
         test_index=index,
         similarity=float(task.similarity_N[index]),
@@ -140,7 +140,7 @@ def _shown(shards: Shards, training: Mapping[tuple[int, int], tuple[Pair, str]],
         train_picture=train_picture,
         caption=one_line(pair.text, MAX_CAPTION),
         key=pair.key,
-        shard=shards.shards[place[0]].name,
+        shard=shards.shards[shard_of(place)].name,
         label=one_line(task.label(index), MAX_CAPTION),
         predicted=one_line(task.said(index), MAX_CAPTION),
         is_correct=bool(task.is_correct_N[index]),

@@ -50,7 +50,7 @@ class Look(Protocol):
     """Who searches: the `k` best of the pictures `among` for each of the described ones, with the similarity that decides."""
 
     def __call__(self, described: Encoded, among: Sequence[Pictures], k: int) -> Neighbours:
-        """Places are shard index x ROWS_PER_SHARD + row."""
+        """Places as `place_of` makes them, of `among`."""
 
 
 def chosen(described: Encoded, rows: Sequence[int]) -> Encoded:

@@ -36,7 +36,7 @@ class Neighbours(NamedTuple):
     key_NK: NDArray[np.bytes_]
     place_NK: NDArray[np.int64]  # where the caller keeps the picture
 
-    def rows(self, rows: slice | NDArray[np.int64]) -> "Neighbours":
+    def rows(self, rows: slice | NDArray[np.int64] | NDArray[np.bool_]) -> "Neighbours":
         """Some test pictures."""
         return Neighbours(self.similarity_NK[rows], self.key_NK[rows], self.place_NK[rows])
 

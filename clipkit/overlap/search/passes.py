@@ -23,6 +23,7 @@ from clipkit.evaluation.shard_pictures import KEY_TYPE, ShardPictures
 from clipkit.evaluation.shares import Share
 from clipkit.model.detector import Detector, Verify
 from clipkit.model.encoder import Encoded
+from clipkit.overlap.places import place_of, row_of, shard_of
 from clipkit.overlap.search.cost import Effort
 from clipkit.overlap.search.faiss_index import FaissSearch, draw_tests
 from clipkit.overlap.search.neighbours import NearestSearch, Neighbours
@@ -32,8 +33,6 @@ from clipkit.run import Run
 
 PAIRS_AT_ONCE = 512
 VIEWED_AT_ONCE = 4_096
-ROWS_PER_SHARD = 2**32
-"""A place is shard index x this + row."""
 
 Describe = Callable[[Pictures], Embeddings]
 T = TypeVar("T")
@@ -255,7 +254,7 @@ def _add(
 ) -> None:
     for start in range(0, len(shard), block_size):
         rows = np.arange(start, min(start + block_size, len(shard)))
-        nearest.add(vectors_MD[rows[0] : rows[-1] + 1], shard.keys[rows], index * ROWS_PER_SHARD + rows)
+        nearest.add(vectors_MD[rows[0] : rows[-1] + 1], shard.keys[rows], place_of(index, rows))
         advance(len(rows))
 
 
@@ -264,9 +263,9 @@ def _verified(search: Search, verify: Verify, tests: Described, place_NK: NDArra
     similarity_NK = np.full(place_NK.shape, -np.inf, np.float32)
     with search.run.progress("verifying the candidates", total=len(search.mine), unit="shards") as advance:
         for index, shard in search.mine:
-            is_here_NK = place_NK // ROWS_PER_SHARD == index
+            is_here_NK = shard_of(place_NK) == index
             if is_here_NK.any():
-                tests_P, rows_P = np.nonzero(is_here_NK)[0], place_NK[is_here_NK] % ROWS_PER_SHARD
+                tests_P, rows_P = np.nonzero(is_here_NK)[0], row_of(place_NK[is_here_NK])
                 similarity_NK[is_here_NK] = _similarity(verify, tests, search.describe(shard), tests_P=tests_P, rows_P=rows_P)
             advance(1)
     return similarity_NK

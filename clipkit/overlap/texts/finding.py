@@ -21,12 +21,12 @@ from numpy.typing import NDArray
 from clipkit.dataset.shards import Shards
 from clipkit.dataset.texts.matching import QueryIndex
 from clipkit.dataset.texts.tokens import TOKENISE
+from clipkit.overlap.places import ROWS_PER_SHARD, row_of, shard_of
 from clipkit.overlap.texts.phrases import MAX_PHRASES, Phrases, TaskTexts, phrases_of
 from clipkit.run import Run
 
 __all__ = ["TEXT_SCHEMA", "TextOverlap", "find_texts", "text_counts", "text_table"]
 
-ROWS_PER_SHARD = 2**32
 _NOWHERE = -1
 
 TEXT_SCHEMA = pa.schema(
@@ -171,10 +171,10 @@ class ExampleTexts:
 
     def read(self, places: NDArray[np.int64]) -> None:
         """Keep (key, shard, text) of the pairs at these places."""
-        for number in np.unique(places // ROWS_PER_SHARD).tolist():
+        for number in np.unique(shard_of(places)).tolist():
             shard = self.shards.shards[number]
-            here = np.unique(places[places // ROWS_PER_SHARD == number])
-            table = self.shards.table_of(shard, ["key", "text"], checked=True).take(pa.array(here % ROWS_PER_SHARD))
+            here = np.unique(places[shard_of(places) == number])
+            table = self.shards.table_of(shard, ["key", "text"], checked=True).take(pa.array(row_of(here)))
             for place, key, text in zip(here.tolist(), table["key"].to_pylist(), table["text"].to_pylist(), strict=True):
                 self.pairs[place] = (key, shard.name, text or "")
 

@@ -162,9 +162,9 @@ def test_at_the_limit_of_candidates_the_count_says_so() -> None:
 
 def test_the_keys_of_each_test_picture_are_in_its_row() -> None:
     pairs = Listed(np.array([2, 0, 2]), np.array([b"b", b"c", b"a"], "S64"), np.array([1, 2, 0]), np.array([1, 0.9, 0.9], np.float32))
-    rows = match_table("t", pairs, shard_N=["00000.tar"], rows_per_shard=2**32)
+    rows = match_table("t", pairs, shard_N=["00000.tar"])
     assert keys_by_test(rows, 4).to_pylist() == [["c"], [], ["a", "b"], []]
-    assert keys_by_test(match_table("t", Listed.none(), shard_N=[], rows_per_shard=2**32), 2).to_pylist() == [[], []]
+    assert keys_by_test(match_table("t", Listed.none(), shard_N=[]), 2).to_pylist() == [[], []]
 
 
 def test_the_table_names_the_shards_that_it_was_made_from(tmp_path: Path, planted: Shards, color_encoder: Any) -> None:

@@ -12,6 +12,7 @@ from PIL import Image
 from clipkit.evaluation.intervals import clopper_pearson
 from clipkit.model.encoder import Encoded
 from clipkit.overlap.matches.within import draw, grouped, repeated, repeats_in_test, stored_hashes
+from clipkit.overlap.places import ROWS_PER_SHARD
 from clipkit.overlap.search.neighbours import NearestSearch, Neighbours
 from clipkit.run import Run
 from tests.overlap.cloths import analyse, cloth, cloth_suite, encoded, pair, shards_of, table
@@ -99,11 +100,12 @@ def test_grouping_agrees_with_a_naive_walk() -> None:
 
 
 def test_a_draw_takes_each_picture_once_and_all_where_there_are_no_more() -> None:
-    places = draw([3, 0, 5, 2], 6, seed=1, rows_per_shard=100)
+    places = draw([3, 0, 5, 2], 6, seed=1)
     assert len(set(places.tolist())) == 6
-    assert set(places.tolist()) <= {0, 1, 2, 200, 201, 202, 203, 204, 300, 301}
-    assert draw([3, 0, 5, 2], 99, seed=1, rows_per_shard=100).tolist() == [0, 1, 2, 200, 201, 202, 203, 204, 300, 301]
-    counts = Counter(int(place) for seed in range(2_000) for place in draw([3, 0, 5, 2], 3, seed=seed, rows_per_shard=100))
+    everywhere = [shard * ROWS_PER_SHARD + row for shard, count in enumerate([3, 0, 5, 2]) for row in range(count)]
+    assert set(places.tolist()) <= set(everywhere)
+    assert draw([3, 0, 5, 2], 99, seed=1).tolist() == everywhere
+    counts = Counter(int(place) for seed in range(2_000) for place in draw([3, 0, 5, 2], 3, seed=seed))
     assert all(abs(count - 600) < 5 * np.sqrt(2_000 * 0.3 * 0.7) for count in counts.values())
 
 

@@ -20,10 +20,11 @@ from clipkit.evaluation.embeddings import embed
 from clipkit.evaluation.shard_pictures import ShardPictures
 from clipkit.evaluation.shares import Share
 from clipkit.model.detector import CosineDetector, Detector, PixelDescriptor
+from clipkit.overlap.places import ROWS_PER_SHARD
 from clipkit.overlap.search import passes as searching
 from clipkit.overlap.search import state as search_state
 from clipkit.overlap.search.neighbours import GRAIN, Neighbours
-from clipkit.overlap.search.passes import ROWS_PER_SHARD, Search, search_tests
+from clipkit.overlap.search.passes import Search, search_tests
 from clipkit.recipe import OverlapRecipe
 from clipkit.run import Run
 
