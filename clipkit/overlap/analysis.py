@@ -32,7 +32,7 @@ from clipkit.overlap.matches.within import repeats_in_test
 from clipkit.overlap.pages.shown import Compared, live_hits, plain_sections, review_tasks
 from clipkit.overlap.pages.summary import tell, write_summary
 from clipkit.overlap.places import shard_of
-from clipkit.overlap.review import Review, Verdict, apply_review, check_report, load_review, pairs_fingerprint, review_path
+from clipkit.overlap.review import Review, Verdict, check_report, check_verdicts, load_review, pairs_fingerprint, review_path
 from clipkit.overlap.search.cost import search_cost
 from clipkit.overlap.search.deeper import Deeper
 from clipkit.overlap.search.faiss_index import recall_report
@@ -225,14 +225,13 @@ def _finding(search: Search, test: TestSet, candidates: Neighbours, equal: Equal
     candidates = with_equal(normalised(candidates, search.detector, described), equal.of(name))
     nearest, decided = nearest_of(candidates), review.of(name)
     threshold = decided.threshold if decided.threshold is not None else threshold_of(recipe, search.detector, name)
-    # Refuses verdicts on pictures that are not there.
-    is_overlap_N = apply_review(nearest.similarity_N, threshold=threshold, review=decided, task=name)
+    check_verdicts(decided, len(test.split), task=name)
     parts = Parts(judged(nearest.similarity_N, decided.verdicts), threshold, test.is_blank_N)
     compared = tuple(compare(answers, parts, confidence=recipe.confidence, seed=recipe.seed) for answers in test.answers)
     matched = stages.every_match(
         recipe,
         candidates,
-        is_overlap_N,
+        parts.is_overlap_N,
         decided.verdicts,
         equal.of(name),
         threshold=threshold,
