@@ -53,8 +53,8 @@ def live_hits(answers: Answers, parts: Parts) -> tuple[NDArray[np.bool_], str]:
     The report's own score where that is a share of right pictures. No other metric is computed in a browser, and retrieval asks another
     question at every threshold: there, first answers that are right stand in.
     """
-    hits_N = answers.of(parts.similarity_N)(parts.threshold).hits_N
-    if hits_N is not None and answers.predicted_N is not None:
+    hits_N = None if answers.predicted_N is None else answers.of(parts.similarity_N)(parts.threshold).hits_N
+    if hits_N is not None:
         return hits_N, ""
     return answers.is_correct_N, (
         f"The report compares {answers.asked} by {answers.metric}. The accuracies here are shares of right first answers instead: "

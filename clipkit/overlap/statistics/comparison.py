@@ -65,7 +65,7 @@ def compare(answers: Answers, parts: Parts, *, confidence: float, seed: int) -> 
         "overlap_minus_clean": _minus(effect.accuracy_overlap, effect.accuracy_clean),
         "published": scored.published if scored.published is not None else effect.accuracy_all,
         **_class_facts(answers, scored, parts.is_overlap_N, seed=seed),
-        **_blank_facts(answers, parts),
+        **_blank_facts(scored, parts),
     }
     return Comparison(answers.asked, answers.metric, effect, beyond)
 
@@ -129,15 +129,15 @@ def _class_facts(answers: Answers, scored: Scored, is_overlap_N: NDArray[np.bool
     }
 
 
-def _blank_facts(answers: Answers, parts: Parts) -> dict[str, Any]:
+def _blank_facts(scored: Scored, parts: Parts) -> dict[str, Any]:
     """Blank pictures among Overlap and Clean (black frames made Kinetics-700's overlap in the paper), and the effect without them."""
     names = ("blank_overlap", "blank_clean", "overlap_minus_clean_without_blank", "all_minus_clean_without_blank")
     if parts.is_blank_N is None:
         return dict.fromkeys(names)
     is_overlap_N, kept_N = parts.is_overlap_N, ~parts.is_blank_N
     counts = [int((parts.is_blank_N & part_N).sum()) for part_N in (is_overlap_N, ~is_overlap_N)]
-    values = answers.of(parts.similarity_N)(parts.threshold).values
-    of_all, of_overlap, of_clean = values(np.stack([kept_N, kept_N & is_overlap_N, kept_N & ~is_overlap_N]).astype(np.int64)).tolist()
+    parts_3N = np.stack([kept_N, kept_N & is_overlap_N, kept_N & ~is_overlap_N])
+    of_all, of_overlap, of_clean = scored.values(parts_3N.astype(np.int64)).tolist()
     differences = (_minus(of_overlap, of_clean), _minus(of_all, of_clean))
     return dict(zip(names, [*counts, *differences], strict=True))
 
