@@ -21,7 +21,7 @@ from clipkit.overlap.answers.weighted import mean_of
 from clipkit.overlap.pages.shown import live_hits
 from clipkit.overlap.review import load_review
 from clipkit.overlap.statistics.comparison import Parts, judged
-from clipkit.overlap.statistics.effect import measure_effect
+from clipkit.overlap.statistics.effect import count_right, effect_of
 from clipkit.recipe import OverlapRecipe
 from clipkit.report import review_page
 from clipkit.report.page import ShownPair, p_value, percent, points
@@ -163,7 +163,7 @@ def test_the_figures_follow_the_threshold_and_the_verdicts_as_the_report_does(op
     for threshold in (0.8, 0.85, 0.7, 0.12345, -1.0, 1.0):
         tab.type("#exact", str(threshold))
         is_overlap = Parts(judged(similarity, verdicts), threshold).is_overlap_N
-        assert_figures(tab, measure_effect(correct, is_overlap, confidence=0.995))
+        assert_figures(tab, effect_of(count_right(correct, is_overlap), confidence=0.995))
     assert "5 verdicts are about pictures that are not shown here" in tab.text("#chosen")
 
 

@@ -11,7 +11,7 @@ from clipkit.evaluation.intervals import Interval
 from clipkit.overlap.answers.asked import Answers, Scored
 from clipkit.overlap.statistics.class_mix import imbalance, standardise
 from clipkit.overlap.statistics.difference import exchange_p, shift_interval, two_sided_p
-from clipkit.overlap.statistics.effect import LEVEL, Effect, measure_effect
+from clipkit.overlap.statistics.effect import LEVEL, Effect, count_right, effect_of
 from clipkit.overlap.statistics.power import detectable, false_alarms
 from clipkit.overlap.statistics.resampled import measure_metric
 
@@ -78,16 +78,14 @@ def _tested(
         found = measure_metric(scored.values, is_overlap_N, metric=answers.metric, confidence=confidence, seed=seed)
         facts = {"test": "permutation", "p_two_sided": found.p_two_sided, "p_exchange": found.effect.p_value}
         return found.effect, {**facts, **_ends(found.shift), **_power(found.effect, is_share=False)}
-    effect = measure_effect(scored.hits_N, is_overlap_N, confidence=confidence)
-    overlap, clean = effect.overlap, effect.count - effect.overlap
-    right, right_overlap = int(scored.hits_N.sum()), int((scored.hits_N & is_overlap_N).sum())
+    rights = count_right(scored.hits_N, is_overlap_N)
+    effect = effect_of(rights, confidence=confidence)
     facts = {
         "test": "binomial",
-        "p_two_sided": two_sided_p(right_overlap, overlap, effect.accuracy_clean),
-        "p_exchange": exchange_p(right_overlap, overlap, right, effect.count),
+        "p_two_sided": two_sided_p(rights.right_overlap, rights.overlap, effect.accuracy_clean),
+        "p_exchange": exchange_p(rights.right_overlap, rights.overlap, rights.right, rights.pictures),
     }
-    shift = shift_interval(right_overlap, overlap, right - right_overlap, clean, confidence)
-    return effect, {**facts, **_ends(shift), **_power(effect, is_share=True)}
+    return effect, {**facts, **_ends(shift_interval(*rights, confidence)), **_power(effect, is_share=True)}
 
 
 def _ends(shift: Interval | None) -> dict[str, float | None]:

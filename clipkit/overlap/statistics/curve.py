@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from clipkit.overlap.answers.asked import Answers, Scored
 from clipkit.overlap.statistics.comparison import JUDGED, Parts
 from clipkit.overlap.statistics.difference import shift_interval
-from clipkit.overlap.statistics.effect import measure_effect
+from clipkit.overlap.statistics.effect import count_right, effect_of
 
 CURVE_SCHEMA = pa.schema(
     [("task", pa.string()), ("score", pa.string()), ("metric", pa.string()), ("threshold", pa.float64()), ("overlap", pa.int64())]
@@ -52,9 +52,8 @@ def _point(scored: Scored, parts: Parts, *, confidence: float) -> dict[str, Any]
     known = {"threshold": parts.threshold, "overlap": overlap, "contamination": overlap / len(is_overlap_N)}
     if scored.hits_N is None:
         return {**known, **_values(scored, is_overlap_N)}
-    effect = measure_effect(scored.hits_N, is_overlap_N, confidence=confidence)
-    right, right_overlap = int(scored.hits_N.sum()), int((scored.hits_N & is_overlap_N).sum())
-    shift = shift_interval(right_overlap, overlap, right - right_overlap, len(is_overlap_N) - overlap, confidence)
+    rights = count_right(scored.hits_N, is_overlap_N)
+    effect, shift = effect_of(rights, confidence=confidence), shift_interval(*rights, confidence)
     return {
         **known,
         "all": effect.accuracy_all,

@@ -6,6 +6,7 @@ All is the whole test set, Overlap its pictures with a near-duplicate in the tra
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,33 @@ SHIFT = 0.001
 
 LEVEL = 0.05
 """Significance level of the one-sided test, for one task and, divided by their number, for all."""
+
+
+class Rights(NamedTuple):
+    """How many pictures each part has, and of how many the answer was right."""
+
+    right_overlap: int
+    overlap: int
+    right_clean: int
+    clean: int
+
+    @property
+    def right(self) -> int:
+        """Of both parts."""
+        return self.right_overlap + self.right_clean
+
+    @property
+    def pictures(self) -> int:
+        """Of both parts."""
+        return self.overlap + self.clean
+
+
+def count_right(is_correct_N: NDArray[np.bool_], is_overlap_N: NDArray[np.bool_]) -> Rights:
+    """Count what was right in Overlap and in Clean. Raises ValueError without pictures or for unequal lengths."""
+    if len(is_correct_N) != len(is_overlap_N) or len(is_correct_N) == 0:
+        raise ValueError(f"{len(is_correct_N)} answers for {len(is_overlap_N)} pictures: as many are needed, and at least one")
+    overlap, right_overlap = int(is_overlap_N.sum()), int((is_correct_N & is_overlap_N).sum())
+    return Rights(right_overlap, overlap, int(is_correct_N.sum()) - right_overlap, len(is_overlap_N) - overlap)
 
 
 @dataclass(frozen=True)
@@ -60,25 +88,19 @@ class Effect:
         return self.p_value is not None and self.p_value < level
 
 
-def measure_effect(is_correct_N: NDArray[np.bool_], is_overlap_N: NDArray[np.bool_], *, confidence: float) -> Effect:
-    """The effect of the overlap on accuracy, from which pictures were classified correctly and which have a near-duplicate.
-
-    `confidence` is that of the interval (the paper's: 0.995). Raises ValueError without pictures or for unequal lengths.
-    """
-    if len(is_correct_N) != len(is_overlap_N) or len(is_correct_N) == 0:
-        raise ValueError(f"{len(is_correct_N)} answers for {len(is_overlap_N)} pictures: as many are needed, and at least one")
-    count, overlap = len(is_overlap_N), int(is_overlap_N.sum())
-    right, right_overlap = int(is_correct_N.sum()), int((is_correct_N & is_overlap_N).sum())
-    clean = (right - right_overlap) / (count - overlap) if overlap < count else None
+def effect_of(rights: Rights, *, confidence: float) -> Effect:
+    """The effect of the overlap on accuracy. `confidence` is that of the interval (the paper's: 0.995)."""
+    right_overlap, overlap, count = rights.right_overlap, rights.overlap, rights.pictures
+    clean = rights.right_clean / rights.clean if rights.clean else None
     interval = clopper_pearson(right_overlap, overlap, confidence) if overlap else (None, None)
     return Effect(
         count=count,
         overlap=overlap,
         contamination=overlap / count,
-        accuracy_all=right / count,
+        accuracy_all=rights.right / count,
         accuracy_overlap=right_overlap / overlap if overlap else None,
         accuracy_clean=clean,
-        all_minus_clean=None if clean is None else right / count - clean,
+        all_minus_clean=None if clean is None else rights.right / count - clean,
         p_value=one_sided_p(right_overlap, overlap, clean),
         low=interval[0],
         high=interval[1],

@@ -7,16 +7,18 @@ import numpy as np
 import pytest
 
 from clipkit.overlap.pages.summary import counted, tell, write_summary
-from clipkit.overlap.statistics.effect import LEVEL, measure_effect, summarise
+from clipkit.overlap.statistics.effect import LEVEL, count_right, effect_of, summarise
 from tests.overlap.cloths import analyse, cloth, cloth_suite, pair, shards_of
 
 
 def report(*tasks: tuple[str, int, int, int, int], train: int = 1_000, **more: Any) -> dict[str, Any]:
     """A report of tasks (name, overlap, right in the overlap, clean, right in the clean part)."""
     effects = [
-        measure_effect(
-            np.repeat([True, False, True, False], [right, overlap - right, right_clean, clean - right_clean]),
-            np.repeat([True, False], [overlap, clean]),
+        effect_of(
+            count_right(
+                np.repeat([True, False, True, False], [right, overlap - right, right_clean, clean - right_clean]),
+                np.repeat([True, False], [overlap, clean]),
+            ),
             confidence=0.995,
         )
         for _, overlap, right, clean, right_clean in tasks

@@ -4,13 +4,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binom
 
-from clipkit.overlap.statistics.effect import Effect, measure_effect, one_sided_p, summarise
+from clipkit.overlap.statistics.effect import Effect, count_right, effect_of, one_sided_p, summarise
 
 
-def effect_of(right_overlap: int, overlap: int, right_clean: int, clean: int) -> Effect:
+def measured(right_overlap: int, overlap: int, right_clean: int, clean: int) -> Effect:
     is_overlap = np.arange(overlap + clean) < overlap
     is_correct = np.r_[np.arange(overlap) < right_overlap, np.arange(clean) < right_clean]
-    return measure_effect(is_correct, is_overlap, confidence=0.995)
+    return effect_of(count_right(is_correct, is_overlap), confidence=0.995)
 
 
 @pytest.mark.parametrize(
@@ -39,13 +39,13 @@ def test_the_one_sided_test_gives_known_values(right: int, count: int, clean: fl
     ],
 )
 def test_the_interval_of_overlap_is_clopper_pearson_at_the_papers_confidence(right: int, count: int, low: float, high: float) -> None:
-    effect = effect_of(right, count, 5, 10)
+    effect = measured(right, count, 5, 10)
     assert (effect.low, effect.high) == (pytest.approx(low, abs=1e-9), pytest.approx(high, abs=1e-9))
 
 
 @given(st.integers(1, 40), st.integers(1, 40), st.data())
 def test_all_minus_clean_is_contamination_times_overlap_minus_clean(overlap: int, clean: int, data: st.DataObject) -> None:
-    effect = effect_of(data.draw(st.integers(0, overlap)), overlap, data.draw(st.integers(0, clean)), clean)
+    effect = measured(data.draw(st.integers(0, overlap)), overlap, data.draw(st.integers(0, clean)), clean)
     assert effect.accuracy_overlap is not None
     assert effect.accuracy_clean is not None
     assert effect.all_minus_clean == pytest.approx(effect.contamination * (effect.accuracy_overlap - effect.accuracy_clean), abs=1e-12)
@@ -55,7 +55,7 @@ def test_all_minus_clean_is_contamination_times_overlap_minus_clean(overlap: int
 def test_the_papers_two_headline_shifts_are_small_differences(shift: float, share: float, difference: float) -> None:
     """Birdsnap and Country211: All - Clean and contamination are published, and give Overlap - Clean."""
     overlap, clean = round(1_000_000 * share), round(1_000_000 * (1 - share))
-    effect = effect_of(round(overlap * (0.5 + shift / share)), overlap, clean // 2, clean)
+    effect = measured(round(overlap * (0.5 + shift / share)), overlap, clean // 2, clean)
     assert effect.accuracy_overlap is not None
     assert effect.accuracy_clean is not None
     assert effect.all_minus_clean == pytest.approx(shift, abs=1e-5)
@@ -69,47 +69,47 @@ def test_the_test_is_the_upper_tail_of_a_binomial(count: int, data: st.DataObjec
 
 
 def test_without_overlap_nothing_is_tested() -> None:
-    effect = effect_of(0, 0, 3, 10)
+    effect = measured(0, 0, 3, 10)
     assert (effect.accuracy_overlap, effect.p_value, effect.low, effect.all_minus_clean) == (None, None, None, 0)
     assert "No test picture" in effect.note
     assert not effect.is_shifted
 
 
 def test_where_everything_overlaps_there_is_no_clean() -> None:
-    effect = effect_of(3, 10, 0, 0)
+    effect = measured(3, 10, 0, 0)
     assert (effect.accuracy_clean, effect.all_minus_clean, effect.p_value, effect.contamination) == (None, None, None, 1)
     assert effect.low is not None
     assert not effect.interval_excludes_clean
 
 
 def test_a_perfect_clean_part_leaves_nothing_to_find() -> None:
-    assert (effect_of(5, 5, 10, 10).p_value, effect_of(4, 5, 10, 10).p_value) == (1, 1)
+    assert (measured(5, 5, 10, 10).p_value, measured(4, 5, 10, 10).p_value) == (1, 1)
 
 
 def test_a_clean_part_without_a_right_answer_is_named() -> None:
-    effect = effect_of(1, 5, 0, 10)
+    effect = measured(1, 5, 0, 10)
     assert effect.p_value == 0
     assert "by arithmetic alone" in effect.note
 
 
 def test_an_overlap_too_small_to_be_significant_is_named() -> None:
-    assert "even with all of them right" in effect_of(2, 2, 5, 10).note
-    assert effect_of(9, 9, 5, 10).note == ""
+    assert "even with all of them right" in measured(2, 2, 5, 10).note
+    assert measured(9, 9, 5, 10).note == ""
 
 
 def test_no_pictures_are_refused() -> None:
     with pytest.raises(ValueError, match="at least one"):
-        measure_effect(np.zeros(0, bool), np.zeros(0, bool), confidence=0.995)
+        effect_of(count_right(np.zeros(0, bool), np.zeros(0, bool)), confidence=0.995)
 
 
 def test_a_shift_of_exactly_a_tenth_of_a_point_does_not_count() -> None:
-    exactly, above = effect_of(2, 2, 499, 998), effect_of(3, 3, 498, 996)
+    exactly, above = measured(2, 2, 499, 998), measured(3, 3, 498, 996)
     assert exactly.all_minus_clean == pytest.approx(0.001)
     assert (exactly.is_shifted, above.is_shifted) == (False, True)
 
 
 def test_the_four_counts_are_counted_apart() -> None:
-    strong, weak, none = effect_of(30, 30, 50, 100), effect_of(14, 19, 50, 100), effect_of(0, 0, 50, 100)
+    strong, weak, none = measured(30, 30, 50, 100), measured(14, 19, 50, 100), measured(0, 0, 50, 100)
     found = summarise([strong, weak, none])
     assert (found.tasks, found.without_overlap, found.shifted) == (3, 1, 2)
     assert (found.interval_excludes_clean, found.significant, found.significant_bonferroni) == (1, 2, 1)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from scipy.stats import binom
 
 from clipkit.overlap.statistics.comparison import Comparison
-from clipkit.overlap.statistics.effect import measure_effect
+from clipkit.overlap.statistics.effect import count_right, effect_of
 from clipkit.overlap.statistics.power import false_alarms
 from clipkit.overlap.statistics.together import holm_over, rows_together, summary_of
 
@@ -16,7 +16,7 @@ BEYOND: dict[str, Any] = {"p_two_sided": 0.04, "p_exchange": 0.2, "standardised_
 
 
 def compared(p: float | None, **beyond: Any) -> Comparison:
-    effect = measure_effect(np.array([1, 0, 1, 1], bool), np.array([1, 0, 0, 1], bool), confidence=0.995)
+    effect = effect_of(count_right(np.array([1, 0, 1, 1], bool), np.array([1, 0, 0, 1], bool)), confidence=0.995)
     return Comparison("zero-shot", "acc1", replace(effect, p_value=p), {**BEYOND, **beyond})
 
 
