@@ -26,8 +26,8 @@ from clipkit.model.detector import Detector, load_detector
 from clipkit.model.encoder import Encoded, Encoder
 from clipkit.overlap import stages
 from clipkit.overlap.answers.test_sets import TestSet, check_asked, read_test_set
-from clipkit.overlap.matches.equal_pictures import EqualPictures, find_equal, with_equal
-from clipkit.overlap.matches.every import MATCH_SCHEMA, Deepened, keys_by_test, match_table
+from clipkit.overlap.matches.equal_pictures import find_equal, with_equal
+from clipkit.overlap.matches.every import MATCH_SCHEMA, Deepened, Listed, keys_by_test, match_table
 from clipkit.overlap.matches.within import repeats_in_test
 from clipkit.overlap.pages.shown import Compared, live_hits, plain_sections, review_tasks
 from clipkit.overlap.pages.summary import tell, write_summary
@@ -123,7 +123,7 @@ def report_overlap(
             failed[task.name] = _told(run, task, error)
     share.gathered([test.task.name for test, _ in tests])  # other ranks wait for this
     search = Search(detector, training, describe, recipe, run, run.path / "search", share)
-    equal = find_equal([(test.task.name, test.split) for test, _ in tests], shards, training, run=run)
+    equal = find_equal({test.task.name: test.split.digests for test, _ in tests}, shards, training, run=run)
     found = search_tests(search, [test.split for test, _ in tests])
     for (test, pairs), candidates in zip(tests, found, strict=True):
         try:
@@ -143,7 +143,7 @@ def report_overlap(
     return report
 
 
-def _stages(search: Search, findings: Sequence[Finding], equal: EqualPictures, shards: Shards) -> dict[str, Any]:
+def _stages(search: Search, findings: Sequence[Finding], equal: Mapping[str, Listed], shards: Shards) -> dict[str, Any]:
     """What stands beside the scores, and every table."""
     recipe, run = search.recipe, search.run
     matched = [_matches(finding, shards) for finding in findings]
@@ -151,25 +151,25 @@ def _stages(search: Search, findings: Sequence[Finding], equal: EqualPictures, s
     write_table(run.path / "overlap.parquet", TABLE_SCHEMA, rows, shards)
     write_table(run.path / "overlap-pairs.parquet", MATCH_SCHEMA, matched, shards)
     write_table(run.path / "overlap-curve.parquet", CURVE_SCHEMA, [_curves(recipe, finding) for finding in findings], shards)
-    equal_found = [equal.of(finding.test.task.name) for finding in findings]
+    equal_found = [equal[finding.test.task.name] for finding in findings]
     told: dict[str, Any] = {"matches": stages.match_counts([finding.matched for finding in findings], equal_found)}
     if recipe.texts:
         told["texts"] = stages.report_texts(recipe, [(finding.test.task, finding.test.split) for finding in findings], shards, run=run)
     if recipe.hosts:
         told["hosts"] = stages.report_hosts(pa.concat_tables([MATCH_SCHEMA.empty_table(), *matched]), shards, run=run)
     if recipe.within:
-        told["within"] = _within(search, findings, equal, shards)
+        told["within"] = _within(search, findings, shards)
     return told
 
 
-def _within(search: Search, findings: Sequence[Finding], equal: EqualPictures, shards: Shards) -> dict[str, Any]:
+def _within(search: Search, findings: Sequence[Finding], shards: Shards) -> dict[str, Any]:
     look, k = partial(_look, search), search.detector.candidates
     repeats = [
         repeats_in_test(
             finding.test.task.name,
             finding.test.split,
             Encoded(*search.describe(finding.test.split)),
-            equal.digests[finding.test.task.name],
+            finding.test.split.digests,
             look,
             k=k,
             threshold=finding.threshold,
@@ -220,9 +220,9 @@ def _told(run: Run, task: Task, error: UserError) -> str:
 # ------------------------------------------------------------------- findings
 
 
-def _finding(search: Search, test: TestSet, candidates: Neighbours, equal: EqualPictures, review: Review, pairs: str) -> Finding:
+def _finding(search: Search, test: TestSet, candidates: Neighbours, equal: Mapping[str, Listed], review: Review, pairs: str) -> Finding:
     recipe, name, described = search.recipe, test.task.name, Encoded(*search.describe(test.split))
-    candidates = with_equal(normalised(candidates, search.detector, described), equal.of(name))
+    candidates = with_equal(normalised(candidates, search.detector, described), equal[name])
     nearest, decided = nearest_of(candidates), review.of(name)
     threshold = decided.threshold if decided.threshold is not None else threshold_of(recipe, search.detector, name)
     check_verdicts(decided, len(test.split), task=name)
@@ -233,7 +233,7 @@ def _finding(search: Search, test: TestSet, candidates: Neighbours, equal: Equal
         candidates,
         parts.is_overlap_N,
         decided.verdicts,
-        equal.of(name),
+        equal[name],
         threshold=threshold,
         described=described,
         look=partial(_look, search),

@@ -17,7 +17,7 @@ from clipkit.evaluation.linear_probe import all_splits, probe_logits
 from clipkit.evaluation.measures import MAIN_METRIC, margins
 from clipkit.evaluation.metrics import softmax, top_k, top_k_hits
 from clipkit.evaluation.splits import Split
-from clipkit.evaluation.suite import Task, TaskKind
+from clipkit.evaluation.suite import SplitName, Task, TaskKind
 from clipkit.evaluation.zero_shot import predict
 from clipkit.model.encoder import Encoder
 from clipkit.overlap.answers.weighted import (
@@ -83,13 +83,14 @@ def asked_of(task: Task, asked: Sequence[Asked]) -> list[Asked]:
     raise UserError(f"task `{task.name}` is of the kind `{task.kind}`, which {', '.join(asked)} cannot answer: add {able} to knob `scores`")
 
 
-def classify(asked: Asked, encoder: Encoder, task: Task, data_root: Path, *, recipe: EvalRecipe, run: Run, cache: Path) -> Answers:
-    """The answers of zero-shot or of a linear probe. Raises UserError for missing data and for NaN."""
+def classify(
+    asked: Asked, encoder: Encoder, task: Task, split: Split, data_root: Path, *, recipe: EvalRecipe, run: Run, cache: Path
+) -> Answers:
+    """The answers of zero-shot or of a linear probe on a test split. Raises UserError for missing data and for NaN."""
     if asked == "probe":
-        splits = all_splits(data_root, task)
+        splits: dict[SplitName, Split] = {**all_splits(data_root, task), "test": split}
         logits_NC, _ = probe_logits(encoder, task, splits, recipe=recipe, run=run, cache=cache)
-        return classified(asked, logits_NC, task, splits["test"])
-    split = task.split(data_root, "test")
+        return classified(asked, logits_NC, task, split)
     ways: dict[str, Any] = {"batch_size": recipe.batch_size, "workers": recipe.workers}
     return classified(asked, predict(encoder, task, split, run=run, cache=cache, **ways).logits_NC, task, split)
 

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from clipkit.evaluation.embeddings import embed
 from clipkit.evaluation.retrieval import QUERIES_AT_ONCE, captions_of
+from clipkit.evaluation.splits import Split
 from clipkit.evaluation.suite import Task
 from clipkit.evaluation.texts import embed_texts
 from clipkit.model.encoder import Encoder
@@ -38,9 +39,8 @@ class Direction(NamedTuple):
     picture_M: NDArray[np.int64]
 
 
-def retrieve(encoder: Encoder, task: Task, data_root: Path, *, recipe: EvalRecipe, run: Run, cache: Path) -> tuple[Answers, Answers]:
+def retrieve(encoder: Encoder, task: Task, split: Split, *, recipe: EvalRecipe, run: Run, cache: Path) -> tuple[Answers, Answers]:
     """Recall at 1 of texts for pictures, and of pictures for texts. Raises UserError for a split without captions."""
-    split = task.split(data_root, "test")
     captions = captions_of(task, split)
     text_MD = embed_texts(encoder, [text for _, text in captions], name=split.name, cache=cache, run=run)
     picture_M = np.array([picture for picture, _ in captions], np.int64)

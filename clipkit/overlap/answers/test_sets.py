@@ -64,13 +64,13 @@ def check_asked(recipe: OverlapRecipe, encoder: Encoder, suite: Suite, review: R
 def read_test_set(recipe: OverlapRecipe, encoder: Encoder, task: Task, data_root: Path, *, run: Run, cache: Path) -> TestSet:
     """Read a test split and have the model answer. Raises UserError for missing data and for NaN."""
     ways: dict[str, Any] = {"recipe": _as_evaluated(recipe), "run": run, "cache": cache}
+    suiting, split = asked_of(task, recipe.scores), task.split(data_root, "test")
     answers: list[Answers] = []
-    for asked in asked_of(task, recipe.scores):
+    for asked in suiting:
         if asked == "retrieval":
-            answers += retrieve(encoder, task, data_root, **ways)
+            answers += retrieve(encoder, task, split, **ways)
         else:
-            answers.append(classify(asked, encoder, task, data_root, **ways))
-    split = task.split(data_root, "test")
+            answers.append(classify(asked, encoder, task, split, data_root, **ways))
     return TestSet(task, split, tuple(answers), low_information_flags(split, workers=recipe.workers))
 
 

@@ -8,9 +8,7 @@ Shards note the SHA-256 of every stored picture, so that no tar is opened. A pic
 are left to the detector.
 """
 
-import hashlib
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -18,56 +16,24 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from clipkit.dataset.shards import Shards
-from clipkit.evaluation.embeddings import Pictures
 from clipkit.evaluation.shard_pictures import KEY_TYPE, ShardPictures
 from clipkit.overlap.matches.every import Listed
 from clipkit.overlap.places import place_of
 from clipkit.overlap.search.neighbours import Neighbours
 from clipkit.run import Run
 
-__all__ = ["EqualPictures", "digests", "equal_pairs", "find_equal", "with_equal"]
+__all__ = ["find_equal", "with_equal"]
 
-READ_AT_ONCE = 256
 MAX_EQUAL = 100_000
 """Equal training pictures listed of one test picture."""
 
 
-class EqualPictures(NamedTuple):
-    """By task: the digests of its test pictures, and the pairs of equal pictures. Tasks whose data cannot be read have neither."""
+def find_equal(known: Mapping[str, Sequence[str]], shards: Shards, training: Sequence[ShardPictures], *, run: Run) -> dict[str, Listed]:
+    """By task, the pairs of a test picture and a training picture of the same bytes; `known` has the SHA-256 of each task's test pictures.
 
-    digests: Mapping[str, Sequence[str]]
-    pairs: Mapping[str, Listed]
-
-    def of(self, task: str) -> Listed:
-        """The pairs of one task."""
-        return self.pairs.get(task, Listed.none())
-
-
-def find_equal(tests: Sequence[tuple[str, Pictures]], shards: Shards, training: Sequence[ShardPictures], *, run: Run) -> EqualPictures:
-    """The pairs of a test picture and a training picture of the same bytes; `tests` are tasks' names and pictures.
-
-    In memory are the digests of the test pictures and one shard's. Raises UserError for a table without the keys of its pairs.
+    In memory are those and one shard's. Raises UserError for a table without the keys of its pairs.
     """
-    known: dict[str, list[str]] = {}
-    with run.progress("hashing the test pictures", total=len(tests), unit="tasks") as advance:
-        for name, pictures in tests:
-            known[name] = digests(pictures)
-            advance(1)
-    return EqualPictures(known, equal_pairs(known, shards, training, run=run))
-
-
-def digests(pictures: Pictures) -> list[str]:
-    """The SHA-256 of each encoded picture, as hex digits."""
-    return [
-        hashlib.sha256(data).hexdigest()
-        for start in range(0, len(pictures), READ_AT_ONCE)
-        for data in pictures.read(start, min(start + READ_AT_ONCE, len(pictures)))
-    ]
-
-
-def equal_pairs(known: Mapping[str, Sequence[str]], shards: Shards, training: Sequence[ShardPictures], *, run: Run) -> dict[str, Listed]:
-    """By task, the training pictures whose SHA-256 is a test picture's; `known` has the digests of each task's test pictures."""
-    wanted = pa.array(sorted({digest for digests_ in known.values() for digest in digests_}), pa.string())
+    wanted = pa.array(sorted({digest for digests in known.values() for digest in digests}), pa.string())
     found: list[tuple[NDArray[np.int64], NDArray[np.bytes_], NDArray[np.int64]]] = []
     with run.progress("looking for equal pictures", total=shards.count, unit="pictures") as advance:
         for index, (shard, pictures) in enumerate(zip(shards.shards, training, strict=True)):
@@ -81,18 +47,18 @@ def equal_pairs(known: Mapping[str, Sequence[str]], shards: Shards, training: Se
     places_E = np.concatenate([np.zeros(0, np.int64), *(one[2] for one in found)])
     order = np.lexsort((places_E, keys_E, numbers_E))
     stored = (numbers_E[order], keys_E[order], places_E[order])
-    return {task: _joined(digests_, wanted, stored) for task, digests_ in known.items()}
+    return {task: _joined(digests, wanted, stored) for task, digests in known.items()}
 
 
 def _joined(
-    digests_: Sequence[str], wanted: pa.StringArray, stored: tuple[NDArray[np.int64], NDArray[np.bytes_], NDArray[np.int64]]
+    digests: Sequence[str], wanted: pa.StringArray, stored: tuple[NDArray[np.int64], NDArray[np.bytes_], NDArray[np.int64]]
 ) -> Listed:
     """Every test picture with every training picture of its number, MAX_EQUAL at most."""
     numbers_E, keys_E, places_E = stored
-    numbers_N = pc.index_in(pa.array(digests_, pa.string()), value_set=wanted).to_numpy(zero_copy_only=False).astype(np.int64)
+    numbers_N = pc.index_in(pa.array(digests, pa.string()), value_set=wanted).to_numpy(zero_copy_only=False).astype(np.int64)
     first_N, end_N = (np.searchsorted(numbers_E, numbers_N, side=side) for side in ("left", "right"))
     count_N = np.minimum(end_N - first_N, MAX_EQUAL)
-    test_P = np.repeat(np.arange(len(digests_)), count_N)
+    test_P = np.repeat(np.arange(len(digests)), count_N)
     rows_P = np.repeat(first_N - (np.cumsum(count_N) - count_N), count_N) + np.arange(count_N.sum())
     return Listed(test_P, keys_E[rows_P], places_E[rows_P], np.ones(len(test_P), np.float32))
 
