@@ -71,7 +71,7 @@ def read_test_set(recipe: OverlapRecipe, encoder: Encoder, task: Task, data_root
             answers += retrieve(encoder, task, split, **ways)
         else:
             answers.append(classify(asked, encoder, task, split, data_root, **ways))
-    return TestSet(task, split, tuple(answers), low_information_flags(split, workers=recipe.workers))
+    return TestSet(task, split, tuple(answers), low_information_flags(split, cache=cache, run=run, workers=recipe.workers))
 
 
 def _as_evaluated(recipe: OverlapRecipe) -> EvalRecipe:

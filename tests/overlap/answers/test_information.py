@@ -2,6 +2,8 @@
 
 import io
 import warnings
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from PIL import Image, ImageDraw
 from sklearn.datasets import load_digits, load_sample_images
 
 from clipkit.overlap.answers.information import LEAST_CONTRAST, contrast, low_information, low_information_flags
+from clipkit.run import Run
 
 
 def pixels(image: Image.Image) -> torch.Tensor:
@@ -89,7 +92,9 @@ class Files:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_flags_come_in_order_and_what_cannot_be_decoded_is_not_flagged(workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_flags_come_in_order_and_what_cannot_be_decoded_is_not_flagged(
+    workers: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, scratch_run: Run
+) -> None:
     monkeypatch.setattr("clipkit.overlap.answers.information.AT_ONCE", 2)
 
     def png(image: Image.Image) -> bytes:
@@ -98,6 +103,9 @@ def test_flags_come_in_order_and_what_cannot_be_decoded_is_not_flagged(workers: 
 
     invisible = png(Image.new("RGBA", (8, 8), (0, 0, 0, 0)))
     files = Files([png(plain((0, 0, 0))), png(word(64)), b"nothing", invisible, png(noisy(plain((9, 9, 9)), 1))])
-    flags = low_information_flags(files, workers=workers)
-    assert flags.tolist() == [True, False, False, True, True]
-    assert low_information_flags(Files([])).shape == (0,)
+    ways: dict[str, Any] = {"cache": tmp_path, "run": scratch_run, "workers": workers}
+    wanted = [True, False, False, True, True]
+    assert low_information_flags(files, **ways).tolist() == wanted
+    monkeypatch.setattr(files, "read", None)  # the second time nobody looks
+    assert low_information_flags(files, **ways).tolist() == wanted
+    assert low_information_flags(Files([]), **ways).shape == (0,)
