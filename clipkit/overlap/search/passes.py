@@ -252,9 +252,10 @@ def _add(
     block_size: int,
     advance: Callable[..., None],
 ) -> None:
+    keys = shard.keys
     for start in range(0, len(shard), block_size):
         rows = np.arange(start, min(start + block_size, len(shard)))
-        nearest.add(vectors_MD[rows[0] : rows[-1] + 1], shard.keys[rows], place_of(index, rows))
+        nearest.add(vectors_MD[rows[0] : rows[-1] + 1], keys[rows], place_of(index, rows))
         advance(len(rows))
 
 
