@@ -29,7 +29,7 @@ from clipkit.overlap.answers.test_sets import TestSet, check_asked, read_test_se
 from clipkit.overlap.matches.equal_pictures import find_equal, with_equal
 from clipkit.overlap.matches.every import MATCH_SCHEMA, Deepened, Listed, keys_by_test, match_table
 from clipkit.overlap.matches.within import repeats_in_test
-from clipkit.overlap.pages.shown import Compared, live_hits, plain_sections, review_tasks
+from clipkit.overlap.pages.shown import Compared, draw_pages, live_hits
 from clipkit.overlap.pages.summary import tell, write_summary
 from clipkit.overlap.places import shard_of
 from clipkit.overlap.review import Review, Verdict, check_report, check_verdicts, load_review, pairs_fingerprint, review_path
@@ -341,8 +341,8 @@ def _compared(recipe: OverlapRecipe, detector: Detector, finding: Finding) -> Co
 
 
 def _write_pages(recipe: OverlapRecipe, report: Mapping[str, Any], compared: Sequence[Compared], shards: Shards, *, run: Run) -> None:
-    sections = plain_sections(compared, shards, shown=recipe.pairs_shown, seed=recipe.seed)
+    reviewed = recipe.pairs_reviewed if report["review_page"] else None
+    sections, tasks = draw_pages(compared, shards, shown=recipe.pairs_shown, reviewed=reviewed, seed=recipe.seed)
     write_overlap_page(run.path / "overlap.html", OverlapPage(report, sections))
     if report["review_page"]:
-        tasks = review_tasks(compared, shards, shown=recipe.pairs_reviewed, seed=recipe.seed)
         write_review_page(run.path / REVIEW_PAGE, ReviewPage(report, tasks))

@@ -13,7 +13,7 @@ from clipkit.dataset.shards.thumbnails import picture_uri
 from clipkit.evaluation.splits import Split
 from clipkit.model.preprocess import FORMATS
 from clipkit.overlap.answers.asked import Answers
-from clipkit.overlap.pages.pairs import choose_for_review, choose_pairs, find_training_pairs
+from clipkit.overlap.pages.pairs import Choice, choose_for_review, choose_pairs, find_training_pairs
 from clipkit.overlap.places import row_of, shard_of
 from clipkit.overlap.review import Verdict
 from clipkit.overlap.statistics.comparison import Parts
@@ -21,7 +21,7 @@ from clipkit.report.page import ShownPair, TaskSection
 from clipkit.report.pages import one_line
 from clipkit.report.review_page import MAX_PICTURE_CHARACTERS, ReviewTask
 
-__all__ = ["Compared", "live_hits", "plain_sections", "review_tasks"]
+__all__ = ["Compared", "draw_pages", "live_hits"]
 
 MAX_CAPTION = 300
 Show = Callable[["Compared", int], ShownPair]
@@ -62,34 +62,36 @@ def live_hits(answers: Answers, parts: Parts) -> tuple[NDArray[np.bool_], str]:
     )
 
 
-def plain_sections(tasks: Sequence[Compared], shards: Shards, *, shown: int, seed: int) -> list[TaskSection]:
-    """The sections of `overlap.html`: at most `shown` pairs of each task, away from the threshold and on its two sides."""
-    choices = [choose_pairs(task.similarity_N, task.is_overlap_N, shown=shown, seed=seed) for task in tasks]
-    show = _shower(tasks, [choice.all for choice in choices], shards)
-    return [
-        TaskSection(
-            row=task.row,
-            similarity_N=task.similarity_N[np.isfinite(task.similarity_N)].tolist(),
-            overlap=[show(task, i) for i in choice.overlap],
-            above=[show(task, i) for i in choice.above],
-            below=[show(task, i) for i in choice.below],
-        )
-        for task, choice in zip(tasks, choices, strict=True)
-    ]
+def draw_pages(
+    tasks: Sequence[Compared], shards: Shards, *, shown: int, reviewed: int | None, seed: int
+) -> tuple[list[TaskSection], list[ReviewTask]]:
+    """The sections of `overlap.html` and the tasks of `review.html`, with pictures from one pass over the shards that hold them.
 
-
-def review_tasks(tasks: Sequence[Compared], shards: Shards, *, shown: int, seed: int) -> list[ReviewTask]:
-    """The tasks of `review.html`: what every test picture counts for, and at most `shown` pairs of each, sorted by similarity.
-
-    Pairs go where the task's part of the page's bytes is used up: those farthest down the choice's list first.
+    A section has at most `shown` pairs, away from the threshold and on its two sides. A task of the review has what every test picture
+    counts for, and at most `reviewed` pairs by similarity (None: there is no review). Pairs go where the task's part of that page's bytes
+    is used up: those farthest down the choice's list first.
     """
-    choices = [
-        choose_for_review(task.similarity_N, task.similarity_N >= task.threshold, judged=task.verdicts, shown=shown, seed=seed)
-        for task in tasks
-    ]
-    show = _shower(tasks, choices, shards)
+    choices = [choose_pairs(task.similarity_N, task.is_overlap_N, shown=shown, seed=seed) for task in tasks]
+    to_judge = [() if reviewed is None else _to_judge(task, shown=reviewed, seed=seed) for task in tasks]
+    show = _shower(tasks, [[*choice.all, *more] for choice, more in zip(choices, to_judge, strict=True)], shards)
+    sections = [_section(task, choice, show) for task, choice in zip(tasks, choices, strict=True)]
     room = MAX_PICTURE_CHARACTERS // max(1, len(tasks))
-    return [_review_task(task, _within((show(task, i) for i in choice), room)) for task, choice in zip(tasks, choices, strict=True)]
+    judged = zip(tasks, to_judge, strict=True) if reviewed is not None else ()
+    return sections, [_review_task(task, _within((show(task, i) for i in choice), room)) for task, choice in judged]
+
+
+def _to_judge(task: Compared, *, shown: int, seed: int) -> tuple[int, ...]:
+    return choose_for_review(task.similarity_N, task.similarity_N >= task.threshold, judged=task.verdicts, shown=shown, seed=seed)
+
+
+def _section(task: Compared, choice: Choice, show: Show) -> TaskSection:
+    return TaskSection(
+        row=task.row,
+        similarity_N=task.similarity_N[np.isfinite(task.similarity_N)].tolist(),
+        overlap=[show(task, i) for i in choice.overlap],
+        above=[show(task, i) for i in choice.above],
+        below=[show(task, i) for i in choice.below],
+    )
 
 
 def _within(pairs: Iterable[ShownPair], room: int) -> list[ShownPair]:
@@ -119,13 +121,21 @@ def _review_task(task: Compared, pairs: Sequence[ShownPair]) -> ReviewTask:
 
 
 def _shower(tasks: Sequence[Compared], choices: Sequence[Sequence[int]], shards: Shards) -> Show:
-    """What draws a chosen pair. The training pictures of all choices are drawn here."""
+    """What draws a chosen pair, once. The training pictures of all choices are drawn here."""
     wanted: defaultdict[int, list[int]] = defaultdict(list)
     for task, choice in zip(tasks, choices, strict=True):
         for place in task.place_N[list(choice)].tolist():
             wanted[shard_of(place)].append(row_of(place))
     training = {place: (pair, picture_uri(pair.image, formats=FORMATS)) for place, pair in find_training_pairs(shards, wanted)}
-    return lambda task, index: _shown(shards, training, task, index)
+    drawn: dict[tuple[str, int], ShownPair] = {}
+
+    def show(task: Compared, index: int) -> ShownPair:
+        known = (task.row["task"], index)
+        if known not in drawn:
+            drawn[known] = _shown(shards, training, task, index)
+        return drawn[known]
+
+    return show
 
 
 def _shown(shards: Shards, training: Mapping[tuple[int, int], tuple[Pair, str]], task: Compared, index: int) -> ShownPair:
