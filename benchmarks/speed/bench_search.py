@@ -87,7 +87,7 @@ def ours(folder: Path, k: int, given: argparse.Namespace) -> dict[str, Any]:
     """One round of ours in this process."""
     import torch
 
-    from clipkit.overlap.neighbours import NearestSearch
+    from clipkit.overlap.search.neighbours import NearestSearch
 
     torch.set_num_threads(given.threads)
     tests, train = torch.from_numpy(np.load(folder / "tests.npy")), torch.from_numpy(np.load(folder / "train.npy"))
@@ -188,7 +188,7 @@ def report_search(given: argparse.Namespace) -> dict[str, Any]:
     import torch
 
     from clipkit.evaluation.embeddings import Embeddings
-    from clipkit.overlap.search import Search, search_tests
+    from clipkit.overlap.search.passes import Search, search_tests
     from clipkit.recipe import OverlapRecipe
     from clipkit.run import Run
 

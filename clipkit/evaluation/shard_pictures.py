@@ -40,13 +40,18 @@ class ShardPictures:
             self._position, self._pairs = 0, self._shards.read(self._shard)
         pictures = [pair.image for pair in itertools.islice(self._pairs, start - self._position, stop - self._position)]
         self._position = stop
+        if stop >= self._count:  # no file stays open: there are many shards
+            self._position, self._pairs = 0, iter(())
         if len(pictures) != min(stop, self._count) - start:
             raise UserError(f"`{self.name}` holds fewer pairs than its manifest says: `clipkit shards verify` lists all damage")
         return pictures
 
-    @cached_property
+    @property
     def keys(self) -> NDArray[np.bytes_]:
-        """The pairs' keys, in order. Raises UserError where the table beside the tar is not that of its pairs."""
+        """The pairs' keys, in order, read each time: nobody could hold those of all shards.
+
+        Raises UserError where the table beside the tar is not that of its pairs.
+        """
         keys = Shards(self._shards.root, (self._shard,)).table(["key"])["key"].to_pylist()
         if len(keys) != self._count or not all(key and key.isascii() and len(key) <= KEY_TYPE.itemsize for key in keys):
             raise UserError(f"the table beside `{self.name}` does not hold the keys of its pairs: `clipkit shards verify` lists all damage")

@@ -25,23 +25,24 @@ from clipkit.evaluation.suite import Suite, Task
 from clipkit.model.detector import Detector, load_detector
 from clipkit.model.encoder import Encoded, Encoder
 from clipkit.overlap import stages
-from clipkit.overlap.comparison import Comparison, Parts, compare, judged
-from clipkit.overlap.curve import CURVE_SCHEMA, curve
-from clipkit.overlap.deeper import Deeper
-from clipkit.overlap.equal_pictures import EqualPictures, find_equal, with_equal
-from clipkit.overlap.faiss_index import recall_report
-from clipkit.overlap.matches import MATCH_SCHEMA, Deepened, keys_by_test, match_table
-from clipkit.overlap.neighbours import Neighbours
-from clipkit.overlap.review import Review, Verdict, apply_review, check_report, load_review, pairs_fingerprint, review_path
-from clipkit.overlap.scale import detector_facts, normalised, threshold_of, with_background
-from clipkit.overlap.search import ROWS_PER_SHARD, Describe, Nearest, Search, nearest_of, search_described, search_tests
-from clipkit.overlap.search_cost import search_cost
-from clipkit.overlap.shown import Compared, live_hits, plain_sections, review_tasks
+from clipkit.overlap.answers.test_sets import TestSet, check_asked, read_test_set
+from clipkit.overlap.matches.equal_pictures import find_equal, with_equal
+from clipkit.overlap.matches.every import MATCH_SCHEMA, Deepened, Listed, keys_by_test, match_table
+from clipkit.overlap.matches.within import repeats_in_test
+from clipkit.overlap.pages.shown import Compared, draw_pages, live_hits
+from clipkit.overlap.pages.summary import tell, write_summary
+from clipkit.overlap.places import shard_of
+from clipkit.overlap.review import Review, Verdict, check_report, check_verdicts, load_review, pairs_fingerprint, review_path
+from clipkit.overlap.search.cost import search_cost
+from clipkit.overlap.search.deeper import Deeper
+from clipkit.overlap.search.faiss_index import recall_report
+from clipkit.overlap.search.neighbours import Neighbours
+from clipkit.overlap.search.passes import Describe, Nearest, Search, nearest_of, search_described, search_tests
+from clipkit.overlap.search.scale import detector_facts, normalised, threshold_of, with_background
 from clipkit.overlap.stages import write_table
-from clipkit.overlap.summary import tell, write_summary
-from clipkit.overlap.test_sets import TestSet, check_asked, read_test_set
-from clipkit.overlap.together import rows_together, summary_of
-from clipkit.overlap.within import repeats_in_test
+from clipkit.overlap.statistics.comparison import Comparison, Parts, compare, judged
+from clipkit.overlap.statistics.curve import CURVE_SCHEMA, curve
+from clipkit.overlap.statistics.together import rows_together, summary_of
 from clipkit.recipe import OverlapRecipe
 from clipkit.report.overlap_figures import write_overlap_figure
 from clipkit.report.page import OverlapPage, write_overlap_page
@@ -122,7 +123,7 @@ def report_overlap(
             failed[task.name] = _told(run, task, error)
     share.gathered([test.task.name for test, _ in tests])  # other ranks wait for this
     search = Search(detector, training, describe, recipe, run, run.path / "search", share)
-    equal = find_equal([(test.task.name, test.split) for test, _ in tests], shards, training, rows_per_shard=ROWS_PER_SHARD, run=run)
+    equal = find_equal({test.task.name: test.split.digests for test, _ in tests}, shards, training, run=run)
     found = search_tests(search, [test.split for test, _ in tests])
     for (test, pairs), candidates in zip(tests, found, strict=True):
         try:
@@ -142,7 +143,7 @@ def report_overlap(
     return report
 
 
-def _stages(search: Search, findings: Sequence[Finding], equal: EqualPictures, shards: Shards) -> dict[str, Any]:
+def _stages(search: Search, findings: Sequence[Finding], equal: Mapping[str, Listed], shards: Shards) -> dict[str, Any]:
     """What stands beside the scores, and every table."""
     recipe, run = search.recipe, search.run
     matched = [_matches(finding, shards) for finding in findings]
@@ -150,25 +151,25 @@ def _stages(search: Search, findings: Sequence[Finding], equal: EqualPictures, s
     write_table(run.path / "overlap.parquet", TABLE_SCHEMA, rows, shards)
     write_table(run.path / "overlap-pairs.parquet", MATCH_SCHEMA, matched, shards)
     write_table(run.path / "overlap-curve.parquet", CURVE_SCHEMA, [_curves(recipe, finding) for finding in findings], shards)
-    equal_found = [equal.of(finding.test.task.name) for finding in findings]
+    equal_found = [equal[finding.test.task.name] for finding in findings]
     told: dict[str, Any] = {"matches": stages.match_counts([finding.matched for finding in findings], equal_found)}
     if recipe.texts:
         told["texts"] = stages.report_texts(recipe, [(finding.test.task, finding.test.split) for finding in findings], shards, run=run)
     if recipe.hosts:
         told["hosts"] = stages.report_hosts(pa.concat_tables([MATCH_SCHEMA.empty_table(), *matched]), shards, run=run)
     if recipe.within:
-        told["within"] = _within(search, findings, equal, shards)
+        told["within"] = _within(search, findings, shards)
     return told
 
 
-def _within(search: Search, findings: Sequence[Finding], equal: EqualPictures, shards: Shards) -> dict[str, Any]:
+def _within(search: Search, findings: Sequence[Finding], shards: Shards) -> dict[str, Any]:
     look, k = partial(_look, search), search.detector.candidates
     repeats = [
         repeats_in_test(
             finding.test.task.name,
             finding.test.split,
             Encoded(*search.describe(finding.test.split)),
-            equal.digests[finding.test.task.name],
+            finding.test.split.digests,
             look,
             k=k,
             threshold=finding.threshold,
@@ -176,7 +177,7 @@ def _within(search: Search, findings: Sequence[Finding], equal: EqualPictures, s
         for finding in findings
     ]
     common = threshold_of(search.recipe, search.detector, "")
-    ways: dict[str, Any] = {"k": k, "threshold": common, "rows_per_shard": ROWS_PER_SHARD, "run": search.run}
+    ways: dict[str, Any] = {"k": k, "threshold": common, "run": search.run}
     return stages.repeats(search.recipe, repeats, shards, search.training, search.describe, look, **ways)
 
 
@@ -219,21 +220,20 @@ def _told(run: Run, task: Task, error: UserError) -> str:
 # ------------------------------------------------------------------- findings
 
 
-def _finding(search: Search, test: TestSet, candidates: Neighbours, equal: EqualPictures, review: Review, pairs: str) -> Finding:
+def _finding(search: Search, test: TestSet, candidates: Neighbours, equal: Mapping[str, Listed], review: Review, pairs: str) -> Finding:
     recipe, name, described = search.recipe, test.task.name, Encoded(*search.describe(test.split))
-    candidates = with_equal(normalised(candidates, search.detector, described), equal.of(name))
+    candidates = with_equal(normalised(candidates, search.detector, described), equal[name])
     nearest, decided = nearest_of(candidates), review.of(name)
     threshold = decided.threshold if decided.threshold is not None else threshold_of(recipe, search.detector, name)
-    # Refuses verdicts on pictures that are not there.
-    is_overlap_N = apply_review(nearest.similarity_N, threshold=threshold, review=decided, task=name)
+    check_verdicts(decided, len(test.split), task=name)
     parts = Parts(judged(nearest.similarity_N, decided.verdicts), threshold, test.is_blank_N)
     compared = tuple(compare(answers, parts, confidence=recipe.confidence, seed=recipe.seed) for answers in test.answers)
     matched = stages.every_match(
         recipe,
         candidates,
-        is_overlap_N,
+        parts.is_overlap_N,
         decided.verdicts,
-        equal.of(name),
+        equal[name],
         threshold=threshold,
         described=described,
         look=partial(_look, search),
@@ -295,7 +295,7 @@ def _curves(recipe: OverlapRecipe, finding: Finding) -> pa.Table:
 
 def _matches(finding: Finding, shards: Shards) -> pa.Table:
     names = [shard.name for shard in shards.shards]
-    return match_table(finding.test.task.name, finding.matched.pairs, shard_N=names, rows_per_shard=ROWS_PER_SHARD)
+    return match_table(finding.test.task.name, finding.matched.pairs, shard_N=names)
 
 
 def _rows(finding: Finding, shards: Shards, matched: pa.Table) -> pa.Table:
@@ -306,7 +306,7 @@ def _rows(finding: Finding, shards: Shards, matched: pa.Table) -> pa.Table:
         pa.array([finding.test.task.name] * count, pa.string()),
         pa.array(np.arange(count), pa.int64()),
         pa.array(nearest.key_N.astype(str), pa.string(), mask=~is_found_N),
-        pa.array(names[nearest.place_N // ROWS_PER_SHARD], pa.string(), mask=~is_found_N),
+        pa.array(names[shard_of(nearest.place_N)], pa.string(), mask=~is_found_N),
         pa.array(nearest.similarity_N, pa.float32(), mask=~is_found_N),
         pa.array(finding.is_overlap_N),
         pa.array(finding.test.is_correct_N),
@@ -341,8 +341,8 @@ def _compared(recipe: OverlapRecipe, detector: Detector, finding: Finding) -> Co
 
 
 def _write_pages(recipe: OverlapRecipe, report: Mapping[str, Any], compared: Sequence[Compared], shards: Shards, *, run: Run) -> None:
-    sections = plain_sections(compared, shards, shown=recipe.pairs_shown, seed=recipe.seed)
+    reviewed = recipe.pairs_reviewed if report["review_page"] else None
+    sections, tasks = draw_pages(compared, shards, shown=recipe.pairs_shown, reviewed=reviewed, seed=recipe.seed)
     write_overlap_page(run.path / "overlap.html", OverlapPage(report, sections))
     if report["review_page"]:
-        tasks = review_tasks(compared, shards, shown=recipe.pairs_reviewed, seed=recipe.seed)
         write_review_page(run.path / REVIEW_PAGE, ReviewPage(report, tasks))

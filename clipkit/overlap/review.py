@@ -16,9 +16,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-from numpy.typing import NDArray
-
 from clipkit import UserError
 
 FILE_NAME = "verdicts.json"
@@ -89,19 +86,11 @@ def check_report(review: TaskReview, *, report: str, task: str) -> None:
         )
 
 
-def apply_review(similarity_N: NDArray[np.float32], *, threshold: float, review: TaskReview, task: str) -> NDArray[np.bool_]:
-    """Which test pictures count as overlap: similarity at or above the threshold, unless there is a verdict.
-
-    Raises UserError for a verdict on a picture that is not there.
-    """
-    is_overlap_N = similarity_N >= threshold
-    for index, verdict in review.verdicts.items():
-        if index >= len(is_overlap_N):
-            raise UserError(
-                f"the review of task `{task}` has a verdict on picture {index}: its indices go from 0 to {len(is_overlap_N) - 1}"
-            )
-        is_overlap_N[index] = verdict == "duplicate"
-    return is_overlap_N
+def check_verdicts(review: TaskReview, count: int, *, task: str) -> None:
+    """Raises UserError for a verdict on a picture that is not among the `count` of the test set."""
+    for index in review.verdicts:
+        if index >= count:
+            raise UserError(f"the review of task `{task}` has a verdict on picture {index}: its indices go from 0 to {count - 1}")
 
 
 def _read(path: Path) -> bytes:

@@ -17,13 +17,13 @@ from clipkit.evaluation.shard_pictures import ShardPictures
 from clipkit.evaluation.splits import Split
 from clipkit.evaluation.suite import Task
 from clipkit.model.encoder import Encoded
-from clipkit.overlap.deeper import Look, chosen
-from clipkit.overlap.hosts import ADDRESSES, ALL, overlap_by_host
-from clipkit.overlap.matches import Deepened, Listed, deepen, listed, merged
-from clipkit.overlap.neighbours import Neighbours
-from clipkit.overlap.phrases import texts_of
-from clipkit.overlap.texts import find_texts, text_counts, text_table
-from clipkit.overlap.within import WITHIN_SCHEMA, Repeats, equal_vectors, near_in_training, repeated, stored_hashes
+from clipkit.overlap.matches.every import Deepened, Listed, deepen, listed, merged
+from clipkit.overlap.matches.hosts import ADDRESSES, ALL, overlap_by_host
+from clipkit.overlap.matches.within import WITHIN_SCHEMA, Repeats, equal_vectors, near_in_training, repeated, stored_hashes
+from clipkit.overlap.search.deeper import Look, chosen
+from clipkit.overlap.search.neighbours import Neighbours
+from clipkit.overlap.texts.finding import find_texts, text_counts, text_table
+from clipkit.overlap.texts.phrases import texts_of
 from clipkit.recipe import OverlapRecipe
 from clipkit.report.pages import one_line
 from clipkit.run import Run, replacing
@@ -154,7 +154,6 @@ def repeats(
     *,
     k: int,
     threshold: float,
-    rows_per_shard: int,
     run: Run,
 ) -> dict[str, Any]:
     """Near-duplicates inside the test sets and inside the training data; leaves `overlap-within.parquet`."""
@@ -170,7 +169,6 @@ def repeats(
             seed=recipe.seed,
             threshold=threshold,
             confidence=recipe.confidence,
-            rows_per_shard=rows_per_shard,
         )
         told["training"] = near | {
             "equal_files": repeated(partial(stored_hashes, shards, run=run), shards.count),

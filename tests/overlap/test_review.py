@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 
 from clipkit import UserError
-from clipkit.overlap.review import TaskReview, apply_review, check_report, fingerprint, load_review, pairs_fingerprint, review_path
-
-SIMILARITY = np.array([0.95, 0.85, 0.2], np.float32)
+from clipkit.overlap.review import TaskReview, check_report, check_verdicts, fingerprint, load_review, pairs_fingerprint, review_path
+from clipkit.overlap.statistics.comparison import Parts, judged
 
 
 def write(path: Path, content: Any) -> Path:
@@ -17,13 +16,14 @@ def write(path: Path, content: Any) -> Path:
 
 
 def test_a_verdict_stands_above_the_threshold() -> None:
-    review = TaskReview(verdicts={0: "different", 2: "duplicate"})
-    assert apply_review(SIMILARITY, threshold=0.85, review=review, task="t").tolist() == [False, True, True]
+    similarity = np.array([0.95, 0.85, 0.2], np.float32)
+    parts = Parts(judged(similarity, {0: "different", 2: "duplicate"}), 0.85)
+    assert parts.is_overlap_N.tolist() == [False, True, True]
 
 
 def test_a_verdict_on_a_picture_that_is_not_there_is_an_error() -> None:
     with pytest.raises(UserError, match=r"picture 3.*0 to 2"):
-        apply_review(SIMILARITY, threshold=0.9, review=TaskReview(verdicts={3: "duplicate"}), task="t")
+        check_verdicts(TaskReview(verdicts={2: "different", 3: "duplicate"}), 3, task="t")
 
 
 def test_the_file_is_read_and_known_by_its_hash(tmp_path: Path) -> None:

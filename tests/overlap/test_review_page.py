@@ -16,12 +16,12 @@ from clipkit.cli import app
 from clipkit.dataset.shards import Pair, Shards, pair_key, write_shards
 from clipkit.evaluation.suite import Suite, load_suite
 from clipkit.overlap.analysis import report_overlap
-from clipkit.overlap.answers import Answers, Scored
-from clipkit.overlap.comparison import Parts
-from clipkit.overlap.effect import measure_effect
-from clipkit.overlap.review import TaskReview, apply_review, load_review
-from clipkit.overlap.shown import live_hits
-from clipkit.overlap.weighted import mean_of
+from clipkit.overlap.answers.asked import Answers, Scored
+from clipkit.overlap.answers.weighted import mean_of
+from clipkit.overlap.pages.shown import live_hits
+from clipkit.overlap.review import load_review
+from clipkit.overlap.statistics.comparison import Parts, judged
+from clipkit.overlap.statistics.effect import count_right, effect_of
 from clipkit.recipe import OverlapRecipe
 from clipkit.report import review_page
 from clipkit.report.page import ShownPair, p_value, percent, points
@@ -162,8 +162,8 @@ def test_the_figures_follow_the_threshold_and_the_verdicts_as_the_report_does(op
     tab = opened(written(tmp_path, ReviewTask(**{**vars(given), "pairs": given.pairs[:50]})))
     for threshold in (0.8, 0.85, 0.7, 0.12345, -1.0, 1.0):
         tab.type("#exact", str(threshold))
-        is_overlap = apply_review(similarity.copy(), threshold=threshold, review=TaskReview(None, verdicts), task="birds")
-        assert_figures(tab, measure_effect(correct, is_overlap, confidence=0.995))
+        is_overlap = Parts(judged(similarity, verdicts), threshold).is_overlap_N
+        assert_figures(tab, effect_of(count_right(correct, is_overlap), confidence=0.995))
     assert "5 verdicts are about pictures that are not shown here" in tab.text("#chosen")
 
 

@@ -95,6 +95,14 @@ class DrawnFiles:
         return [self.draw(i) for i in range(start, min(stop, self.count))]
 
 
+class _Hashes(NamedTuple):
+    """Of the pictures, of the pictures and what is known of them, and of each picture, one behind the other."""
+
+    pictures: str
+    content: str
+    each: bytes
+
+
 @dataclass(frozen=True)
 class Split:
     """Pictures of one split (`name` is task/split) in a fixed order, with what is known of them. What `embed` calls Pictures.
@@ -119,24 +127,31 @@ class Split:
     @property
     def content_hash(self) -> str:
         """SHA-256 over each picture's own and what is known of it, in order: the split's identity wherever it lies on disk."""
-        return self._hashes[1]
+        return self._hashes.content
 
     @property
     def pictures_hash(self) -> str:
         """The same of the pictures alone: tasks that ask something else of the same pictures share their embeddings."""
-        return self._hashes[0]
+        return self._hashes.pictures
+
+    @property
+    def digests(self) -> list[str]:
+        """The SHA-256 of each picture's file, as hex digits."""
+        size = hashlib.sha256().digest_size
+        return [self._hashes.each[start : start + size].hex() for start in range(0, size * len(self), size)]
 
     @functools.cached_property
-    def _hashes(self) -> tuple[str, str]:
-        """Of the pictures, and of the pictures and what is known of them: every file is read once for both."""
-        pictures, content = hashlib.sha256(), hashlib.sha256()
+    def _hashes(self) -> "_Hashes":
+        """Every file is read once for all of them."""
+        pictures, content, each = hashlib.sha256(), hashlib.sha256(), bytearray()
         for start in range(0, len(self), HASHED_AT_ONCE):
             for i, data in enumerate(self.read(start, start + HASHED_AT_ONCE), start):
                 own = hashlib.sha256(data).digest()
                 known = self._known(i).encode()
+                each += own
                 pictures.update(own)
                 content.update(own + f"{len(known)}:".encode() + known)
-        return pictures.hexdigest(), content.hexdigest()
+        return _Hashes(pictures.hexdigest(), content.hexdigest(), bytes(each))
 
     def read(self, start: int, stop: int) -> list[bytes]:
         """Encoded pictures start..stop, in order. Raises UserError where a file has become unreadable."""

@@ -1,0 +1,1 @@
+"""What the evaluated model says about test pictures, and how any part of them is scored."""

@@ -1,0 +1,1 @@
+"""The nearest training pictures of each test picture, over shards and ranks, and on which scale they are similar."""

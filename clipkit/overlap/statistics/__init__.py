@@ -1,0 +1,1 @@
+"""What the overlap did to a score, and how sure that is."""

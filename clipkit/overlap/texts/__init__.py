@@ -1,0 +1,1 @@
+"""Test texts in the training texts."""

@@ -1,0 +1,111 @@
+"""Which pictures show nothing."""
+
+import io
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageDraw
+from sklearn.datasets import load_digits, load_sample_images
+
+from clipkit.overlap.answers.information import LEAST_CONTRAST, contrast, low_information, low_information_flags
+from clipkit.run import Run
+
+
+def pixels(image: Image.Image) -> torch.Tensor:
+    return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
+
+
+def plain(colour: tuple[int, int, int], size: tuple[int, int] = (64, 48)) -> Image.Image:
+    return Image.new("RGB", size, colour)
+
+
+def noisy(image: Image.Image, spread: float) -> Image.Image:
+    drawn = np.random.default_rng(0).normal(0, spread, (*image.size[::-1], 3))
+    return Image.fromarray(np.clip(np.asarray(image) + drawn, 0, 255).astype(np.uint8))
+
+
+def word(size: int) -> Image.Image:
+    image = plain((255, 255, 255), (size, size))
+    ImageDraw.Draw(image).text((size // 3, size // 2), "hello", fill=(0, 0, 0))
+    return image
+
+
+def jpeg(image: Image.Image, quality: int) -> Image.Image:
+    out = io.BytesIO()
+    image.save(out, "jpeg", quality=quality)
+    return Image.open(out)
+
+
+@pytest.mark.parametrize("colour", [(0, 0, 0), (255, 255, 255), (90, 20, 200)])
+def test_plain_colours_show_nothing_with_faint_noise_and_compressed_too(colour: tuple[int, int, int]) -> None:
+    for image in (plain(colour), noisy(plain(colour), 2), jpeg(noisy(plain(colour), 2), 30), plain(colour, (1, 1))):
+        assert low_information(pixels(image))
+
+
+def test_noise_text_drawings_and_colours_of_one_brightness_show_something() -> None:
+    striped = plain((255, 0, 0))
+    striped.paste((0, 130, 0), (0, 0, 30, 48))
+    grey = np.asarray(striped.convert("L"), float)
+    assert grey.std() < LEAST_CONTRAST  # brightness alone would see nothing
+    for image in (noisy(plain((128, 128, 128)), 60), word(64), word(400), striped):
+        assert not low_information(pixels(image))
+
+
+def test_photographs_and_handwriting_show_something() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        photos = load_sample_images().images
+    rng = np.random.default_rng(0)
+    for photo in photos:
+        assert not low_information(torch.from_numpy(photo.copy()).permute(2, 0, 1))
+        assert not low_information(pixels(Image.fromarray(photo).resize((32, 32))))
+    for digit in load_digits().images[rng.permutation(1797)[:200]]:
+        assert not low_information(pixels(Image.fromarray((digit * 15).astype(np.uint8))))
+
+
+def test_contrast_is_the_greatest_deviation_of_a_colour_by_numpy() -> None:
+    drawn = np.random.default_rng(1).integers(0, (40, 256, 120), (37, 51, 3)).astype(np.uint8)
+    assert contrast(torch.from_numpy(drawn).permute(2, 0, 1)) == pytest.approx(drawn.reshape(-1, 3).std(0).max(), abs=1e-9)
+    halves = plain((0, 0, 0))
+    halves.paste((255, 255, 255), (0, 0, 32, 48))
+    assert contrast(pixels(halves)) == 127.5
+
+
+class Files:
+    """A split of encoded pictures."""
+
+    name = "files"
+    pictures_hash = "0"
+
+    def __init__(self, files: list[bytes]) -> None:
+        self.files = files
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def read(self, start: int, stop: int) -> list[bytes]:
+        return self.files[start:stop]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_flags_come_in_order_and_what_cannot_be_decoded_is_not_flagged(
+    workers: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, scratch_run: Run
+) -> None:
+    monkeypatch.setattr("clipkit.overlap.answers.information.AT_ONCE", 2)
+
+    def png(image: Image.Image) -> bytes:
+        image.save(out := io.BytesIO(), "png")
+        return out.getvalue()
+
+    invisible = png(Image.new("RGBA", (8, 8), (0, 0, 0, 0)))
+    files = Files([png(plain((0, 0, 0))), png(word(64)), b"nothing", invisible, png(noisy(plain((9, 9, 9)), 1))])
+    ways: dict[str, Any] = {"cache": tmp_path, "run": scratch_run, "workers": workers}
+    wanted = [True, False, False, True, True]
+    assert low_information_flags(files, **ways).tolist() == wanted
+    monkeypatch.setattr(files, "read", None)  # the second time nobody looks
+    assert low_information_flags(files, **ways).tolist() == wanted
+    assert low_information_flags(Files([]), **ways).shape == (0,)
