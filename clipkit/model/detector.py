@@ -111,8 +111,11 @@ class CosineDetector:
         return described.projected_BD[None]
 
     def with_background(self, background_KD: Tensor, *, source: str) -> "CosineDetector":
-        """The same detector with these unit vectors for score normalisation, weighted as its own were. Raises UserError for too few."""
-        weight, nearest = (norm.weight, norm.nearest) if (norm := self.score_norm) else (WEIGHT, NEAREST)
+        """The same detector with these unit vectors for score normalisation, weighted as its own were. Raises UserError for too few.
+
+        Whoever names a background wants it to count: one whose own has a weight of 0, as the shipped detector's, takes the usual weight.
+        """
+        weight, nearest = (norm.weight or WEIGHT, norm.nearest) if (norm := self.score_norm) else (WEIGHT, NEAREST)
         threshold = self.threshold._replace(measured_on=f"{self.threshold.measured_on} (not with the background `{source}`)")
         norm = ScoreNorm(background_KD, weight=weight, nearest=nearest, source=source)
         return CosineDetector(self.encoder, threshold=threshold, score_norm=norm)

@@ -126,3 +126,13 @@ def test_another_background_keeps_the_weighting_and_tells_that_the_threshold_is_
     assert (other.score_norm.weight, other.score_norm.nearest, len(other.score_norm.background_KD)) == (0.5, 2, 16)
     assert other.threshold.value == 0.4
     assert "not with the background `shards`" in other.threshold.measured_on
+
+
+def test_a_background_that_is_asked_for_counts_although_the_detectors_own_does_not(tmp_path: Path) -> None:
+    found = load_detector(str(model_folder(tmp_path / "m", background=20, weight=0, nearest=2)))
+    assert isinstance(found, CosineDetector)
+    assert found.score_norm is not None
+    assert float(found.score_norm.taken_off(torch.eye(16)).abs().max()) == 0
+    other = found.with_background(torch.eye(16), source="shards")
+    assert other.score_norm is not None
+    assert other.score_norm.taken_off(torch.eye(16)).tolist() == [0.5] * 16  # half of 1 + 0
