@@ -106,6 +106,10 @@ class Run:
         write_json(self.path / "report.json", report)
         self.log.info("finished")
 
+    def reopen(self) -> None:
+        """A finished run is to have other results: until `finish` it counts as unfinished, so that a kill leaves nothing half true."""
+        (self.path / "report.json").unlink(missing_ok=True)
+
     def __enter__(self) -> Self:
         """The run itself; leaving the block closes it."""
         return self

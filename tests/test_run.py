@@ -247,3 +247,12 @@ def test_two_machines_that_write_one_file_do_not_write_into_the_same_temporary_o
         assert first != second
         first.write_text("1")
         second.write_text("2")
+
+
+def test_a_reopened_run_counts_as_unfinished(tmp_path):
+    with open_run(tmp_path / "run") as run:
+        run.finish({"found": 1})
+        assert run.report == {"found": 1}
+        run.reopen()
+        assert run.report is None
+        run.reopen()  # an unfinished run is left as it is

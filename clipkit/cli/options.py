@@ -82,9 +82,10 @@ def model_identity(model: str) -> dict[str, str]:
 
 
 def detector_identity(detector: str) -> dict[str, str]:
-    """The hash of all files that a detector's similarities depend on, where there are any."""
-    from clipkit.model.detector import beside_weights
+    """The hash of all files that a detector's similarities depend on, where there are any. Raises UserError for an unknown name."""
+    from clipkit.model.detector import beside_weights, check_name
 
+    check_name(detector)
     files = [*_weight_files(detector), *beside_weights(detector)]
     return {"detector": _digest(files)} if files else {}
 

@@ -8,7 +8,9 @@
 * whatever `load_encoder` reads: pictures are as similar as their vectors.
 """
 
+import difflib
 import json
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Protocol
@@ -34,6 +36,7 @@ __all__ = [
     "Threshold",
     "Verify",
     "beside_weights",
+    "check_name",
     "load_detector",
     "shipped_folder",
 ]
@@ -111,8 +114,11 @@ class CosineDetector:
         return described.projected_BD[None]
 
     def with_background(self, background_KD: Tensor, *, source: str) -> "CosineDetector":
-        """The same detector with these unit vectors for score normalisation, weighted as its own were. Raises UserError for too few."""
-        weight, nearest = (norm.weight, norm.nearest) if (norm := self.score_norm) else (WEIGHT, NEAREST)
+        """The same detector with these unit vectors for score normalisation, weighted as its own were. Raises UserError for too few.
+
+        Whoever names a background wants it to count: one whose own has a weight of 0, as the shipped detector's, takes the usual weight.
+        """
+        weight, nearest = (norm.weight or WEIGHT, norm.nearest) if (norm := self.score_norm) else (WEIGHT, NEAREST)
         threshold = self.threshold._replace(measured_on=f"{self.threshold.measured_on} (not with the background `{source}`)")
         norm = ScoreNorm(background_KD, weight=weight, nearest=nearest, source=source)
         return CosineDetector(self.encoder, threshold=threshold, score_norm=norm)
@@ -158,6 +164,7 @@ def load_detector(spec: str, *, precision: str = "fp32") -> Detector:
     A model's folder may hold `background.safetensors` (`background_KD`: vectors for score normalisation) and `detector.json` (a JSON
     object with `threshold`, `measured_on`, `weight`, `nearest`).
     """
+    check_name(spec)
     if spec == PixelDescriptor.name:
         return PixelDetector()
     if spec == TOGETHER and not Path(spec).exists():
@@ -174,6 +181,20 @@ def load_detector(spec: str, *, precision: str = "fp32") -> Detector:
 def shipped_folder() -> Path:
     """Where the shipped detector's weights lie, in a checkout and in an installed wheel."""
     return Path(__file__).resolve().parent / "weights" / "duplicates-small"
+
+
+def check_name(spec: str) -> None:
+    """Raises UserError for a name that is neither a detector's nor a model's, and for an SSCD file that is not there."""
+    if spec.startswith(PREFIX) and not Path(spec.removeprefix(PREFIX)).is_file():
+        raise UserError(
+            f"detector `{spec}`: there is no file `{spec.removeprefix(PREFIX)}`; give SSCD's TorchScript archive behind `{PREFIX}`"
+        )
+    names = (PixelDescriptor.name, SHIPPED, TOGETHER, *HASHED_THRESHOLDS)
+    if spec in names or ":" in spec or os.path.exists(spec):  # which answers no for a name that no path can have
+        return
+    near = difflib.get_close_matches(spec, names, n=1)
+    hint = f"did you mean `{near[0]}`?" if near else f"it is one of {', '.join(names)}, {PREFIX}FILE, or a model as --model takes it"
+    raise UserError(f"no detector `{spec}`: {hint}")
 
 
 def beside_weights(spec: str) -> list[Path]:

@@ -118,9 +118,10 @@ def report_overlap(
         try:
             test = read_test_set(recipe, encoder, task, data_root, run=run, cache=cache)
             describe(test.split)  # so that a picture that cannot be described fails its task alone
-            tests.append((test, _pairs_of(recipe, detector, test, shards, review)))
         except UserError as error:
             failed[task.name] = _told(run, task, error)
+            continue
+        tests.append((test, _pairs_of(recipe, detector, test, shards, review)))  # a mistake in the review stops it all
     share.gathered([test.task.name for test, _ in tests])  # other ranks wait for this
     search = Search(detector, training, describe, recipe, run, run.path / "search", share)
     equal = find_equal({test.task.name: test.split.digests for test, _ in tests}, shards, training, run=run)
@@ -134,6 +135,7 @@ def report_overlap(
     report = _report(recipe, encoder, detector, suite, findings, run=run)
     report |= {"failed": failed, "training_pictures": shards.count, "training": shards.fingerprint, "review": review.fingerprint}
     report |= {"search": search_cost(search.effort, shards.count), "search_recall": recall_report(search.recall, recipe.confidence)}
+    run.reopen()  # from here on older results are replaced
     report |= _stages(search, findings, equal, shards)
     report["plain"] = tell(report)
     report["review_page"] = str(run.path / REVIEW_PAGE) if review_page else None
@@ -188,13 +190,14 @@ def _look(search: Search, described: Encoded, among: Sequence[ShardPictures], k:
 
 
 def _pairs_of(recipe: OverlapRecipe, detector: Detector, test: TestSet, shards: Shards, review: Review) -> str:
-    """What the pairs of a task are known by. Raises UserError where its review is of other pairs."""
+    """What the pairs of a task are known by. Raises UserError where its review is of other pairs or of pictures that are not there."""
     fingerprint = pairs_fingerprint(
         pictures=test.split.pictures_hash,
         training=shards.fingerprint,
         detector=detector_facts(recipe, detector)["detector_fingerprint"],
     )
     check_report(review.of(test.task.name), report=fingerprint, task=test.task.name)
+    check_verdicts(review.of(test.task.name), len(test.split), task=test.task.name)
     return fingerprint
 
 
@@ -225,7 +228,6 @@ def _finding(search: Search, test: TestSet, candidates: Neighbours, equal: Mappi
     candidates = with_equal(normalised(candidates, search.detector, described), equal[name])
     nearest, decided = nearest_of(candidates), review.of(name)
     threshold = decided.threshold if decided.threshold is not None else threshold_of(recipe, search.detector, name)
-    check_verdicts(decided, len(test.split), task=name)
     parts = Parts(judged(nearest.similarity_N, decided.verdicts), threshold, test.is_blank_N)
     compared = tuple(compare(answers, parts, confidence=recipe.confidence, seed=recipe.seed) for answers in test.answers)
     matched = stages.every_match(

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 from matplotlib.text import Annotation, Text
+from matplotlib.ticker import LogLocator, NullFormatter
 from matplotlib.transforms import Bbox
 
 from clipkit.report.figures import BLUE, FAINT, INK, ORANGE, house_style
@@ -126,7 +127,9 @@ def _share_axis(axes: Axes, shares: Sequence[float]) -> None:
         return
     axes.set_xscale("log")
     axes.set_xlim(least / 1.5, most * 2)
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if most < 100 * least else (1,)))
     axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter(NullFormatter())  # its own would write 3 x 10^0 over 4 x 10^0
 
 
 def _draw_differences(axes: Axes, points: Sequence[OverlapPoint], confidence: float) -> list[Placed]:

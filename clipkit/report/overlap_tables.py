@@ -46,7 +46,10 @@ def _where(report: Mapping[str, Any]) -> str:
     other = sorted({row["metric"] for row in report["tasks"] if row.get("metric", "acc1") != "acc1"})
     metrics = f"; scores other than accuracy: {', '.join(other)}" if other else ""
     judged = f"\nto judge them: {report['review_page']}" if report.get("review_page") else ""
-    return f"All - Clean in points{metrics}\npairs side by side: {report['page']}{judged}"
+    why = report.get("threshold_measured_on")
+    measured = f"threshold {report['default_threshold']:g}, from {why}" if why else ""
+    lines = ["All - Clean in points" + metrics, measured]
+    return "\n".join(filter(None, lines)) + f"\npairs side by side: {report['page']}{judged}"
 
 
 def _notes(row: Row) -> list[str]:

@@ -1,6 +1,7 @@
 """The door: every detector by its name, with its threshold and its background."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -126,3 +127,26 @@ def test_another_background_keeps_the_weighting_and_tells_that_the_threshold_is_
     assert (other.score_norm.weight, other.score_norm.nearest, len(other.score_norm.background_KD)) == (0.5, 2, 16)
     assert other.threshold.value == 0.4
     assert "not with the background `shards`" in other.threshold.measured_on
+
+
+def test_a_background_that_is_asked_for_counts_although_the_detectors_own_does_not(tmp_path: Path) -> None:
+    found = load_detector(str(model_folder(tmp_path / "m", background=20, weight=0, nearest=2)))
+    assert isinstance(found, CosineDetector)
+    assert found.score_norm is not None
+    assert float(found.score_norm.taken_off(torch.eye(16)).abs().max()) == 0
+    other = found.with_background(torch.eye(16), source="shards")
+    assert other.score_norm is not None
+    assert other.score_norm.taken_off(torch.eye(16)).tolist() == [0.5] * 16  # half of 1 + 0
+
+
+@pytest.mark.parametrize(
+    ("name", "told"), [("pixel", "did you mean `pixels`?"), ("zzz", "it is one of pixels, duplicates, duplicates+pixels")]
+)
+def test_a_mistyped_detector_is_told_the_nearest_name(name: str, told: str) -> None:
+    with pytest.raises(UserError, match=re.escape(f"no detector `{name}`: {told}")):
+        load_detector(name)
+
+
+def test_an_sscd_file_that_is_not_there_is_told() -> None:
+    with pytest.raises(UserError, match=re.escape("there is no file `/nowhere/x.pt`")):
+        load_detector("sscd:/nowhere/x.pt")

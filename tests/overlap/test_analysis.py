@@ -158,7 +158,7 @@ def test_another_encoder_compares_by_its_cosine(
     tmp_path: Path, data: Path, suite: Suite, shards: Shards, color_encoder: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("clipkit.model.detector.load_encoder", lambda spec, *, precision: color_encoder)
-    report = analyse(tmp_path, color_encoder, shards, suite, detector="colors", threshold=0.9)
+    report = analyse(tmp_path, color_encoder, shards, suite, detector="timm:colors", threshold=0.9)
     assert report["detector"] == "color"
     assert report["tasks"][0]["overlap"] == 20  # to this encoder all reds are alike, and all greens
     assert "no Clean part" in report["tasks"][0]["note"]
@@ -188,9 +188,9 @@ def test_a_hash_and_a_background_go_through_the_same_door(
     others = [training_pair(cloth("green", 500 + i), f"other {i}", 900 + i) for i in range(12)]
     background = write_shards(others, tmp_path / "background", pairs_per_shard=10, recipe={}, funnel=[])
     monkeypatch.setattr("clipkit.model.detector.load_encoder", lambda spec, *, precision: color_encoder)
-    plain = analyse(tmp_path, color_encoder, shards, suite, out="plain", detector="colors", threshold=0.2)
+    plain = analyse(tmp_path, color_encoder, shards, suite, out="plain", detector="timm:colors", threshold=0.2)
     normed = analyse(
-        tmp_path, color_encoder, shards, suite, out="normed", detector="colors", threshold=0.2, background=str(background.root)
+        tmp_path, color_encoder, shards, suite, out="normed", detector="timm:colors", threshold=0.2, background=str(background.root)
     )
     assert (plain["tasks"][0]["overlap"], normed["tasks"][0]["overlap"]) == (20, 9)  # the greens are like the background, and so is one red
     assert (normed["score_norm"]["pictures"], normed["score_norm"]["nearest"]) == (12, 3)

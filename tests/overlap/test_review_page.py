@@ -12,6 +12,7 @@ from PIL import Image
 from scipy.stats import beta, binom, binomtest
 from typer.testing import CliRunner
 
+from clipkit import UserError
 from clipkit.cli import app
 from clipkit.dataset.shards import Pair, Shards, pair_key, write_shards
 from clipkit.evaluation.suite import Suite, load_suite
@@ -568,9 +569,13 @@ def test_verdicts_beside_other_training_pictures_are_refused(tmp_path: Path, sui
     assert analyse(tmp_path, color_encoder, shards, suite, review_page=False)["failed"] == {}
     image = encoded(cloth("red", 900), "jpeg")
     others = write_shards([Pair("0" * 32, image, "another", {})], tmp_path / "others", pairs_per_shard=10, recipe={}, funnel=[])
-    failed = analyse(tmp_path, color_encoder, others, suite, review_page=False)["failed"]
-    assert list(failed) == ["cloth"]
-    assert f"is of report `{report}`" in failed["cloth"]
+    table = (tmp_path / "out" / "overlap.parquet").read_bytes()
+    with pytest.raises(UserError, match=f"is of report `{report}`"):
+        analyse(tmp_path, color_encoder, others, suite, review_page=False)
+    (tmp_path / "out" / "verdicts.json").write_text('{"cloth": {"verdicts": {"99999": "duplicate"}}}')
+    with pytest.raises(UserError, match="verdict on picture 99999: its indices go from 0 to"):
+        analyse(tmp_path, color_encoder, shards, suite, review_page=False)
+    assert (tmp_path / "out" / "overlap.parquet").read_bytes() == table  # the results before the mistake stand
 
 
 def test_the_page_is_small_and_the_same_for_the_same_findings() -> None:

@@ -1,13 +1,15 @@
 import io
 import re
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
+import pytest
 from PIL import Image
 
-from clipkit.report.overlap_figures import OverlapPoint, overlap_panels, overlap_point, write_overlap_figure
+from clipkit.report.overlap_figures import OverlapPoint, _drawn, overlap_panels, overlap_point, write_overlap_figure
 
 ROW: dict[str, Any] = {
     "task": "birds", "overlap": 12, "contamination": 0.12, "accuracy_overlap": 0.65, "accuracy_clean": 0.6, "low": 0.55, "high": 0.72,
@@ -71,3 +73,17 @@ def test_the_figure_lies_beside_the_report_in_two_formats(tmp_path: Path) -> Non
     write_overlap_figure(tmp_path, [ROW, {**ROW, "task": "none", "overlap": 0}], confidence=0.995)
     assert ((tmp_path / "overlap.svg").read_text(), (tmp_path / "overlap.png").read_bytes()) == (svg, png)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["overlap.png", "overlap.svg"]
+
+
+@pytest.mark.parametrize(("least", "most"), [(0.017, 0.176), (0.002, 0.215), (0.0001, 0.9)])
+def test_shares_far_apart_are_written_as_plain_numbers_that_do_not_touch(least: float, most: float) -> None:
+    figure = _drawn([POINT._replace(contamination=share) for share in (least, most)], 0.995)
+    axes = figure.axes[0]
+    figure.canvas.draw()
+    low, high = axes.get_xlim()
+    written = [label for kind in (False, True) for label in axes.get_xticklabels(minor=kind) if label.get_text()]
+    written = sorted((label for label in written if low <= label.get_position()[0] <= high), key=lambda label: label.get_position()[0])
+    assert len(written) >= 2
+    assert all(float(label.get_text()) == pytest.approx(label.get_position()[0]) for label in written)
+    edges = [label.get_window_extent() for label in written]
+    assert all(left.x1 < right.x0 for left, right in pairwise(edges))

@@ -164,7 +164,7 @@ def _tests(report: Report) -> list[str]:
     easier = f"In {counted(found['significant'], 'task')} of {tested:,} tested the overlap is easier than the rest at a one-sided p below "
     left = found["significant_bonferroni"]
     corrected = f"after Bonferroni's correction {counted(left, 'task')} {'remains' if left == 1 else 'remain'}"
-    return [f"{easier}{LEVEL:g}, where chance alone gives about {LEVEL * tested:.1f}; {corrected}."]
+    return [f"{easier}{LEVEL:g}, where chance alone gives about {found['by_chance']:.2g}; {corrected}."]
 
 
 # ------------------------------------------------------------------ texts, hosts, repeats

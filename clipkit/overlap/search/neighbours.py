@@ -56,19 +56,27 @@ class NearestSearch:
     def __init__(self, views_VND: Tensor, k: int, *, arithmetic: str = "auto", device: str = "cpu") -> None:
         """`views_VND`: unit vectors of N test pictures through V views; the similarity to a picture is the greatest over views.
 
-        `arithmetic`: what screens the pairs, int8, bf16, fp32 or auto (`choose_arithmetic`). The answer is the same.
+        `arithmetic`: what screens the pairs, int8, bf16, fp32 or auto (`choose_arithmetic`). The answer is the same. Raises ValueError for
+        NaN and infinity.
         """
+        if not bool(views_VND.isfinite().all()):
+            raise ValueError("vectors with NaN or infinity among the test pictures: embed them again")
         self.views_VND = views_VND
         count = views_VND.shape[1]
         self._best = Neighbours(np.full((count, k), -np.inf, np.float32), np.zeros((count, k), KEY_TYPE), np.full((count, k), -1, np.int64))
         self._device = torch.device(device)
-        self.arithmetic = choose_arithmetic(arithmetic, self._device)
+        self.arithmetic = choose_arithmetic(arithmetic, self._device, width=views_VND.shape[2])
         self._screen: Screen | None = None
         self._block = 0
         self._pool = one_core_each(torch.get_num_threads() if self._device.type == "cpu" else 1)
 
     def add(self, vectors_MD: Tensor, keys_M: NDArray[np.bytes_], places_M: NDArray[np.int64]) -> None:
-        """Compare with M training pictures: unit vectors, keys, and where the caller keeps them."""
+        """Compare with M training pictures: unit vectors, keys, and where the caller keeps them.
+
+        Raises ValueError for NaN and infinity: one such vector would hide all others of its block, and nothing would tell.
+        """
+        if not bool(vectors_MD.isfinite().all()):
+            raise ValueError(f"vectors with NaN or infinity among {len(vectors_MD):,} training pictures: embed them again")
         if not len(vectors_MD) or not self.views_VND.shape[1]:
             return
         crowded = self._screened(self._ready(vectors_MD), np.arange(self.views_VND.shape[1]), vectors_MD, keys_M, places_M)

@@ -229,7 +229,7 @@ def _searched(search: Search, views_VND: Tensor, state: SearchState | None) -> N
     if state and (saved := state.load(views_VND.shape[1], search.detector.candidates)):
         nearest.resume(saved[0])
         done = saved[1]
-    left = [(index, shard) for index, shard in search.mine if shard.pictures_hash not in done]
+    left = [(index, shard) for index, shard in search.mine if _mark(index, shard) not in done]
     total = sum(len(shard) for _, shard in search.mine)
     with search.run.progress("searching the training pictures", total=total, unit="pictures") as advance:
         advance(total - sum(len(shard) for _, shard in left))
@@ -237,10 +237,15 @@ def _searched(search: Search, views_VND: Tensor, state: SearchState | None) -> N
             vectors_MD = search.describe(shard).projected_ND
             with search.effort.comparing(views_VND.shape[0] * views_VND.shape[1], len(shard)):
                 _add(nearest, index, shard, vectors_MD, block_size=search.recipe.block_size, advance=advance)
-            done.add(shard.pictures_hash)
+            done.add(_mark(index, shard))
             if state:
                 state.save(nearest.neighbours, done, at_last=shard is left[-1][1])
     return nearest.neighbours
+
+
+def _mark(index: int, shard: ShardPictures) -> str:
+    """What a finished shard is known by: two may hold the same pictures. Raises UserError where it was changed after it was written."""
+    return f"{index} {shard.pictures_hash}"
 
 
 def _add(

@@ -32,6 +32,8 @@ CELLS = 2**22
 """Products in memory at once (16 MB as 32-bit numbers: what a processor's last cache holds)."""
 
 MOST_CODE = 127
+WIDEST = (2**31 - 1) // MOST_CODE**2
+"""The most numbers of a vector whose products of 8-bit codes always add up to a whole number of 32 bits (133,144)."""
 
 WORD = 4
 """8-bit codes are padded to whole words of this many: processors multiply them so, and torch misreads a single column."""
@@ -50,8 +52,13 @@ class Coded(NamedTuple):
     whole_R: Tensor
 
 
-def choose_arithmetic(wanted: str, device: torch.device) -> Arithmetic:
-    """What `auto` means here: bf16 on a GPU; on a CPU the coarsest that it multiplies fast and, for int8, without an error."""
+def choose_arithmetic(wanted: str, device: torch.device, *, width: int = 0) -> Arithmetic:
+    """What `auto` means here: bf16 on a GPU; on a CPU the coarsest that it multiplies fast and, for int8, without an error.
+
+    Vectors of more than WIDEST numbers take none of 8 bits, whatever is wanted: their sums would overflow.
+    """
+    if width > WIDEST and wanted in ("auto", "int8"):
+        return "bf16" if wanted == "int8" or device.type != "cpu" else "fp32"
     if wanted != "auto":
         return next(name for name in LADDER if name == wanted)
     if device.type != "cpu":

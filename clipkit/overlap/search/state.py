@@ -15,10 +15,12 @@ from clipkit.overlap.search.neighbours import Neighbours
 from clipkit.run import save_tensors
 
 SECONDS_BETWEEN_SAVES = 10.0
+FORMAT = 2
+"""To be counted up where a state means something else: an earlier one is then not gone on with."""
 
 
 class SearchState:
-    """A file with the k best so far and the hashes of the shards that they are of.
+    """A file with the k best so far and the shards that they are of: their indices and hashes.
 
     Its name is a hash of everything that shapes the answer: other tests, another detector or other shards are another file. A shard whose
     tar changed without its manifest is told where its hash is taken (`ShardPictures.pictures_hash`).
@@ -26,7 +28,7 @@ class SearchState:
 
     def __init__(self, folder: Path, shaping: Sequence[object]) -> None:
         """`shaping`: what shapes the answer, as JSON takes it."""
-        self.path = folder / f"{hashlib.sha256(json.dumps(list(shaping)).encode()).hexdigest()[:32]}.safetensors"
+        self.path = folder / f"{hashlib.sha256(json.dumps([FORMAT, *shaping]).encode()).hexdigest()[:32]}.safetensors"
         self._saved = time.monotonic()
 
     def load(self, count: int, k: int) -> tuple[Neighbours, set[str]] | None:

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from clipkit.overlap.pages.summary import counted, tell, write_summary
-from clipkit.overlap.statistics.effect import LEVEL, count_right, effect_of, summarise
+from clipkit.overlap.statistics.effect import LEVEL, Effect, count_right, effect_of, summarise
+from clipkit.overlap.statistics.power import false_alarms
 from tests.overlap.cloths import analyse, cloth, cloth_suite, pair, shards_of
 
 
@@ -34,9 +35,13 @@ def report(*tasks: tuple[str, int, int, int, int], train: int = 1_000, **more: A
     pairs = sum(overlap for _, overlap, *_ in tasks)
     return {
         "model": "runs/m", "suite": "small", "detector": "pixels", "training_pictures": train, "training": "0123456789abcdef", "failed": {},
-        "tasks": rows, "summary": vars(summarise(effects)),
+        "tasks": rows, "summary": vars(summarise(effects)) | {"by_chance": by_chance(effects)},
         "matches": {"pairs": pairs, "training_pictures": pairs, "equal": 0, "cut_short": 0}, **more,
     }  # fmt: skip
+
+
+def by_chance(effects: list[Effect]) -> float:
+    return sum(false_alarms(one.overlap, one.accuracy_clean) for one in effects if one.overlap and one.accuracy_clean is not None)
 
 
 def words(found: dict[str, Any]) -> str:
@@ -95,7 +100,8 @@ def test_over_many_tasks_the_counts_and_chance_are_told() -> None:
     assert "Of the 2 tasks with overlap and a clean part, the score of 2 moved by more than 0.1 points" in told
     assert "the most is +10.00 points (a: 60.0% on all pictures, 50.0% without the overlap)" in told
     assert (
-        "In 1 task of 2 tested the overlap is easier than the rest at a one-sided p below 0.05, where chance alone gives about 0.1;" in told
+        "In 1 task of 2 tested the overlap is easier than the rest at a one-sided p below 0.05, where chance alone gives about 0.045;"
+        in told
     )
     assert "after Bonferroni's correction 1 task remains." in told
 

@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -162,6 +163,27 @@ def test_a_killed_search_goes_on_and_finds_the_same(tmp_path: Path, after: int, 
     asked = searched_shards(again)
     assert equal(search_tests(again, tests), whole)
     assert [name for name in asked if name in {shard.name for shard in again.training[:after]} - {tests[0].name}] == []
+
+
+def test_a_killed_search_goes_on_where_two_shards_hold_the_same_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(search_state, "SECONDS_BETWEEN_SAVES", 0)
+    tests, shards, add = test_sets(tmp_path)[:1], training_shards(tmp_path), searching._add
+
+    def twice(state: str) -> Search:
+        return replace(a_search(tmp_path, state=state), training=[ShardPictures(shards, shards.shards[0]) for _ in range(2)])
+
+    def dies(nearest: Any, index: int, *given: Any, **ways: Any) -> None:
+        if index:
+            raise Killed
+        add(nearest, index, *given, **ways)
+
+    monkeypatch.setattr(searching, "_add", dies)
+    with pytest.raises(Killed):
+        search_tests(twice("state"), tests)
+    monkeypatch.setattr(searching, "_add", add)
+    found = search_tests(twice("state"), tests)
+    assert equal(found, search_tests(twice("whole"), tests))
+    assert set((found[0].place_NK // ROWS_PER_SHARD).ravel().tolist()) == {0, 1}
 
 
 def test_a_saved_search_of_other_tests_or_shards_is_not_gone_on_with(tmp_path: Path) -> None:

@@ -11,7 +11,18 @@ from numpy.typing import NDArray
 
 from clipkit.overlap.search import neighbours, screening
 from clipkit.overlap.search.neighbours import GRAIN, NearestSearch
-from clipkit.overlap.search.screening import LADDER, Arithmetic, Block, Chunk, Screen, Wanted, adds_whole_numbers, choose_arithmetic
+from clipkit.overlap.search.screening import (
+    LADDER,
+    MOST_CODE,
+    WIDEST,
+    Arithmetic,
+    Block,
+    Chunk,
+    Screen,
+    Wanted,
+    adds_whole_numbers,
+    choose_arithmetic,
+)
 
 CPU = torch.device("cpu")
 WANTED = Wanted(torch.zeros(0), 1, 1, GRAIN)
@@ -153,3 +164,28 @@ def test_auto_takes_whole_numbers_only_where_they_are_exact(monkeypatch: pytest.
     assert choose_arithmetic("auto", CPU) == "bf16"
     assert choose_arithmetic("auto", torch.device("cuda")) == "bf16"
     assert choose_arithmetic("fp32", CPU) == "fp32"
+
+
+def test_vectors_too_wide_for_sums_of_codes_are_coded_otherwise() -> None:
+    """As long as one of all ones can be in 8 bits, and longer: there its product with itself overflows."""
+    assert MOST_CODE**2 * WIDEST < 2**31 <= MOST_CODE**2 * (WIDEST + 1)
+    assert choose_arithmetic("int8", CPU, width=WIDEST) == "int8"
+    assert choose_arithmetic("int8", CPU, width=WIDEST + 1) == "bf16"
+    assert choose_arithmetic("auto", CPU, width=WIDEST + 1) == "fp32"
+    ones = torch.full((1, WIDEST + 7_000), 1.0) / (WIDEST + 7_000) ** 0.5
+    vectors, keys = torch.cat([-ones] * 33 + [ones]), keys_of(np.random.default_rng(3), 34)
+    search = searched(ones[None], vectors, keys, 1, arithmetic="int8", block=34)
+    assert search.neighbours.place_NK.tolist() == [[33]]
+
+
+@pytest.mark.parametrize("arithmetic", LADDER)
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_vector_that_is_no_number_is_told_and_does_not_hide_the_others(value: float, arithmetic: Arithmetic) -> None:
+    rng = np.random.default_rng(4)
+    tests, vectors, keys = drawn("plain", rng, 1, 3, 16), drawn("plain", rng, 40, 16), keys_of(rng, 40)
+    vectors[7, 3] = value
+    with pytest.raises(ValueError, match="NaN or infinity among 40 training pictures"):
+        searched(tests, vectors, keys, 1, arithmetic=arithmetic)
+    tests[0, 1, 3] = value
+    with pytest.raises(ValueError, match="NaN or infinity among the test pictures"):
+        NearestSearch(tests, 1, arithmetic=arithmetic)
