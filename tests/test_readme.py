@@ -74,7 +74,7 @@ def test_the_readme_has_the_two_commands_and_the_five():
 
 
 def test_every_command_has_a_page():
-    for page in ("build-dataset", "train", "eval", "overlap-report", "demo"):
+    for page in ("build-dataset", "train", "eval", "overlap", "demo"):
         assert (ROOT / "docs" / f"{page}.md").is_file(), page
 
 
