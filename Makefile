@@ -45,7 +45,7 @@ parity: $(PEER)/.installed  ## towers, checkpoints, tokens and pixels beside ope
 bench: install $(PEER)/.installed  ## the fault matrix, then speed, side by side with peers (two hours and more)
 	$(BIN)/python benchmarks/faults/matrix.py
 	@for script in benchmarks/speed/bench_*.py; do echo "== $$script"; python=$(BIN)/python; given=; \
-	case $$script in *bench_pages.py) given="--peer $(PEER)/bin/python";; *bench_models.py|*bench_hashes.py) python=$(PEER)/bin/python;; \
+	case $$script in *bench_pages.py|*bench_search.py) given="--peer $(PEER)/bin/python";; *bench_models.py|*bench_hashes.py) python=$(PEER)/bin/python;; \
 	*bench_retrieval.py) given="--peer $$(echo $(PEER)/lib/python3.*/site-packages)";; \
 	*bench_evaluation.py) python=$(PEER)/bin/python; $(BIN)/python benchmarks/real/test_sets.py $(SETS) --pictures 500; given="--data $(SETS)";; esac; \
 	$$python $$script $$given || exit 1; done
@@ -56,7 +56,7 @@ $(PEER)/.installed: pyproject.toml constraints.txt
 	$(PEER)/bin/pip install --quiet --disable-pip-version-check torch==2.13.0 open_clip_torch==3.3.0 transformers==5.23.0 timm==1.0.31
 	$(PEER)/bin/pip install --quiet --disable-pip-version-check onnx==1.23.2 onnxscript==0.7.2 onnxruntime
 	$(PEER)/bin/pip install --quiet --no-deps cc2dataset==1.5.0 clip-benchmark==1.6.2
-	$(PEER)/bin/pip install --quiet fastwarc pysimdjson loguru ImageHash
+	$(PEER)/bin/pip install --quiet fastwarc pysimdjson loguru ImageHash faiss-cpu==1.15.1
 	@touch $@
 
 clean:  ## remove the environment and the demo's output
