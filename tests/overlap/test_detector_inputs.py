@@ -4,13 +4,20 @@ from pathlib import Path
 
 import pytest
 
+from clipkit import UserError
 from clipkit.cli.options import detector_identity
 from clipkit.model import detector
 
 
 def test_detectors_without_files_leave_a_run_as_it_was() -> None:
-    for name in ("pixels", "phash", "dhash", "timm:resnet50", "sscd:not/there.pt"):
+    for name in ("pixels", "phash", "dhash", "timm:resnet50"):
         assert detector_identity(name) == {}
+
+
+def test_a_detector_that_is_not_there_is_told_before_a_run_begins() -> None:
+    for name in ("sscd:not/there.pt", "pixel"):
+        with pytest.raises(UserError, match=name):
+            detector_identity(name)
 
 
 def test_each_file_that_similarities_depend_on_changes_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -94,7 +94,7 @@ def report(
 
     def made(encoder: Any, suite: Suite, data: Path, **knobs: Any) -> dict[str, Any]:
         run = Run.scratch(tmp_path / "out")
-        recipe = OverlapRecipe.model_validate({"workers": 0, "detector": "colors", "threshold": 0.95, **knobs})
+        recipe = OverlapRecipe.model_validate({"workers": 0, "detector": "timm:colors", "threshold": 0.95, **knobs})
         try:
             return report_overlap(recipe, encoder, shards, suite, data, run=run, cache=tmp_path / "cache")
         finally:
