@@ -221,6 +221,8 @@ def test_the_cache_is_where_the_option_the_environment_or_the_user_says(tmp_path
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="is no folder: name one by `--cache DIR`"):
         cache_dir(tmp_path / "file")
+    with pytest.raises(UserError, match=r"file/x` cannot be made \(Not a directory\): name a folder by `--cache DIR`"):
+        cache_dir(tmp_path / "file" / "x")
 
 
 def test_tables_show_data_and_do_not_obey_it():

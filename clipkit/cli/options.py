@@ -53,10 +53,16 @@ CacheOption = Annotated[
 
 
 def cache_dir(given: Path | None) -> Path:
-    """The embeddings' directory: the option, the environment, or the user's cache. Raises UserError where that is a file."""
+    """The embeddings' directory, made: the option, the environment, or the user's cache. Raises UserError where it cannot be one."""
     folder = given or Path(os.environ.get("CLIPKIT_CACHE") or Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "clipkit")
     if folder.exists() and not folder.is_dir():
         raise UserError(f"the cache `{folder}` is no folder: name one by `--cache DIR` or $CLIPKIT_CACHE")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"the cache `{folder}` cannot be made ({error.strerror}): name a folder by `--cache DIR` or $CLIPKIT_CACHE"
+        ) from None
     return folder
 
 

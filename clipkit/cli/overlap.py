@@ -67,10 +67,11 @@ def overlap_report(
     inputs = {**identity(model, tasks, data), "train": shards.fingerprint, **detector_identity(knobs.detector)}
     if knobs.background is not None:
         inputs["background"] = Shards.open(Path(knobs.background)).fingerprint
+    cache = cache_dir(cache)
     with shared() as share:
         if share.rank > 0:
             with scratch_run(quiet=True) as run:
-                analysis.help_search(knobs, shards, tasks, data, run=run, out=out, cache=cache_dir(cache), share=share)
+                analysis.help_search(knobs, shards, tasks, data, run=run, out=out, cache=cache, share=share)
             return
         with Run.open(out, command="overlap-report", recipe=knobs, inputs=inputs, quiet=quiet) as run:
             # Verdicts written after the report was finished call for a new one; everything but the comparison comes from the cache.
@@ -79,9 +80,7 @@ def overlap_report(
             if report is None or report["review"] != reviewed or (review and not has_page):
                 encoder = load_encoder(model, precision=knobs.precision)
                 shown = review or has_page
-                report = analysis.report_overlap(
-                    knobs, encoder, shards, tasks, data, run=run, cache=cache_dir(cache), share=share, review_page=shown
-                )
+                report = analysis.report_overlap(knobs, encoder, shards, tasks, data, run=run, cache=cache, share=share, review_page=shown)
                 if not report["failed"]:
                     run.finish(report)
             else:

@@ -74,7 +74,6 @@ class Finding:
     parts: Parts
     comparisons: tuple[Comparison, ...]
     verdicts: dict[int, Verdict]
-    candidates: Neighbours
     matched: Deepened
     pairs: str  # `pairs_fingerprint`
     row: Mapping[str, Any] = field(default_factory=dict)  # of the report: known when all tasks are
@@ -242,7 +241,7 @@ def _finding(search: Search, test: TestSet, candidates: Neighbours, equal: Mappi
         training=search.training,
         enough=search.detector.candidates,
     )
-    return Finding(test, nearest, threshold, parts, compared, dict(decided.verdicts), candidates, matched, pairs)
+    return Finding(test, nearest, threshold, parts, compared, dict(decided.verdicts), matched, pairs)
 
 
 def _with_rows(findings: Sequence[Finding]) -> list[Finding]:

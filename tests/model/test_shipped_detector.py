@@ -72,3 +72,8 @@ def test_the_card_says_data_licences_and_figures() -> None:
         assert heading in card
     assert "CC-BY-SA" in card
     assert "Tux Paint" in card
+
+
+@pytest.mark.parametrize("name", ["duplicates", "duplicates+pixels"])
+def test_the_arithmetic_is_that_of_the_threshold_whatever_a_report_asks_for(name: str) -> None:
+    assert load_detector(name, precision="bf16").encoder.fingerprint == load_detector(name).encoder.fingerprint

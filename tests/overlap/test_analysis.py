@@ -3,7 +3,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -18,6 +17,7 @@ from clipkit.model.encoder import Encoded
 from clipkit.overlap.analysis import report_overlap
 from clipkit.recipe import OverlapRecipe
 from clipkit.run import Run
+from tests.overlap.cloths import cloth, encoded
 
 HOSTILE = "<script>alert(1)</script> \" onerror='x' \u202e{{ 7 * 7 }}"
 TASK = """
@@ -31,20 +31,6 @@ metric = "accuracy"
 splits = {{ test = "test" }}
 published = "drawn by the tests"
 """
-
-
-def cloth(color: str, seed: int) -> Image.Image:
-    rng = np.random.default_rng([seed, len(color)])
-    pattern = np.asarray(Image.fromarray(rng.integers(0, 120, (9, 9), dtype=np.uint8)).resize((48, 48), Image.Resampling.BICUBIC))
-    pixels = np.stack([pattern] * 3, axis=2)
-    pixels[..., ("red", "green").index(color)] += 130
-    return Image.fromarray(pixels)
-
-
-def encoded(image: Image.Image, kind: str, **knobs: Any) -> bytes:
-    out = io.BytesIO()
-    image.save(out, kind, **knobs)
-    return out.getvalue()
 
 
 def training_pair(image: Image.Image, text: str, number: int) -> Pair:

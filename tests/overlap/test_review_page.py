@@ -1,6 +1,5 @@
 """The review page, clicked through in a real browser; its figures against scipy and against the report's own."""
 
-import io
 import json
 import re
 from pathlib import Path
@@ -8,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
 from scipy.stats import beta, binom, binomtest
 from typer.testing import CliRunner
 
@@ -28,6 +26,7 @@ from clipkit.report import review_page
 from clipkit.report.page import ShownPair, p_value, percent, points
 from clipkit.report.review_page import ReviewPage, ReviewTask, inline_json, render_review_page, write_review_page
 from clipkit.run import Run
+from tests.overlap.cloths import cloth, encoded
 
 EVIL = "</script><img src=x onerror=window.wasHit=1>\u2028<!--<script>\u202e\"'&lt;{{ 7 * 7 }}"
 PICTURE = "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR4nGP4z8AAAAMBAQDJ/pLvAAAAAElFTkSuQmCC"
@@ -456,20 +455,6 @@ def test_everything_can_be_reached_and_named(opened: Any, tmp_path: Path) -> Non
 
 
 # ------------------------------------------------------------------- end to end
-
-
-def cloth(color: str, seed: int) -> Image.Image:
-    rng = np.random.default_rng([seed, len(color)])
-    pattern = np.asarray(Image.fromarray(rng.integers(0, 120, (9, 9), dtype=np.uint8)).resize((48, 48), Image.Resampling.BICUBIC))
-    pixels = np.stack([pattern] * 3, axis=2)
-    pixels[..., ("red", "green").index(color)] += 130
-    return Image.fromarray(pixels)
-
-
-def encoded(image: Image.Image, kind: str, **knobs: Any) -> bytes:
-    out = io.BytesIO()
-    image.save(out, kind, **knobs)
-    return out.getvalue()
 
 
 @pytest.fixture
