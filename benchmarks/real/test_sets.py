@@ -1,15 +1,18 @@
-"""The test sets of the suite `small-real` in CLIP_benchmark's layout, so that clipkit and CLIP_benchmark read the same files.
+"""The test sets of `small-real`, `small-captions` and `small-probes` in CLIP_benchmark's layout, so that both tools read the same files.
 
     python benchmarks/real/test_sets.py ROOT [--pictures N] [--only mnist,digits]
 
-ROOT gets a folder for each: cifar10, mnist, fashion-mnist, digits (train and test), emoji in four styles (test), and Tux Paint's
-captioned pictures for retrieval. `--pictures` caps each split, evenly over it: sizes are then not those that the tasks say.
+ROOT gets a folder for each: cifar10, mnist, fashion-mnist, digits, the groups of emoji (train and test), emoji in four styles (test),
+and Tux Paint's captioned pictures for retrieval. `--pictures` caps each split, evenly over it: sizes are then not those that the tasks
+say.
 """
 
 import argparse
 import itertools
+import json
 import struct
 import sys
+import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -25,6 +28,19 @@ from fetch import fetch_all  # noqa: E402
 from clipkit.evaluation.suite import Task, load_task  # noqa: E402
 
 STYLES = ("google", "twitter", "apple", "facebook")
+GROUPS = (
+    "Smileys & Emotion",
+    "People & Body",
+    "Animals & Nature",
+    "Food & Drink",
+    "Travel & Places",
+    "Activities",
+    "Objects",
+    "Symbols",
+    "Flags",
+)
+"""Of emoji-datasource, in the order of the task's classes."""
+
 Known = tuple[bytes, str]
 """A picture's file, and what is known of it: its label or its captions."""
 
@@ -97,6 +113,17 @@ def emoji(data: Path, style: str) -> list[Known]:
     return [(objectives.on_white(objectives.emoji_file(data, style, file)), str(label)) for file, label in drawn]
 
 
+def emoji_groups(data: Path, split: str) -> list[Known]:
+    """The class is the group. Trained on: three styles of four concepts in five; tested on: how the fourth style draws the others."""
+    drawn = json.loads((data / "emoji-google" / "package" / "emoji.json").read_text())
+    group_of = {entry["image"]: GROUPS.index(entry["category"]) for entry in drawn if entry["category"] in GROUPS}
+    styles = ("twitter",) if split == "test" else tuple(style for style in STYLES if style != "twitter")
+    concepts = [
+        file for file, name, _ in objectives.emoji(data) if file in group_of and (zlib.crc32(name.encode()) % 5 == 0) is (split == "test")
+    ]
+    return [(objectives.on_white(objectives.emoji_file(data, style, file)), str(group_of[file])) for file in concepts for style in styles]
+
+
 def tuxpaint(data: Path) -> list[Known]:
     """Pictures with their English caption; captions that several pictures share go to the first."""
     stamps = itertools.chain(objectives.stamps(data, tests=True), objectives.stamps(data, tests=False))
@@ -119,6 +146,7 @@ SETS: dict[str, dict[str, Callable[[Path], list[Known]]]] = {
     "mnist": _both(mnist),
     "fashion-mnist": _both(fashion_mnist),
     "digits": _both(digits),
+    "emoji-groups": _both(emoji_groups),
     **{f"emoji-{style}": {"test": lambda data, style=style: emoji(data, style)} for style in STYLES},  # type: ignore[misc]
     "tuxpaint-retrieval": {"test": tuxpaint},
 }

@@ -42,9 +42,9 @@ def test_captioned_pictures_are_read_back_with_their_captions(tmp_path: Path) ->
     assert split.read(0, 2) == [b"a picture", b"another"]
 
 
-def test_the_script_writes_every_split_of_every_task_of_the_suite() -> None:
+def test_the_script_writes_every_split_of_every_task_of_the_suites() -> None:
     from test_sets import SETS
 
     assert {name: set(splits) for name, splits in SETS.items()} == {
-        t.name: set(t.splits) for suite in ("small-real", "small-captions") for t in load_suite(suite).tasks
+        t.name: set(t.splits) for suite in ("small-real", "small-captions", "small-probes") for t in load_suite(suite).tasks
     }

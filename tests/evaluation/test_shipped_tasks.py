@@ -101,6 +101,7 @@ SUITES = {
     "few-shot-20": 20,
     "small-real": 8,
     "small-captions": 1,
+    "small-probes": 5,
 }
 
 
