@@ -45,7 +45,8 @@ def reduced(picture: Image.Image, height: int, width: int) -> Grey:
         small = _across(_across(grey.T, height).T, width)
     else:
         small = _across(_across(grey, width).T, height).T
-    return small.numpy().view(np.uint8) ^ 128
+    whole: Grey = small.numpy().view(np.uint8) ^ np.uint8(128)
+    return whole
 
 
 @functools.cache
