@@ -1,17 +1,20 @@
 """A detector that keeps more candidates than it asks for: to find every duplicate, and to look for pictures among themselves."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from torch import Tensor
 
-from clipkit.evaluation.embeddings import Pictures
+from clipkit.evaluation.embeddings import WHOLE, Pictures
+from clipkit.evaluation.shard_pictures import ShardPictures
 from clipkit.model.detector import Detector, ScoreNorm, Threshold, Verify
 from clipkit.model.encoder import Encoded, Encoder
 from clipkit.overlap.search.neighbours import Neighbours
+from clipkit.overlap.search.passes import Search, search_described
+from clipkit.overlap.search.scale import normalised
 
-__all__ = ["Deeper", "Look", "chosen"]
+__all__ = ["Deeper", "Look", "chosen", "look"]
 
 
 @dataclass(frozen=True)
@@ -56,3 +59,9 @@ class Look(Protocol):
 def chosen(described: Encoded, rows: Sequence[int]) -> Encoded:
     """What is known of some of the described pictures."""
     return Encoded(described.features_BF[rows], described.projected_BD[rows])
+
+
+def look(search: Search, described: Encoded, among: Sequence[ShardPictures], k: int) -> Neighbours:
+    """What `Look` asks for, by the search's detector."""
+    deeper = replace(search, detector=Deeper(search.detector, k), training=among, share=WHOLE)
+    return normalised(search_described(deeper, described), search.detector, described)
