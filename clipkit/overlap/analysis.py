@@ -2,17 +2,19 @@
 
 Training pictures are described shard by shard into the same cache as every other embedding, so a killed report goes on where it was. The
 search keeps the detector's candidates for the test pictures of all tasks in one pass over the shards; a detector that can verifies them in
-another. Where a test picture has overlap, further passes ask for more candidates, until all that resemble it are listed.
+another. Where a test picture has overlap, further passes ask for more candidates, until all that resemble it are listed. What was found is
+in the cache, too: a report by other thresholds or verdicts searches for nothing again.
 """
 
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 from clipkit import UserError
 from clipkit.dataset.shards import Shards
-from clipkit.evaluation.embeddings import WHOLE, embed
+from clipkit.evaluation.embeddings import WHOLE, Embeddings, Pictures, embed
 from clipkit.evaluation.shard_pictures import ShardPictures
 from clipkit.evaluation.shares import Share
 from clipkit.evaluation.suite import Suite, Task
@@ -20,14 +22,16 @@ from clipkit.model.detector import Detector, load_detector
 from clipkit.model.encoder import Encoder
 from clipkit.overlap import stages
 from clipkit.overlap.answers.test_sets import TestSet, check_asked, read_test_set
-from clipkit.overlap.findings import Finding, Known, find, further_summaries, with_rows
+from clipkit.overlap.findings import Finding, Known, every_match, find, further_summaries, with_rows
 from clipkit.overlap.matches.equal_pictures import find_equal
+from clipkit.overlap.matches.within import DRAWN, DrawnPictures
 from clipkit.overlap.pages.summary import tell, write_summary
 from clipkit.overlap.pages.written import write_pages
 from clipkit.overlap.review import Review, check_report, check_verdicts, load_review, pairs_fingerprint, review_path
+from clipkit.overlap.search.asking import answer, ask
 from clipkit.overlap.search.cost import search_cost
 from clipkit.overlap.search.faiss_index import recall_report
-from clipkit.overlap.search.passes import Describe, Search, search_tests
+from clipkit.overlap.search.passes import Asked, Describe, Search
 from clipkit.overlap.search.scale import detector_facts, with_background
 from clipkit.overlap.statistics.together import summary_of
 from clipkit.overlap.tables import write_finding_tables
@@ -51,7 +55,7 @@ def report_overlap(
 ) -> dict[str, Any]:
     """The report of `clipkit overlap-report`. A task that fails is named in `failed`, the others go on.
 
-    Called on rank 0 of `share`; other ranks `help_search` meanwhile.
+    Called on rank 0 of `share`, which is `leading`; other ranks `help_search` meanwhile.
 
     Leaves `overlap.parquet` (a row per test picture), `overlap-pairs.parquet` (a row per pair that counts), `overlap.html`, `summary.md`
     and the tables of the stages that the recipe asks for in the run; with `review_page` also `review.html`, to judge pairs on.
@@ -60,32 +64,19 @@ def report_overlap(
     """
     review = load_review(review_path(run.path, recipe.review))
     check_asked(recipe, encoder, suite, review)
-    detector = load_detector(recipe.detector, precision=recipe.precision)
-    knobs: dict[str, Any] = {"cache": cache, "run": run, "batch_size": recipe.batch_size, "workers": recipe.workers}
-    describe: Describe = partial(embed, detector.encoder, **knobs)
-    detector = with_background(recipe, detector, shards, describe)
-    training = [ShardPictures(shards, shard) for shard in shards.shards]
-    tests, findings, failed = [], [], {}
-    for task in suite.tasks:
+    search = _search(recipe, shards, run=run, cache=cache, share=share)
+    search = replace(search, detector=with_background(recipe, search.detector, shards, search.describe))
+    tests, failed = _read_tests(search, encoder, suite, data_root, cache=cache)
+    known = _known(search, tests, shards, review)
+    findings = []
+    for one, candidates in zip(known, ask(search, [Asked.all_of(test.split) for test in tests]), strict=True):
         try:
-            test = read_test_set(recipe, encoder, task, data_root, run=run, cache=cache)
-            describe(test.split)  # so that a picture that cannot be described fails its task alone
+            findings.append(find(search, one, candidates))
         except UserError as error:
-            failed[task.name] = _told(run, task, error)
-            continue
-        tests.append((test, _pairs_of(recipe, detector, test, shards, review)))  # a mistake in the review stops it all
-    share.gathered([test.task.name for test, _ in tests])  # other ranks wait for this
-    search = Search(detector, training, describe, recipe, run, run.path / "search", share)
-    equal = find_equal({test.task.name: test.split.digests for test, _ in tests}, shards, training, run=run)
-    found = search_tests(search, [test.split for test, _ in tests])
-    for (test, pairs), candidates in zip(tests, found, strict=True):
-        name = test.task.name
-        try:
-            findings.append(find(search, Known(test, equal[name], review.of(name), pairs), candidates))
-        except UserError as error:
-            failed[name] = _told(run, test.task, error)
+            failed[one.test.task.name] = _told(run, one.test.task, error)
+    findings = every_match(search, findings)
     findings = with_rows(findings)
-    report = _report(recipe, encoder, detector, suite, findings, run=run)
+    report = _report(recipe, encoder, search.detector, suite, findings, run=run)
     report |= {"failed": failed, "training_pictures": shards.count, "training": shards.fingerprint, "review": review.fingerprint}
     report |= {"search": search_cost(search.effort, shards.count), "search_recall": recall_report(search.recall, recipe.confidence)}
     run.reopen()  # from here on older results are replaced
@@ -112,30 +103,66 @@ def _stages(search: Search, findings: Sequence[Finding], shards: Shards) -> dict
     return told
 
 
-def _pairs_of(recipe: OverlapRecipe, detector: Detector, test: TestSet, shards: Shards, review: Review) -> str:
+def _search(recipe: OverlapRecipe, shards: Shards, *, run: Run, cache: Path, share: Share) -> Search:
+    """What all ranks search by. Raises UserError for a detector that cannot be loaded."""
+    detector = load_detector(recipe.detector, precision=recipe.precision)
+    embedded: Describe = partial(embed, detector.encoder, cache=cache, run=run, batch_size=recipe.batch_size, workers=recipe.workers)
+
+    def describe(pictures: Pictures) -> Embeddings:
+        return pictures.described(embedded) if isinstance(pictures, DrawnPictures) else embedded(pictures)
+
+    training = [ShardPictures(shards, shard) for shard in shards.shards]
+    return Search(detector, training, describe, recipe, run, cache / "neighbours", share)
+
+
+def _read_tests(search: Search, encoder: Encoder, suite: Suite, data_root: Path, *, cache: Path) -> tuple[list[TestSet], dict[str, str]]:
+    """The test sets of the tasks, described and answered, and why others have none."""
+    tests, failed = [], {}
+    for task in suite.tasks:
+        try:
+            test = read_test_set(search.recipe, encoder, task, data_root, run=search.run, cache=cache)
+            search.describe(test.split)  # so that a picture that cannot be described fails its task alone
+        except UserError as error:
+            failed[task.name] = _told(search.run, task, error)
+        else:
+            tests.append(test)
+    return tests, failed
+
+
+def _known(search: Search, tests: Sequence[TestSet], shards: Shards, review: Review) -> list[Known]:
+    """What each task brings along. Raises UserError where a review is of other pairs, and for damaged tables of the training shards."""
+    pairs = [_pairs_of(search, test, shards, review) for test in tests]
+    equal = find_equal({test.task.name: test.split.digests for test in tests}, shards, search.training, run=search.run)
+    return [Known(test, equal[test.task.name], review.of(test.task.name), one) for test, one in zip(tests, pairs, strict=True)]
+
+
+def _pairs_of(search: Search, test: TestSet, shards: Shards, review: Review) -> str:
     """What the pairs of a task are known by. Raises UserError where its review is of other pairs or of pictures that are not there."""
     fingerprint = pairs_fingerprint(
         pictures=test.split.pictures_hash,
         training=shards.fingerprint,
-        detector=detector_facts(recipe, detector)["detector_fingerprint"],
+        detector=detector_facts(search.recipe, search.detector)["detector_fingerprint"],
     )
     check_report(review.of(test.task.name), report=fingerprint, task=test.task.name)
     check_verdicts(review.of(test.task.name), len(test.split), task=test.task.name)
     return fingerprint
 
 
-def help_search(
-    recipe: OverlapRecipe, shards: Shards, suite: Suite, data_root: Path, *, run: Run, out: Path, cache: Path, share: Share
-) -> None:
-    """What ranks other than 0 do for the report of the run in `out`: their share of the shards is described and searched."""
-    names: list[str] = share.gathered(None)[0]
-    if not names:
-        return
-    detector = load_detector(recipe.detector, precision=recipe.precision)
-    describe: Describe = partial(embed, detector.encoder, cache=cache, run=run, batch_size=recipe.batch_size, workers=recipe.workers)
-    training = [ShardPictures(shards, shard) for shard in shards.shards]
-    search = Search(detector, training, describe, recipe, run, out / "search", share)
-    search_tests(search, [task.split(data_root, "test") for task in suite.tasks if task.name in names])
+def help_search(recipe: OverlapRecipe, shards: Shards, suite: Suite, data_root: Path, *, run: Run, cache: Path, share: Share) -> None:
+    """What ranks other than 0 do while rank 0 makes its report: their share of the shards is described and searched when it asks."""
+
+    @lru_cache
+    def prepared() -> tuple[Search, Callable[[str], Pictures]]:
+        search = _search(recipe, shards, run=run, cache=cache, share=share)
+        return search, lru_cache(partial(_named, search, suite, data_root))
+
+    answer(share, prepared)
+
+
+def _named(search: Search, suite: Suite, data_root: Path, name: str) -> Pictures:
+    if name == DRAWN:
+        return DrawnPictures(search.training, search.recipe.within_drawn, seed=search.recipe.seed)
+    return next(task for task in suite.tasks if f"{task.name}/test" == name).split(data_root, "test")
 
 
 def _told(run: Run, task: Task, error: UserError) -> str:

@@ -11,16 +11,16 @@ from numpy.typing import NDArray
 from clipkit.model.encoder import Encoded
 from clipkit.overlap.answers.test_sets import TestSet
 from clipkit.overlap.matches.equal_pictures import with_equal
-from clipkit.overlap.matches.every import Deepened, Listed, deepen, listed, merged
+from clipkit.overlap.matches.every import Deepened, Deepening, Listed, deepen_together, deepening, listed, merged
 from clipkit.overlap.review import TaskReview, Verdict
-from clipkit.overlap.search.deeper import chosen, look
+from clipkit.overlap.search.asking import ask_deeper
 from clipkit.overlap.search.neighbours import Neighbours
-from clipkit.overlap.search.passes import Nearest, Search, nearest_of
+from clipkit.overlap.search.passes import Asked, Nearest, Search, nearest_of
 from clipkit.overlap.search.scale import normalised, threshold_of
 from clipkit.overlap.statistics.comparison import Comparison, Parts, compare, judged
 from clipkit.overlap.statistics.together import rows_together, summary_of
 
-__all__ = ["Finding", "Known", "find", "further_summaries", "with_rows"]
+__all__ = ["Finding", "Known", "every_match", "find", "further_summaries", "with_rows"]
 
 
 @dataclass(frozen=True)
@@ -79,22 +79,31 @@ def find(search: Search, known: Known, candidates: Neighbours) -> Finding:
     threshold = review.threshold if review.threshold is not None else threshold_of(recipe, search.detector, name)
     parts = Parts(judged(nearest_of(candidates).similarity_N, review.verdicts), threshold, known.test.is_blank_N)
     compared = tuple(compare(answers, parts, confidence=recipe.confidence, seed=recipe.seed) for answers in known.test.answers)
-    finding = Finding(known, candidates, threshold, parts, compared, Deepened(Listed.none(), 0))
-    return replace(finding, matched=_every_match(search, finding, described))
+    return Finding(known, candidates, threshold, parts, compared, Deepened(Listed.none(), 0))
 
 
-def _every_match(search: Search, finding: Finding, described: Encoded) -> Deepened:
-    """All pairs of a task that count: equal ones, candidates, and with the knob `matches_per_picture` those that come up behind them."""
+# ------------------------------------------------------------ all tasks together
+
+
+def every_match(search: Search, findings: Sequence[Finding]) -> list[Finding]:
+    """The findings with all pairs that count: equal ones, candidates, and with the knob `matches_per_picture` those that come up behind.
+
+    On rank 0. Raises UserError for what concerns all tasks: training shards that are damaged or were changed.
+    """
+
+    def deeper(rows_of: Mapping[int, NDArray[np.int64]], k: int) -> list[Neighbours]:
+        return ask_deeper(search, [Asked(findings[place].test.split, rows) for place, rows in rows_of.items()], k)
+
+    matched = deepen_together([_deepening(search, finding) for finding in findings], deeper)
+    return [replace(finding, matched=one) for finding, one in zip(findings, matched, strict=True)]
+
+
+def _deepening(search: Search, finding: Finding) -> Deepening:
     equal, is_overlap_N, threshold = finding.known.equal, finding.is_overlap_N, finding.threshold
     found = merged([equal.taken(is_overlap_N[equal.test_P]), listed(finding.candidates, is_overlap_N, threshold=threshold)])
     may_match_N = np.ones(len(is_overlap_N), np.bool_)
     may_match_N[[index for index, verdict in finding.verdicts.items() if verdict == "different"]] = False
-
-    def deeper(rows: NDArray[np.int64], k: int) -> Neighbours:
-        return look(search, chosen(described, rows.tolist()), search.training, k)
-
-    return deepen(
-        deeper,
+    return deepening(
         finding.candidates,
         found,
         threshold=threshold,
@@ -103,9 +112,6 @@ def _every_match(search: Search, finding: Finding, described: Encoded) -> Deepen
         most=search.recipe.matches_per_picture,
         total=sum(map(len, search.training)),
     )
-
-
-# ------------------------------------------------------------ all tasks together
 
 
 def with_rows(findings: Sequence[Finding]) -> list[Finding]:

@@ -9,13 +9,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from clipkit.dataset.shards import Shards
+from clipkit.evaluation.embeddings import Pictures
 from clipkit.evaluation.splits import Split
 from clipkit.evaluation.suite import Task
-from clipkit.model.encoder import Encoded
 from clipkit.overlap.findings import Finding
 from clipkit.overlap.matches.hosts import ADDRESSES, ALL, overlap_by_host
 from clipkit.overlap.matches.within import (
     WITHIN_SCHEMA,
+    DrawnPictures,
     Repeats,
     equal_vectors,
     near_in_training,
@@ -23,8 +24,10 @@ from clipkit.overlap.matches.within import (
     repeats_in_test,
     stored_hashes,
 )
-from clipkit.overlap.search.deeper import look
-from clipkit.overlap.search.passes import Search
+from clipkit.overlap.search.asking import ask_among, ask_deeper
+from clipkit.overlap.search.kept import kept_counts
+from clipkit.overlap.search.neighbours import Neighbours
+from clipkit.overlap.search.passes import Asked, Search
 from clipkit.overlap.search.scale import threshold_of
 from clipkit.overlap.tables import write_table
 from clipkit.overlap.texts.finding import find_texts, text_counts, text_table
@@ -123,24 +126,31 @@ def report_within(search: Search, findings: Sequence[Finding], shards: Shards) -
 
 
 def _repeats(search: Search, finding: Finding) -> Repeats:
+    def look(pictures: Pictures, among: Sequence[Any], k: int) -> Neighbours:
+        return ask_among(search, Asked.all_of(pictures), among, k)
+
     split, k = finding.test.split, search.detector.candidates
-    described = Encoded(*search.describe(split))
-    return repeats_in_test(finding.name, split, described, split.digests, partial(look, search), k=k, threshold=finding.threshold)
+    return repeats_in_test(finding.name, split, split.digests, look, k=k, threshold=finding.threshold)
 
 
 def _training_repeats(search: Search, shards: Shards) -> dict[str, Any]:
-    recipe, describe, run = search.recipe, search.describe, search.run
+    recipe, run, training = search.recipe, search.run, search.training
+
+    def look(pictures: Pictures, among: Sequence[Any], k: int) -> Neighbours:
+        return ask_deeper(search, [Asked.all_of(pictures)], k)[0]
+
     near = near_in_training(
-        search.training,
-        describe,
-        partial(look, search),
+        DrawnPictures(training, recipe.within_drawn, seed=recipe.seed),
+        training,
+        look,
         k=search.detector.candidates,
-        drawn=recipe.within_drawn,
-        seed=recipe.seed,
         threshold=threshold_of(recipe, search.detector, ""),
         confidence=recipe.confidence,
     )
+    vectors = ["equal vectors", search.detector.encoder.fingerprint, [shard.sha256 for shard in training]]
     return near | {
         "equal_files": repeated(partial(stored_hashes, shards, run=run), shards.count),
-        "equal_vectors": repeated(partial(equal_vectors, search.training, describe, run=run), shards.count),
+        "equal_vectors": kept_counts(
+            search.folder, vectors, lambda: repeated(partial(equal_vectors, training, search.describe, run=run), shards.count)
+        ),
     }

@@ -211,7 +211,7 @@ def test_a_table_of_other_keys_is_told(
     path = shards.root / "00001.parquet"
     table = pq.read_table(path).slice(0, len(keys))
     pq.write_table(table.set_column(0, "key", pa.array(keys, pa.string())), path)
-    with pytest.raises(UserError, match=r"beside `00001.tar` does not hold the keys of its pairs"):
+    with pytest.raises(UserError, match=r"00001.parquet` is not what its manifest says"):
         analyse(tmp_path, color_encoder, shards, suite)
 
 
