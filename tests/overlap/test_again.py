@@ -100,19 +100,19 @@ def test_the_second_report_searches_for_nothing_and_has_the_same_bytes(
 def test_other_thresholds_and_verdicts_search_only_for_what_nobody_has_asked_yet(
     tmp_path: Path, suite: Suite, shards: Shards, color_encoder: Any
 ) -> None:
-    """At this threshold test picture 9 counts no longer, and to a person 2 does not: of both everything is known."""
+    """To a person 2 and 9 are no duplicates: nothing is searched for. With 4 as one, and by a lax threshold, others are looked into."""
     analyse(tmp_path, color_encoder, shards, suite)
     (tmp_path / "judged").mkdir()
     verdicts = tmp_path / "judged" / "verdicts.json"
-    verdicts.write_text(json.dumps({"cloth": {"verdicts": {"2": "different"}}}))
+    verdicts.write_text(json.dumps({"cloth": {"verdicts": {"2": "different", "9": "different"}}}))
     with watched() as work:
-        report = analyse(tmp_path, color_encoder, shards, suite, out="judged", threshold=0.999)
+        report = analyse(tmp_path, color_encoder, shards, suite, out="judged")
     assert (work.compared, work.verified) == (0, 0)
     assert not [row for row in table(tmp_path, "overlap.parquet", "judged") if row["is_overlap"]]
     assert report["review"]
-    verdicts.write_text(json.dumps({"cloth": {"verdicts": {"4": "duplicate"}}}))
+    verdicts.write_text(json.dumps({"cloth": {"verdicts": {"2": "different", "9": "different", "4": "duplicate"}}}))
     with watched() as work:
-        analyse(tmp_path, color_encoder, shards, suite, out="judged", threshold=0.999)
+        analyse(tmp_path, color_encoder, shards, suite, out="judged")
     assert [row["test_index"] for row in table(tmp_path, "overlap.parquet", "judged") if row["is_overlap"]] == [4]
     assert all(k > 4 and 2 not in rows for _, k, rows in work.asked)  # behind 4's nearest picture others may come up
     with watched() as work:

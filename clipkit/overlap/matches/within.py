@@ -155,6 +155,7 @@ class DrawnPictures:
         """`number`: how many; all of them, where there are no more."""
         self._training, self.places_N = training, draw([len(shard) for shard in training], number, seed=seed)
         told = [*(shard.sha256 for shard in training), hashlib.sha256(self.places_N.astype("<i8").tobytes()).hexdigest()]
+        self._known: Embeddings | None = None
         self.pictures_hash = hashlib.sha256(" ".join(told).encode()).hexdigest()
 
     def __len__(self) -> int:
@@ -166,8 +167,10 @@ class DrawnPictures:
         raise NotImplementedError
 
     def described(self, describe: Callable[[Pictures], Embeddings]) -> Embeddings:
-        """What is known of them, shard by shard."""
-        return _described(self._training, describe, self.places_N)
+        """What is known of them, collected shard by shard, once."""
+        if self._known is None:
+            self._known = _described(self._training, describe, self.places_N)
+        return self._known
 
 
 def near_in_training(

@@ -113,8 +113,7 @@ def check_training(search: Search) -> None:
 
 def method_of(detector: Detector) -> list[object]:
     """What shapes the neighbours that a detector finds besides its encoder's vectors, as JSON takes it."""
-    verify = detector.verify
-    return [detector.encoder.fingerprint, verify and getattr(verify, "__qualname__", type(verify).__qualname__)]
+    return [detector.encoder.fingerprint, detector.verify is not None]
 
 
 def nearest_of(candidates: Neighbours) -> Nearest:
