@@ -66,8 +66,10 @@ def report_overlap(
     check_asked(recipe, encoder, suite, review)
     search = _search(recipe, shards, run=run, cache=cache, share=share)
     search = replace(search, detector=with_background(recipe, search.detector, shards, search.describe))
-    tests, failed = _read_tests(search, encoder, suite, data_root, cache=cache)
-    known = _known(search, tests, shards, review)
+    tests, digests, failed = _read_tests(search, encoder, suite, data_root, cache=cache)
+    pairs = [_pairs_of(search, test, shards, review) for test in tests]
+    equal = find_equal(digests, shards, search.training, run=run)
+    known = [Known(test, equal[test.task.name], review.of(test.task.name), one) for test, one in zip(tests, pairs, strict=True)]
     findings = []
     for one, candidates in zip(known, ask(search, [Asked.all_of(test.split) for test in tests]), strict=True):
         try:
@@ -115,25 +117,21 @@ def _search(recipe: OverlapRecipe, shards: Shards, *, run: Run, cache: Path, sha
     return Search(detector, training, describe, recipe, run, cache / "neighbours", share)
 
 
-def _read_tests(search: Search, encoder: Encoder, suite: Suite, data_root: Path, *, cache: Path) -> tuple[list[TestSet], dict[str, str]]:
-    """The test sets of the tasks, described and answered, and why others have none."""
-    tests, failed = [], {}
+def _read_tests(
+    search: Search, encoder: Encoder, suite: Suite, data_root: Path, *, cache: Path
+) -> tuple[list[TestSet], dict[str, list[str]], dict[str, str]]:
+    """The test sets of the tasks, answered; by task the SHA-256 of their pictures, and why it has none. A task fails alone, and here."""
+    tests, digests, failed = [], {}, {}
     for task in suite.tasks:
         try:
             test = read_test_set(search.recipe, encoder, task, data_root, run=search.run, cache=cache)
             search.describe(test.split)  # so that a picture that cannot be described fails its task alone
+            digests[task.name] = test.split.digests
         except UserError as error:
             failed[task.name] = _told(search.run, task, error)
         else:
             tests.append(test)
-    return tests, failed
-
-
-def _known(search: Search, tests: Sequence[TestSet], shards: Shards, review: Review) -> list[Known]:
-    """What each task brings along. Raises UserError where a review is of other pairs, and for damaged tables of the training shards."""
-    pairs = [_pairs_of(search, test, shards, review) for test in tests]
-    equal = find_equal({test.task.name: test.split.digests for test in tests}, shards, search.training, run=search.run)
-    return [Known(test, equal[test.task.name], review.of(test.task.name), one) for test, one in zip(tests, pairs, strict=True)]
+    return tests, digests, failed
 
 
 def _pairs_of(search: Search, test: TestSet, shards: Shards, review: Review) -> str:

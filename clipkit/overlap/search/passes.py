@@ -91,17 +91,16 @@ def one_pass(search: Search, asked: Sequence[Asked], *, number: int, keep: Calla
     """
     described = search.share.agreed(lambda: _described(search, asked))
     search.effort.width = described.views_VND.shape[2]
-    state = None
+    searched, verified = (_state(search, asked, what) for what in ("searched", "verified"))
     if search.recipe.index == "faiss-ivf":
         found = _indexed(search, described.views_VND, number)
     else:
-        state = _state(search, asked)
-        found = _merged(search.share.together(lambda: _searched(search, described.views_VND, state)))
+        found = _merged(search.share.together(lambda: _searched(search, described.views_VND, searched)))
     if (verify := search.detector.verify) is not None:
-        parts = search.share.together(lambda: _verified(search, verify, described, found.place_NK))
+        parts = search.share.together(lambda: _verified(search, verify, described, found, verified))
         found = found._replace(similarity_NK=np.maximum.reduce(parts))
     search.share.agreed(lambda: keep(found))
-    if state is not None:
+    for state in (searched, verified):
         state.forget()
     return found
 
@@ -138,9 +137,9 @@ def _described(search: Search, asked: Sequence[Asked]) -> Described:
         return Described(torch.cat(views, 1), torch.cat(features) if features else torch.zeros(0, 0))
 
 
-def _state(search: Search, asked: Sequence[Asked]) -> SearchState:
+def _state(search: Search, asked: Sequence[Asked], what: str) -> SearchState:
     shaping = [*(shard.sha256 for shard in search.training), *((one.pictures.pictures_hash, one.rows_R.tolist()) for one in asked)]
-    return SearchState(search.folder, [*method_of(search.detector), search.detector.candidates, *search.share, shaping])
+    return SearchState(search.folder, [what, *method_of(search.detector), search.detector.candidates, *search.share, shaping])
 
 
 def _indexed(search: Search, views_VND: Tensor, number: int) -> Neighbours:
@@ -172,11 +171,11 @@ def _merged(parts: Sequence[Neighbours]) -> Neighbours:
 # ---------------------------------------------------------- search and verify
 
 
-def _searched(search: Search, views_VND: Tensor, state: SearchState | None) -> Neighbours:
+def _searched(search: Search, views_VND: Tensor, state: SearchState) -> Neighbours:
     """The k best of this rank's shards, from where the saved state is."""
     nearest = NearestSearch(views_VND, search.detector.candidates, arithmetic=search.recipe.screening)
     done: set[str] = set()
-    if state and (saved := state.load(views_VND.shape[1], search.detector.candidates)):
+    if saved := state.load(views_VND.shape[1], search.detector.candidates):
         nearest.resume(saved[0])
         done = saved[1]
     left = [(index, shard) for index, shard in search.mine if _mark(index, shard) not in done]
@@ -188,8 +187,7 @@ def _searched(search: Search, views_VND: Tensor, state: SearchState | None) -> N
             with search.effort.comparing(views_VND.shape[0] * views_VND.shape[1], len(shard)):
                 _add(nearest, index, shard, vectors_MD, block_size=search.recipe.block_size, advance=advance)
             done.add(_mark(index, shard))
-            if state:
-                state.save(nearest.neighbours, done, at_last=shard is left[-1][1])
+            state.save(nearest.neighbours, done, at_last=shard is left[-1][1])
     return nearest.neighbours
 
 
@@ -214,15 +212,19 @@ def _add(
         advance(len(rows))
 
 
-def _verified(search: Search, verify: Verify, tests: Described, place_NK: NDArray[np.int64]) -> NDArray[np.float32]:
-    """Verified similarities (N, K) of the candidates in this rank's shards, shard by shard; -inf of the others."""
-    similarity_NK = np.full(place_NK.shape, -np.inf, np.float32)
+def _verified(search: Search, verify: Verify, tests: Described, found: Neighbours, state: SearchState) -> NDArray[np.float32]:
+    """Verified similarities (N, K) of the candidates in this rank's shards, shard by shard; -inf of the others. Resumed as a search is."""
+    place_NK, similarity_NK, done = found.place_NK, np.full(found.place_NK.shape, -np.inf, np.float32), set[str]()
+    if (saved := state.load(*place_NK.shape)) and np.array_equal(saved[0].place_NK, place_NK):
+        similarity_NK, done = saved[0].similarity_NK, saved[1]
     with search.run.progress("verifying the candidates", total=len(search.mine), unit="shards") as advance:
         for index, shard in search.mine:
             is_here_NK = shard_of(place_NK) == index
-            if is_here_NK.any():
+            if is_here_NK.any() and _mark(index, shard) not in done:
                 tests_P, rows_P = np.nonzero(is_here_NK)[0], row_of(place_NK[is_here_NK])
                 similarity_NK[is_here_NK] = _similarity(verify, tests, search.describe(shard), tests_P=tests_P, rows_P=rows_P)
+                done.add(_mark(index, shard))
+                state.save(found._replace(similarity_NK=similarity_NK), done, at_last=False)
             advance(1)
     return similarity_NK
 
