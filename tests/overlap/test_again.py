@@ -5,17 +5,21 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from clipkit.dataset.shards import Shards
+from clipkit.evaluation.embeddings import Pictures
 from clipkit.evaluation.suite import Suite
 from clipkit.model.pixel_descriptor import PixelDescriptor
 from clipkit.overlap.matches import within
-from clipkit.overlap.search import asking, passes
-from clipkit.overlap.search.neighbours import NearestSearch
+from clipkit.overlap.search import asking, passes, state
+from clipkit.overlap.search import kept as keeping
+from clipkit.overlap.search.kept import KeptNeighbours
+from clipkit.overlap.search.neighbours import NearestSearch, Neighbours
 from tests.overlap.cloths import analyse, cloth, cloth_suite, pair, shards_of, table
 
 TABLES = ("overlap.parquet", "overlap-pairs.parquet", "overlap-curve.parquet", "overlap-within.parquet")
@@ -132,8 +136,6 @@ def _moved(suite: Suite, root: Path) -> Suite:
 
 
 def contents_of(out: Path) -> list[Any]:
-    import pyarrow.parquet as pq
-
     return [pq.read_table(out / name).to_pylist() for name in TABLES[:2]]
 
 
@@ -177,9 +179,6 @@ def test_killed_between_two_files_it_goes_on_to_the_same_report(
     after: int, tmp_path: Path, suite: Suite, shards: Shards, color_encoder: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Killed when the `after`-th file of neighbours is about to be written: unfinished searches and kept ones alike."""
-    from clipkit.overlap.search import kept as keeping
-    from clipkit.overlap.search import state
-
     monkeypatch.setattr(state, "SECONDS_BETWEEN_SAVES", 0)
     written, save = 0, state.save_neighbours
 
@@ -202,27 +201,42 @@ def test_killed_between_two_files_it_goes_on_to_the_same_report(
     assert contents(tmp_path, "out") == contents(tmp_path / "fresh", "out")
 
 
+class Five:
+    """A test set that nobody opens."""
+
+    name, pictures_hash = "t/test", "a" * 64
+
+    def __len__(self) -> int:
+        return 5
+
+
+def found(*keys: bytes) -> Neighbours:
+    column = np.array(keys, "S64")[:, None]
+    return Neighbours(np.arange(len(keys), dtype=np.float32)[:, None], column, np.arange(len(keys))[:, None])
+
+
 def test_keys_of_any_length_come_back_as_they_were(tmp_path: Path) -> None:
-    from clipkit.overlap.search.kept import KeptNeighbours
-    from clipkit.overlap.search.neighbours import Neighbours
-
-    class Five:
-        name, pictures_hash = "t/test", "a" * 64
-
-        def __len__(self) -> int:
-            return 5
-
-    def found(*keys: bytes) -> Neighbours:
-        column = np.array(keys, "S64")[:, None]
-        return Neighbours(np.arange(len(keys), dtype=np.float32)[:, None], column, np.arange(len(keys))[:, None])
-
-    store = KeptNeighbours(tmp_path, ["x"], 1)
-    store.add(Five(), np.array([3, 1]), found(b"b", b""))  # type: ignore[arg-type]
-    store.add(Five(), np.array([4]), found(b"k" * 64))  # type: ignore[arg-type]
-    rows, there = store.load(Five())  # type: ignore[arg-type]
+    store, five = KeptNeighbours(tmp_path, ["x"], 1), cast("Pictures", Five())
+    store.add(five, np.array([3, 1]), found(b"b", b""))
+    store.add(five, np.array([4]), found(b"k" * 64))
+    rows, there = store.load(five)
     assert rows.tolist() == [1, 3, 4]
     assert there.key_NK[:, 0].tolist() == [b"", b"b", b"k" * 64]
     assert there.similarity_NK[:, 0].tolist() == [1, 0, 0]
     assert there.key_NK.dtype == np.dtype("S64")
-    assert len(KeptNeighbours(tmp_path, ["x"], 2).load(Five()).rows_R) == 0  # type: ignore[arg-type]
-    assert len(KeptNeighbours(tmp_path, ["y"], 1).load(Five()).rows_R) == 0  # type: ignore[arg-type]
+    assert len(KeptNeighbours(tmp_path, ["x"], 2).load(five).rows_R) == 0
+    assert len(KeptNeighbours(tmp_path, ["y"], 1).load(five).rows_R) == 0
+
+
+def test_no_flipped_bit_goes_unnoticed(tmp_path: Path) -> None:
+    """Whatever byte is damaged, either nothing is there any more or what was kept (the name of a number type may be spelled otherwise)."""
+    store, five = KeptNeighbours(tmp_path, ["x"], 1), cast("Pictures", Five())
+    store.add(five, np.array([1, 3]), found(b"b", b"a"))
+    (path,) = tmp_path.iterdir()
+    data, lost = path.read_bytes(), 0
+    for place in range(len(data)):
+        path.write_bytes(data[:place] + bytes([data[place] ^ 4]) + data[place + 1 :])
+        rows, there = store.load(five)
+        lost += not len(rows)
+        assert not len(rows) or (rows.tolist() == [1, 3] and all(map(np.array_equal, there, found(b"b", b"a"))))
+    assert lost > 0.9 * len(data)
