@@ -45,8 +45,9 @@ from clipkit.overlap.statistics.curve import CURVE_SCHEMA, curve
 from clipkit.overlap.statistics.together import rows_together, summary_of
 from clipkit.recipe import OverlapRecipe
 from clipkit.report.overlap_figures import write_overlap_figure
-from clipkit.report.page import OverlapPage, write_overlap_page
-from clipkit.report.review_page import REVIEW_PAGE, ReviewPage, write_review_page
+from clipkit.report.page import OVERLAP_PAGE, OverlapPage, render_overlap_page
+from clipkit.report.pages import write_page
+from clipkit.report.review_page import REVIEW_PAGE, ReviewPage, render_review_page
 from clipkit.run import Run
 
 TABLE_SCHEMA = pa.schema(
@@ -137,7 +138,7 @@ def report_overlap(
     run.reopen()  # from here on older results are replaced
     report |= _stages(search, findings, equal, shards)
     report["plain"] = tell(report)
-    report["review_page"] = str(run.path / REVIEW_PAGE) if review_page else None
+    report["review_page"] = REVIEW_PAGE if review_page else None
     write_summary(run.path / "summary.md", report["plain"])
     write_overlap_figure(run.path, report["tasks"], confidence=recipe.confidence)
     _write_pages(recipe, report, [_compared(recipe, detector, finding) for finding in findings], shards, run=run)
@@ -280,7 +281,7 @@ def _report(
         "precision": encoder.precision,
         **detector_facts(recipe, detector),
         "suite": suite.name,
-        "page": str(run.path / "overlap.html"),
+        "page": OVERLAP_PAGE,  # as all paths of the report from the run's folder on, which may be moved
         "confidence": recipe.confidence,
         "tasks": [finding.row for finding in findings],
         "summary": summary_of([finding.comparisons[0] for finding in findings]),
@@ -344,6 +345,6 @@ def _compared(recipe: OverlapRecipe, detector: Detector, finding: Finding) -> Co
 def _write_pages(recipe: OverlapRecipe, report: Mapping[str, Any], compared: Sequence[Compared], shards: Shards, *, run: Run) -> None:
     reviewed = recipe.pairs_reviewed if report["review_page"] else None
     sections, tasks = draw_pages(compared, shards, shown=recipe.pairs_shown, reviewed=reviewed, seed=recipe.seed)
-    write_overlap_page(run.path / "overlap.html", OverlapPage(report, sections))
+    write_page(run.path / OVERLAP_PAGE, render_overlap_page(OverlapPage(report, sections)))
     if report["review_page"]:
-        write_review_page(run.path / REVIEW_PAGE, ReviewPage(report, tasks))
+        write_page(run.path / REVIEW_PAGE, render_review_page(ReviewPage(report, tasks)))

@@ -7,12 +7,11 @@ import base64
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from clipkit.report.pages import environment, one_line
-from clipkit.run import replacing
 
+OVERLAP_PAGE = "overlap.html"
 MAX_FACT = 300
 TOLD = {
     *("task", "title", "threshold", "count", "overlap", "contamination", "accuracy_all", "accuracy_overlap", "accuracy_clean"),
@@ -56,13 +55,6 @@ class OverlapPage:
 
     report: Mapping[str, Any]
     sections: Sequence[TaskSection]
-
-
-def write_overlap_page(path: Path, page: OverlapPage) -> None:
-    """Write the page under a temporary name, then rename."""
-    html = render_overlap_page(page)
-    with replacing(path) as temporary:
-        temporary.write_text(html, encoding="utf-8")
 
 
 def render_overlap_page(page: OverlapPage) -> str:

@@ -24,7 +24,8 @@ from clipkit.overlap.statistics.effect import count_right, effect_of
 from clipkit.recipe import OverlapRecipe
 from clipkit.report import review_page
 from clipkit.report.page import ShownPair, p_value, percent, points
-from clipkit.report.review_page import ReviewPage, ReviewTask, inline_json, render_review_page, write_review_page
+from clipkit.report.pages import write_page
+from clipkit.report.review_page import ReviewPage, ReviewTask, inline_json, render_review_page
 from clipkit.run import Run
 from tests.overlap.cloths import cloth, encoded
 
@@ -63,7 +64,7 @@ def task(similarities: list[float], correct: list[bool], *, threshold: float = 0
 
 
 def written(folder: Path, *tasks: ReviewTask, **report: Any) -> Path:
-    write_review_page(folder / "review.html", ReviewPage({**REPORT, **report}, tasks))
+    write_page(folder / "review.html", render_review_page(ReviewPage({**REPORT, **report}, tasks)))
     return folder / "review.html"
 
 
@@ -497,7 +498,7 @@ def test_what_a_person_saves_gives_the_next_report_the_figures_of_the_page(
     opened: Any, tmp_path: Path, suite: Suite, shards: Shards, color_encoder: Any
 ) -> None:
     first = analyse(tmp_path, color_encoder, shards, suite)
-    assert first["review_page"] == str(tmp_path / "out" / "review.html")
+    assert first["review_page"] == "review.html"
     tab = opened(tmp_path / "out" / "review.html")
     assert tab.number("overlap") == first["tasks"][0]["overlap"] == 4
     assert tab.text(".pair .caption") != ""
