@@ -32,7 +32,16 @@ from clipkit.overlap.matches.within import repeats_in_test
 from clipkit.overlap.pages.shown import Compared, draw_pages, live_hits
 from clipkit.overlap.pages.summary import tell, write_summary
 from clipkit.overlap.places import shard_of
-from clipkit.overlap.review import Review, Verdict, check_report, check_verdicts, load_review, pairs_fingerprint, review_path
+from clipkit.overlap.review import (
+    Review,
+    Verdict,
+    check_report,
+    check_verdicts,
+    load_review,
+    note_on_threshold,
+    pairs_fingerprint,
+    review_path,
+)
 from clipkit.overlap.search.cost import search_cost
 from clipkit.overlap.search.deeper import Deeper
 from clipkit.overlap.search.faiss_index import recall_report
@@ -230,6 +239,8 @@ def _finding(search: Search, test: TestSet, candidates: Neighbours, equal: Mappi
     threshold = decided.threshold if decided.threshold is not None else threshold_of(recipe, search.detector, name)
     parts = Parts(judged(nearest.similarity_N, decided.verdicts), threshold, test.is_blank_N)
     compared = tuple(compare(answers, parts, confidence=recipe.confidence, seed=recipe.seed) for answers in test.answers)
+    if note := note_on_threshold(name, int(parts.is_overlap_N.sum()), len(parts.is_overlap_N), threshold):
+        search.run.say(note)
     matched = stages.every_match(
         recipe,
         candidates,

@@ -161,7 +161,7 @@ def test_the_figures_follow_the_threshold_and_the_verdicts_as_the_report_does(op
     verdicts: dict[int, Any] = {0: "different", 3: "duplicate", 10: "duplicate", 11: "different", 2_999: "duplicate"}
     given = task(similarity.tolist(), correct.tolist(), threshold=0.8, verdicts=verdicts)
     tab = opened(written(tmp_path, ReviewTask(**{**vars(given), "pairs": given.pairs[:50]})))
-    for threshold in (0.8, 0.85, 0.7, 0.12345, -1.0, 1.0):
+    for threshold in (0.8, 0.85, 0.7, 0.12345, 0.0001, 1.0):
         tab.type("#exact", str(threshold))
         is_overlap = Parts(judged(similarity, verdicts), threshold).is_overlap_N
         assert_figures(tab, effect_of(count_right(correct, is_overlap), confidence=0.995))
@@ -208,7 +208,7 @@ def test_what_cannot_be_compared_is_said(opened: Any, tmp_path: Path, given: Rev
     tab.drag("#slider", 0.9)
     assert "NaN" not in tab.run("document.getElementById('app').outerHTML")
     tab.type("#exact", "2")
-    assert tab.text("#status") == "A threshold is a similarity from -1 to 1."
+    assert tab.text("#status") == "A threshold is a similarity above 0, up to 1: from 0 down every picture counts."
 
 
 def test_a_score_that_the_page_cannot_compute_is_said(opened: Any, tmp_path: Path) -> None:
@@ -370,7 +370,8 @@ def test_a_file_of_another_report_or_a_wrong_one_is_refused_in_a_sentence(opened
         '{"cars": {}}': "names task cars: this page has birds",
         '{"birds": {"verdicts": {"3": "duplicate"}}}': "its indices go from 0 to 2",
         '{"birds": {"verdicts": {"1": "same"}}}': "neither duplicate nor different",
-        '{"birds": {"threshold": 2}}': "from -1 to 1",
+        '{"birds": {"threshold": 2}}': "above 0, up to 1",
+        '{"birds": {"threshold": 0}}': "above 0, up to 1",
         '{"birds": {"treshold": 0.5}}': "only threshold, verdicts and report are known",
     }
     for number, (content, message) in enumerate(wrong.items()):
