@@ -29,6 +29,7 @@ from clipkit.overlap.answers.test_sets import TestSet, check_asked, read_test_se
 from clipkit.overlap.matches.equal_pictures import find_equal, with_equal
 from clipkit.overlap.matches.every import MATCH_SCHEMA, Deepened, Listed, keys_by_test, match_table
 from clipkit.overlap.matches.within import repeats_in_test
+from clipkit.overlap.pages.curves import CURVES, leading_curves
 from clipkit.overlap.pages.shown import Compared, draw_pages, live_hits
 from clipkit.overlap.pages.summary import tell, write_summary
 from clipkit.overlap.places import shard_of
@@ -161,7 +162,7 @@ def _stages(search: Search, findings: Sequence[Finding], equal: Mapping[str, Lis
     rows = [_rows(finding, shards, pairs) for finding, pairs in zip(findings, matched, strict=True)]
     write_table(run.path / "overlap.parquet", TABLE_SCHEMA, rows, shards)
     write_table(run.path / "overlap-pairs.parquet", MATCH_SCHEMA, matched, shards)
-    write_table(run.path / "overlap-curve.parquet", CURVE_SCHEMA, [_curves(recipe, finding) for finding in findings], shards)
+    write_table(run.path / CURVES, CURVE_SCHEMA, [_curves(recipe, finding) for finding in findings], shards)
     equal_found = [equal[finding.test.task.name] for finding in findings]
     told: dict[str, Any] = {"matches": stages.match_counts([finding.matched for finding in findings], equal_found)}
     if recipe.texts:
@@ -356,6 +357,7 @@ def _compared(recipe: OverlapRecipe, detector: Detector, finding: Finding) -> Co
 def _write_pages(recipe: OverlapRecipe, report: Mapping[str, Any], compared: Sequence[Compared], shards: Shards, *, run: Run) -> None:
     reviewed = recipe.pairs_reviewed if report["review_page"] else None
     sections, tasks = draw_pages(compared, shards, shown=recipe.pairs_shown, reviewed=reviewed, seed=recipe.seed)
-    write_page(run.path / OVERLAP_PAGE, render_overlap_page(OverlapPage(report, sections)))
+    curves = leading_curves(run.path / CURVES, report["tasks"])
+    write_page(run.path / OVERLAP_PAGE, render_overlap_page(OverlapPage(report, sections, curves)))
     if report["review_page"]:
         write_page(run.path / REVIEW_PAGE, render_review_page(ReviewPage(report, tasks)))

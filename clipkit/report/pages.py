@@ -1,4 +1,4 @@
-"""What the HTML pages share: the templates' environment, texts of strangers on one line, and how a page is written."""
+"""What the HTML pages share: the templates' environment, strangers' texts on one line, numbers in few digits, how a page is written."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -8,7 +8,7 @@ from clipkit.run import replacing
 if TYPE_CHECKING:
     from jinja2 import Environment
 
-__all__ = ["environment", "one_line", "write_page"]
+__all__ = ["environment", "one_line", "p_value", "percent", "points", "write_page"]
 
 
 def environment() -> "Environment":
@@ -30,3 +30,18 @@ def write_page(path: Path, html: str) -> None:
     """Write a page as UTF-8 under a temporary name, then rename: whoever reads it meanwhile sees the old one whole."""
     with replacing(path) as temporary:
         temporary.write_text(html, encoding="utf-8")
+
+
+def percent(share: float | None) -> str:
+    """0.1234 -> 12.3%; a dash for None."""
+    return "–" if share is None else f"{share:.1%}"
+
+
+def points(difference: float | None) -> str:
+    """0.0123 -> +1.23; a dash for None."""
+    return "–" if difference is None else f"{100 * difference:+.2f}".replace("-", "−")
+
+
+def p_value(p: float | None) -> str:
+    """Three digits, or a bound where it is smaller; a dash for None."""
+    return "–" if p is None else ("< 0.001" if p < 0.001 else f"{p:.3f}")

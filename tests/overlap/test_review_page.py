@@ -23,8 +23,8 @@ from clipkit.overlap.statistics.comparison import Parts, judged
 from clipkit.overlap.statistics.effect import count_right, effect_of
 from clipkit.recipe import OverlapRecipe
 from clipkit.report import review_page
-from clipkit.report.page import ShownPair, p_value, percent, points
-from clipkit.report.pages import write_page
+from clipkit.report.page import ShownPair
+from clipkit.report.pages import p_value, percent, points, write_page
 from clipkit.report.review_page import ReviewPage, ReviewTask, inline_json, render_review_page
 from clipkit.run import Run
 from tests.overlap.cloths import cloth, encoded
@@ -595,7 +595,7 @@ def test_the_command_writes_the_page_when_asked_and_keeps_it_up_to_date(
 
     assert "review.html" not in run()
     assert not page.exists()
-    assert f"tojudgethem:{page}" in "".join(run("--review").split())  # the table breaks long lines
+    assert "review.html" in run("--review")
     first = page.read_text()
     before = page.stat().st_mtime_ns
     run("--review")
