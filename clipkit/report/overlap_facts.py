@@ -71,7 +71,7 @@ GROUPS: tuple[tuple[str, str, tuple[_Named, ...]], ...] = (
         (
             _Named("detectable", "Smallest Overlap − Clean that is found", "points", "in 80% of cases; a smaller one is not ruled out"),
             _Named("detectable_all_minus_clean", "The same for All − Clean", "points", "that difference times the share of overlap"),
-            _Named("false_alarm", "p below 0.05 without any effect", "percent", "how often; under 5%, as right answers are whole"),
+            _Named("false_alarm", "p below 0.05 without any effect", "percent", "how often; at most 5%, and less on few pictures"),
         ),
     ),
     (

@@ -75,7 +75,7 @@ def _files(report: Report) -> Table:
         if found := report.get(name):
             rows.append((f"overlap-{name}.parquet", told(found)))
     rows.append(("overlap.png", "figure 17 of the paper; overlap.svg, too"))
-    return Table("where the rest is", ("file", "what it holds"), rows, "--details prints it as tables")
+    return Table("where the rest is", ("file", "what it holds"), rows, "--details prints more of it as tables")
 
 
 def _told_of_pairs(matches: Row | None) -> str:
@@ -191,10 +191,10 @@ def _counts(report: Report) -> Table:
 
 
 def _worth(found: Row) -> str:
-    told = f"{found['tasks'] - found['without_overlap']} with overlap"
+    told = f"with overlap: {found['tasks'] - found['without_overlap']}"
     if found.get("by_chance") is None:
         return told
-    return f"{told}; p below 0.05 by chance: {found['by_chance']:.2f}; after Holm: {found['significant_holm']}"
+    return f"{told}; p < 0.05: {found['by_chance']:.2f} by chance, {found['significant_holm']} after Holm"
 
 
 def _share(share: float | None) -> Share | None:

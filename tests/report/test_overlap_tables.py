@@ -54,7 +54,7 @@ def test_the_four_counts_are_lines_of_their_own(text: str) -> None:
     names = ("0.1 points", "excludes Clean", "p below 0.05  ", "Bonferroni")
     lines = [next(line for line in text.splitlines() if name in line and line.startswith("│")) for name in names]
     assert [int(line.split("│")[2]) for line in lines] == [7, 5, 6, 2]
-    assert "26 with overlap; p below 0.05 by chance: 1.04; after Holm: 3" in " ".join(text.split())
+    assert "with overlap: 26; p < 0.05: 1.04 by chance, 3 after Holm" in " ".join(text.split())
 
 
 def test_unasked_it_is_three_short_tables_and_the_words() -> None:
