@@ -94,7 +94,7 @@ GROUPS: tuple[tuple[str, str, tuple[_Named, ...]], ...] = (
         "Pictures that show next to nothing",
         "The overlap of Kinetics-700 in the paper was black frames, which say nothing of remembered pictures.",
         (
-            _Named("blank_overlap", "All but blank in Overlap", "count", "contrast under 4 grey levels"),
+            _Named("blank_overlap", "All but blank in Overlap", "count", "contrast under 4 grey levels, or 97% of the picture black"),
             _Named("blank_clean", "All but blank in Clean", "count", "likewise"),
             _Named("overlap_minus_clean_without_blank", "Overlap − Clean without them", "points", "the difference of the other pictures"),
             _Named("all_minus_clean_without_blank", "All − Clean without them", "points", "likewise"),

@@ -26,6 +26,8 @@ METRICS = {
     "roc_auc": "area under the ROC curve",
     "f1_macro": "mean F1 over classes",
     "acc1_worst_group": "share of right answers in the worst group",
+    "text_retrieval_recall@1": "share of pictures whose first text is one of their own",
+    "image_retrieval_recall@1": "share of texts whose first picture is their own",
     "acc5_worst_group": "share among the first 5 answers in the worst group",
 }
 """What the reports' metrics are called in a sentence; others go by their own names."""
@@ -161,7 +163,7 @@ def score_sentences(row: Row, *, confidence: float, them: str = "them") -> list[
     is_accuracy = row.get("metric", "acc1") == "acc1"
     if own is not None:
         interval = f" ({confidence:.1%} interval {percent(row['low'])} to {percent(row['high'])})" if row["low"] is not None else ""
-        scored = f"The model is right on {percent(own)} of {them}" if is_accuracy else f"{_metric(row)} on {them} is {percent(own)}"
+        scored = f"The model is right on {percent(own)} of {them}" if is_accuracy else f"On {them} the {_metric(row)} is {percent(own)}"
         told.append(f"{scored}{interval}.")
     if own is not None and clean is not None:
         on_others = f"it is right on {percent(clean)}" if is_accuracy else f"it is {percent(clean)}"
@@ -171,8 +173,7 @@ def score_sentences(row: Row, *, confidence: float, them: str = "them") -> list[
 
 
 def _metric(row: Row) -> str:
-    name = METRICS.get(row["metric"], str(row["metric"]))
-    return f"{name[0].upper()}{name[1:]}"
+    return METRICS.get(row["metric"], str(row["metric"]))
 
 
 def _test_sentence(row: Row) -> str:

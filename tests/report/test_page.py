@@ -143,7 +143,7 @@ def test_other_scores_of_a_task_have_their_rows_sentences_and_figures() -> None:
     row = {**ROW, **leading, "task": "birds", "threshold": 0.9, "further": [probe]}
     html = render_overlap_page(OverlapPage(REPORT, [replace(SECTION, row=row)]))
     assert '<a href="#task-1">birds: probe</a>' in html
-    assert "Mean share of right answers per class on the pictures with a near-duplicate is 43.2%" in html
+    assert "On the pictures with a near-duplicate the mean share of right answers per class is 43.2%" in html
     assert html.count("What could have been seen") == 2
     assert "probe by mean share of right answers per class, zero-shot by share of right first answers" in scores_note([row, probe])
 
