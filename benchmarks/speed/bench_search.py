@@ -12,7 +12,10 @@ Every round is a new process that reads the vectors first; then the clock runs o
 their keys, faiss without `add`. Seconds are the clock's and the processors', medians with the range over the rounds; `ratio` is faiss'
 over ours, of each pair of neighbouring rounds: `clock` is what one waits, `processor` says it for a machine that others use too. Answers
 are compared place by place; where two differ, `greatest_difference` is that of their similarities in float64. `--floor`: what this
-machine's largest products reach alone, in the same run. `--growth`: ours again with half and twice of each size. One JSON line per k.
+machine's largest products reach alone, in the same run. One JSON line per k.
+
+`--growth`: instead a table of ours, seconds and peak memory, for a quarter, half, once and twice of each size: of training vectors, of
+test pictures, of the width; the others stay. From `--train 500000` on that is 125,000 to 1,000,000. The whole report: bench_report.py.
 """
 
 import argparse
@@ -188,7 +191,8 @@ def report_search(given: argparse.Namespace) -> dict[str, Any]:
     import torch
 
     from clipkit.evaluation.embeddings import Embeddings
-    from clipkit.overlap.search.passes import Search, search_tests
+    from clipkit.overlap.search.asking import ask
+    from clipkit.overlap.search.passes import Asked, Search
     from clipkit.recipe import OverlapRecipe
     from clipkit.run import Run
 
@@ -196,7 +200,7 @@ def report_search(given: argparse.Namespace) -> dict[str, Any]:
 
     class Drawn:
         def __init__(self, number: int, count: int) -> None:
-            self.name = self.content_hash = self.sha256 = f"{number:064x}"
+            self.name = self.pictures_hash = self.sha256 = f"{number:064x}"
             self.number, self.count = number, count
 
         def __len__(self) -> int:
@@ -225,7 +229,7 @@ def report_search(given: argparse.Namespace) -> dict[str, Any]:
         search: Any = Search(Plain(), shards, describe, OverlapRecipe(screening=given.arithmetic), run, Path(name) / "search")  # type: ignore[arg-type]
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         started, used = time.perf_counter(), time.process_time()
-        search_tests(search, tests)  # type: ignore[arg-type]
+        ask(search, [Asked.all_of(one) for one in tests])  # type: ignore[arg-type]
         clock, used = time.perf_counter() - started, time.process_time() - used
         run.close()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
@@ -233,8 +237,27 @@ def report_search(given: argparse.Namespace) -> dict[str, Any]:
     return sizes | {"clock": round(clock, 1), "processor": round(used, 1), "before_mb": round(before), "peak_mb": round(peak)}
 
 
+def print_growth(given: argparse.Namespace) -> None:
+    """A row for each size: one thing grows, the others stay."""
+    k = (given.k or [1])[-1]
+    print(f"k = {k}, {given.kind}, {given.threads} threads, medians of {given.rounds} rounds")
+    print("| grows | training vectors | test pictures | width | clock s | processor s | GFLOP/s | peak MB |")
+    print("| --- |" + " ---: |" * 7, flush=True)
+    known: dict[tuple[int, int, int], dict[str, Any]] = {}
+    for name in ("train", "tests", "width"):
+        for factor in (0.25, 0.5, 1, 2):
+            other = argparse.Namespace(**vars(given) | {name: int(getattr(given, name) * factor)})
+            size = (other.train, other.tests, other.width)
+            mine = known[size] = known.get(size) or measure(other, k, sides=("clipkit",))["clipkit"]
+            clock, processor, peak = (mine[of]["median"] for of in ("clock", "processor", "peak_mb"))
+            print(
+                f"| {name} | {' | '.join(f'{of:,}' for of in size)} | {clock} | {processor} | {mine['gflops']:,} | {peak:,.0f} |",
+                flush=True,
+            )
+
+
 def main() -> None:
-    """Every k by turns; then the growth."""
+    """Every k by turns, or the growth."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, default in (("tests", 10_000), ("train", 500_000), ("width", 512), ("rounds", 3), ("threads", 2), ("block", 8_192)):
         parser.add_argument(f"--{name}", type=int, default=default)
@@ -254,14 +277,13 @@ def main() -> None:
     if given.tasks:
         print(json.dumps(report_search(given) | {"load": os.getloadavg()[0]}))
         return
+    if given.growth:
+        print_growth(given)
+        return
     machine = {"threads": given.threads, "load": os.getloadavg()[0], "machine": platform.processor() or platform.machine()}
     for k in given.k or [1, 4]:
         report = measure(given, k, sides=("clipkit", "faiss") if given.peer else ("clipkit",)) | machine
         print(json.dumps(report | ({"floor_gflops": floor(given)} if given.floor else {})), flush=True)
-    for name in ("tests", "train", "width") if given.growth else ():
-        for factor in (0.5, 2):
-            other = argparse.Namespace(**vars(given) | {name: int(getattr(given, name) * factor)})
-            print(json.dumps({"growth": name, "factor": factor, **measure(other, (given.k or [1])[0], sides=("clipkit",))}), flush=True)
 
 
 if __name__ == "__main__":

@@ -78,10 +78,10 @@ def overlap_report(
     with shared() as share:
         if share.rank > 0:
             with scratch_run(quiet=True) as run:
-                analysis.help_search(knobs, shards, tasks, data, run=run, out=out, cache=cache, share=share)
+                analysis.help_search(knobs, shards, tasks, data, run=run, cache=cache, share=share)
             return
-        with Run.open(out, command="overlap-report", recipe=knobs, inputs=inputs, quiet=quiet) as run:
-            # Verdicts written after the report was finished call for a new one; everything but the comparison comes from the cache.
+        with share.leading(), Run.open(out, command="overlap-report", recipe=knobs, inputs=inputs, quiet=quiet) as run:
+            # Verdicts written after the report was finished call for a new one; all that was embedded and found comes from the cache.
             reviewed, page = fingerprint(review_path(out, knobs.review)), out / REVIEW_PAGE
             report, has_page = run.report, page.exists()
             if report is None or report["review"] != reviewed or (review and not has_page):
@@ -90,8 +90,6 @@ def overlap_report(
                 report = analysis.report_overlap(knobs, encoder, shards, tasks, data, run=run, cache=cache, share=share, review_page=shown)
                 if not report["failed"]:
                     run.finish(report)
-            else:
-                share.gathered([])  # nothing is left to help with
     more = further_tables(report) if details else []
     show(report, [*more, *overlap_tables(report)], as_json=as_json, where=out)
     exit_for_failures(report["failed"], has_results=bool(report["tasks"]))

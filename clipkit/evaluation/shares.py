@@ -1,12 +1,16 @@
 """Ranks that share the encoding of pictures: started by torchrun, each makes other blocks of the cache, and all meet at the end."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch.distributed as dist
+
+from clipkit import UserError
+
+T = TypeVar("T")
 
 LONGEST_WAIT = timedelta(days=7)
 """For ranks that have more left to do; one that was killed is noticed at once."""
@@ -29,6 +33,39 @@ class Share(NamedTuple):
         found: list[Any] = [None] * self.ranks
         dist.all_gather_object(found, mine)
         return found
+
+    def together(self, work: Callable[[], T]) -> list[T]:
+        """What every rank makes, by rank; called by all of them. Nobody waits for one that has made a mistake: it is raised on all."""
+        made: list[T] = []
+        problem = None
+        try:
+            made = [work()]
+        except UserError as error:
+            problem = str(error)
+        told = self.gathered((made, problem))
+        for _, reason in told:
+            if reason is not None:
+                raise UserError(reason)
+        return [one for parts, _ in told for one in parts]
+
+    def agreed(self, work: Callable[[], T]) -> T:
+        """As `together`, but what a rank makes stays with it: for what is too large to be told."""
+        made: list[T] = []
+        self.together(lambda: made.append(work()))
+        return made[0]
+
+    @contextmanager
+    def leading(self) -> Iterator[None]:
+        """What rank 0 does while the others wait for its questions (`gathered(None)`).
+
+        At its end, and at its mistake, they are told None: nobody waits for one that has stopped.
+        """
+        try:
+            yield
+        except UserError:
+            self.gathered(None)
+            raise
+        self.gathered(None)
 
 
 @contextmanager

@@ -1,34 +1,42 @@
-"""The report's stages beside the scores: every match, texts, hosts, repeats. Each writes its table and answers its part of the report."""
+"""The report's stages beside the scores: texts, hosts, repeats. Each writes its table and answers its part of the report."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
-from clipkit.dataset.shards import Shards, made_from
-from clipkit.evaluation.embeddings import Embeddings, Pictures
-from clipkit.evaluation.shard_pictures import ShardPictures
+from clipkit.dataset.shards import Shards
+from clipkit.evaluation.embeddings import Pictures
 from clipkit.evaluation.splits import Split
 from clipkit.evaluation.suite import Task
-from clipkit.model.encoder import Encoded
-from clipkit.overlap.matches.every import Deepened, Listed, deepen, listed, merged
+from clipkit.overlap.findings import Finding
 from clipkit.overlap.matches.hosts import ADDRESSES, ALL, overlap_by_host
-from clipkit.overlap.matches.within import WITHIN_SCHEMA, Repeats, equal_vectors, near_in_training, repeated, stored_hashes
-from clipkit.overlap.search.deeper import Look, chosen
+from clipkit.overlap.matches.within import (
+    WITHIN_SCHEMA,
+    DrawnPictures,
+    Repeats,
+    equal_vectors,
+    near_in_training,
+    repeated,
+    repeats_in_test,
+    stored_hashes,
+)
+from clipkit.overlap.search.asking import ask_among, ask_deeper
+from clipkit.overlap.search.kept import kept_counts
 from clipkit.overlap.search.neighbours import Neighbours
+from clipkit.overlap.search.passes import Asked, Search
+from clipkit.overlap.search.scale import threshold_of
+from clipkit.overlap.tables import write_table
 from clipkit.overlap.texts.finding import find_texts, text_counts, text_table
 from clipkit.overlap.texts.phrases import texts_of
 from clipkit.recipe import OverlapRecipe
 from clipkit.report.pages import one_line
-from clipkit.run import Run, replacing
+from clipkit.run import Run
 
-__all__ = ["every_match", "match_counts", "repeats", "report_hosts", "report_texts", "write_table"]
+__all__ = ["match_counts", "report_hosts", "report_texts", "report_within"]
 
 HOSTS_TOLD = 20
 """Hosts of each kind of address in report.json and in the terminal; the rest is pooled. `overlap-hosts.parquet` has all."""
@@ -39,49 +47,15 @@ EXAMPLES = 3
 MAX_TEXT = 300
 
 
-def write_table(path: Path, schema: pa.Schema, tables: Sequence[pa.Table], shards: Shards) -> None:
-    """With the training shards' fingerprint, so that nobody drops by it from others."""
-    with replacing(path) as temporary:
-        pq.write_table(pa.concat_tables([schema.empty_table(), *tables]).replace_schema_metadata(made_from(shards)), temporary)
-
-
-def every_match(
-    recipe: OverlapRecipe,
-    candidates: Neighbours,
-    is_overlap_N: NDArray[np.bool_],
-    verdicts: Mapping[int, str],
-    equal: Listed,
-    *,
-    threshold: float,
-    described: Encoded,
-    look: Look,
-    training: Sequence[ShardPictures],
-    enough: int,
-) -> Deepened:
-    """All pairs of a task that count: equal ones, candidates, and with the knob `matches_per_picture` those that come up behind them.
-
-    `enough`: the detector's number of candidates.
-    """
-    found = merged([equal.taken(is_overlap_N[equal.test_P]), listed(candidates, is_overlap_N, threshold=threshold)])
-    may_match_N = np.ones(len(is_overlap_N), np.bool_)
-    may_match_N[[index for index, verdict in verdicts.items() if verdict == "different"]] = False
-
-    def search(rows: NDArray[np.int64], k: int) -> Neighbours:
-        return look(chosen(described, rows.tolist()), training, k)
-
-    most, total = recipe.matches_per_picture, sum(map(len, training))
-    return deepen(search, candidates, found, threshold=threshold, may_match_N=may_match_N, enough=enough, most=most, total=total)
-
-
-def match_counts(deepened: Sequence[Deepened], equal: Sequence[Listed]) -> dict[str, int]:
+def match_counts(findings: Sequence[Finding]) -> dict[str, int]:
     """Over tasks: pairs, different training pictures in them, test pictures whose very file was trained on, and those of which there may
     be more in the training data."""
-    places = np.concatenate([np.zeros(0, np.int64), *(one.pairs.place_P for one in deepened)])
+    places = np.concatenate([np.zeros(0, np.int64), *(finding.matched.pairs.place_P for finding in findings)])
     return {
         "pairs": len(places),
         "training_pictures": len(np.unique(places)),
-        "equal": sum(len(np.unique(pairs.test_P)) for pairs in equal),
-        "cut_short": sum(one.cut_short for one in deepened),
+        "equal": sum(len(np.unique(finding.known.equal.test_P)) for finding in findings),
+        "cut_short": sum(finding.matched.cut_short for finding in findings),
     }
 
 
@@ -144,34 +118,39 @@ def _told(rows: Sequence[Mapping[str, Any]], pairs: int, pairs_of_hosts: int) ->
     }
 
 
-def repeats(
-    recipe: OverlapRecipe,
-    tests: Sequence[Repeats],
-    shards: Shards,
-    training: Sequence[ShardPictures],
-    describe: Callable[[Pictures], Embeddings],
-    look: Look,
-    *,
-    k: int,
-    threshold: float,
-    run: Run,
-) -> dict[str, Any]:
+def report_within(search: Search, findings: Sequence[Finding], shards: Shards) -> dict[str, Any]:
     """Near-duplicates inside the test sets and inside the training data; leaves `overlap-within.parquet`."""
-    write_table(run.path / "overlap-within.parquet", WITHIN_SCHEMA, [one.table for one in tests], shards)
-    told: dict[str, Any] = {"tests": [one.counts for one in tests], "training": None}
-    if shards.count:
-        near = near_in_training(
-            training,
-            describe,
-            look,
-            k=k,
-            drawn=recipe.within_drawn,
-            seed=recipe.seed,
-            threshold=threshold,
-            confidence=recipe.confidence,
-        )
-        told["training"] = near | {
-            "equal_files": repeated(partial(stored_hashes, shards, run=run), shards.count),
-            "equal_vectors": repeated(partial(equal_vectors, training, describe, run=run), shards.count),
-        }
-    return told
+    tests = [_repeats(search, finding) for finding in findings]
+    write_table(search.run.path / "overlap-within.parquet", WITHIN_SCHEMA, [one.table for one in tests], shards)
+    return {"tests": [one.counts for one in tests], "training": _training_repeats(search, shards) if shards.count else None}
+
+
+def _repeats(search: Search, finding: Finding) -> Repeats:
+    def look(pictures: Pictures, among: Sequence[Any], k: int) -> Neighbours:
+        return ask_among(search, Asked.all_of(pictures), among, k)
+
+    split, k = finding.test.split, search.detector.candidates
+    return repeats_in_test(finding.name, split, split.digests, look, k=k, threshold=finding.threshold)
+
+
+def _training_repeats(search: Search, shards: Shards) -> dict[str, Any]:
+    recipe, run, training = search.recipe, search.run, search.training
+
+    def look(pictures: Pictures, among: Sequence[Any], k: int) -> Neighbours:
+        return ask_deeper(search, [Asked.all_of(pictures)], k)[0]
+
+    near = near_in_training(
+        DrawnPictures(training, recipe.within_drawn, seed=recipe.seed),
+        training,
+        look,
+        k=search.detector.candidates,
+        threshold=threshold_of(recipe, search.detector, ""),
+        confidence=recipe.confidence,
+    )
+    vectors = ["equal vectors", search.detector.encoder.fingerprint, [shard.sha256 for shard in training]]
+    return near | {
+        "equal_files": repeated(partial(stored_hashes, shards, run=run), shards.count),
+        "equal_vectors": kept_counts(
+            search.folder, vectors, lambda: repeated(partial(equal_vectors, training, search.describe, run=run), shards.count)
+        ),
+    }

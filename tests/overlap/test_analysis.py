@@ -1,5 +1,6 @@
 import io
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from PIL import Image
 
 from clipkit import UserError
 from clipkit.dataset.shards import Pair, Shards, pair_key, write_shards
+from clipkit.evaluation.splits import Split
 from clipkit.evaluation.suite import Suite, load_suite
 from clipkit.model.detector import PixelDescriptor
 from clipkit.model.encoder import Encoded
@@ -122,6 +124,23 @@ def test_a_second_report_is_the_same_and_encodes_nothing(
     assert rows(tmp_path) == rows(tmp_path, "again")
 
 
+def test_a_task_whose_pictures_cannot_be_hashed_fails_alone(
+    tmp_path: Path, data: Path, suite: Suite, shards: Shards, color_encoder: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(data / "cloth", data / "gone")
+    digests = Split.digests.fget  # type: ignore[attr-defined]
+
+    def failing(split: Split) -> list[str]:
+        if split.name == "gone/test":
+            raise UserError("picture 3 of `gone/test` cannot be read")
+        return digests(split)
+
+    monkeypatch.setattr(Split, "digests", property(failing))
+    report = analyse(tmp_path, color_encoder, shards, suite)
+    assert report["failed"] == {"gone": "picture 3 of `gone/test` cannot be read"}
+    assert [task["task"] for task in report["tasks"]] == ["cloth"]
+
+
 def test_verdicts_and_thresholds_of_a_person_stand_above_the_recipe(
     tmp_path: Path, data: Path, suite: Suite, shards: Shards, color_encoder: Any
 ) -> None:
@@ -211,7 +230,7 @@ def test_a_table_of_other_keys_is_told(
     path = shards.root / "00001.parquet"
     table = pq.read_table(path).slice(0, len(keys))
     pq.write_table(table.set_column(0, "key", pa.array(keys, pa.string())), path)
-    with pytest.raises(UserError, match=r"beside `00001.tar` does not hold the keys of its pairs"):
+    with pytest.raises(UserError, match=r"00001.parquet` is not what its manifest says"):
         analyse(tmp_path, color_encoder, shards, suite)
 
 

@@ -2,6 +2,11 @@
 
 Each function takes what is known of N pictures and gives a `Metric`: R times how often each picture comes (R, N) to R values; NaN where
 those pictures have no value, as a ROC AUC of one class has none. A part is a row of zeros and ones, a resample a row of counts.
+
+Average precision is evaluation's own function, which counts pictures. Of the others evaluation has each for one set of pictures: by
+`bincount` and ranks over it, with an error where there is no value, and a worst group with its interval. Thousands of resamples are
+products of a sparse matrix here, and one without a value must stand beside the rest. That both give the same number a test holds, for any
+counts.
 """
 
 from collections.abc import Callable, Sequence

@@ -31,13 +31,13 @@ MAX_EQUAL = 100_000
 def find_equal(known: Mapping[str, Sequence[str]], shards: Shards, training: Sequence[ShardPictures], *, run: Run) -> dict[str, Listed]:
     """By task, the pairs of a test picture and a training picture of the same bytes; `known` has the SHA-256 of each task's test pictures.
 
-    In memory are those and one shard's. Raises UserError for a table without the keys of its pairs.
+    In memory are those and one shard's. Raises UserError for a table that is not what the manifest says.
     """
     wanted = pa.array(sorted({digest for digests in known.values() for digest in digests}), pa.string())
     found: list[tuple[NDArray[np.int64], NDArray[np.bytes_], NDArray[np.int64]]] = []
     with run.progress("looking for equal pictures", total=shards.count, unit="pictures") as advance:
         for index, (shard, pictures) in enumerate(zip(shards.shards, training, strict=True)):
-            numbers = pc.index_in(shards.table_of(shard, ["sha256"])["sha256"], value_set=wanted).combine_chunks()
+            numbers = pc.index_in(shards.table_of(shard, ["sha256"], checked=True)["sha256"], value_set=wanted).combine_chunks()
             rows = np.flatnonzero(numbers.is_valid().to_numpy(zero_copy_only=False))
             if len(rows):
                 found.append((numbers.take(pa.array(rows)).to_numpy().astype(np.int64), pictures.keys[rows], place_of(index, rows)))

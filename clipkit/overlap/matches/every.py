@@ -1,10 +1,10 @@
 """All training pictures that resemble a test picture, not only the nearest one: what `clipkit shards reshard --drop` takes.
 
 The search keeps K candidates for each test picture. Of a picture that the training data holds more often, the others come up once those
-are gone; `deepen` asks for them beforehand, so that one drop is enough.
+are gone; `deepening` asks for them beforehand, so that one drop is enough.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -17,7 +17,18 @@ from clipkit.evaluation.shard_pictures import KEY_TYPE
 from clipkit.overlap.places import shard_of
 from clipkit.overlap.search.neighbours import Neighbours
 
-__all__ = ["MATCH_SCHEMA", "Deepened", "Listed", "deepen", "keys_by_test", "listed", "match_table", "merged"]
+__all__ = [
+    "MATCH_SCHEMA",
+    "Deepened",
+    "Deepening",
+    "Listed",
+    "deepen_together",
+    "deepening",
+    "keys_by_test",
+    "listed",
+    "match_table",
+    "merged",
+]
 
 MATCH_SCHEMA = pa.schema(
     [
@@ -33,8 +44,11 @@ MATCH_SCHEMA = pa.schema(
 DEEPER = 4
 """How many times as many candidates each further search asks for."""
 
-Search = Callable[[NDArray[np.int64], int], Neighbours]
-"""(indices of test pictures, k) -> their k best candidates, in any order, with the similarity that decides."""
+Deepening = Generator[tuple[NDArray[np.int64], int], Neighbours, "Deepened"]
+"""Yields (indices of test pictures, k) and is sent their k best candidates, in any order, with the similarity that decides."""
+
+Search = Callable[[Mapping[int, NDArray[np.int64]], int], Sequence[Neighbours]]
+"""({task: indices of its test pictures}, k) -> of each task in that order the k best candidates."""
 
 
 class Listed(NamedTuple):
@@ -73,39 +87,54 @@ def listed(candidates: Neighbours, is_overlap_N: NDArray[np.bool_], *, threshold
     return _chosen(candidates, similarity_NK, is_listed_NK)
 
 
-def deepen(
-    search: Search,
-    candidates: Neighbours,
-    found: Listed,
-    *,
-    threshold: float,
-    may_match_N: NDArray[np.bool_],
-    enough: int,
-    most: int,
-    total: int,
-) -> Deepened:
+def deepening(
+    candidates: Neighbours, found: Listed, *, threshold: float, may_match_N: NDArray[np.bool_], enough: int, most: int, total: int
+) -> Deepening:
     """All pairs whose training pictures must go so that a search with `enough` candidates finds none at the threshold any more.
 
-    `found` are the pairs among the first `candidates`; `may_match_N` are test pictures that no verdict keeps apart from what resembles
-    them. A test picture is searched for again, DEEPER, while of its candidates fewer than `enough` would stay: the next search over
-    what stays sees no others. That goes for test pictures without overlap, too, where others' drops clear the way for new candidates.
-    At most `most` candidates of each are looked at, and never more than the `total` training pictures.
+    Asks for the candidates of test pictures and is sent them. `found` are the pairs among the first `candidates`; `may_match_N` are test
+    pictures that no verdict keeps apart from what resembles them. A test picture is searched for again, DEEPER, while of its candidates
+    fewer than `enough` would stay: the next search over what stays sees no others. That goes for test pictures without overlap, too, where
+    others' drops clear the way for new candidates. At most `most` candidates of each are looked at, and never more than the `total`
+    training pictures.
     """
     pairs, most = [found], min(most, total)
-    groups = [(np.flatnonzero(may_match_N), candidates.rows(np.flatnonzero(may_match_N)))]
+    groups = [(np.flatnonzero(may_match_N), candidates.rows(may_match_N), enough)]
     while True:
         gone = np.unique(np.concatenate([pair.place_P for pair in pairs]))
-        is_short = [_is_short(group, gone, enough=enough, total=total) for _, group in groups]
-        goes_on = [short & (group.key_NK.shape[1] < most) for (_, group), short in zip(groups, is_short, strict=True)]
-        rows = np.concatenate([rows[on] for (rows, _), on in zip(groups, goes_on, strict=True)])
+        is_short = [_is_short(group, gone, enough=enough, total=total) for _, group, _ in groups]
+        goes_on = [short & (k < most) for (_, _, k), short in zip(groups, is_short, strict=True)]
+        rows = np.concatenate([rows[on] for (rows, _, _), on in zip(groups, goes_on, strict=True)])
         if not len(rows):
             return Deepened(merged(pairs), sum(int(short.sum()) for short in is_short))
-        k = max(group.key_NK.shape[1] for (_, group), on in zip(groups, goes_on, strict=True) if on.any())
-        deeper = search(rows, min(DEEPER * k, most))
-        groups = [(rows[~on], group.rows(~on)) for (rows, group), on in zip(groups, goes_on, strict=True)] + [(rows, deeper)]
+        asked = min(DEEPER * max(k for (_, _, k), on in zip(groups, goes_on, strict=True) if on.any()), most)
+        deeper = yield rows, asked
+        groups = [(rows[~on], group.rows(~on), k) for (rows, group, k), on in zip(groups, goes_on, strict=True)] + [(rows, deeper, asked)]
         similarity_NK = deeper.similarity_NK.round(5)
         more = _chosen(deeper, similarity_NK, (similarity_NK >= threshold) & (deeper.place_NK >= 0))
         pairs.append(more._replace(test_P=rows[more.test_P]))
+
+
+def deepen_together(walks: Sequence[Deepening], search: Search) -> list[Deepened]:
+    """Several tasks' pairs: those that ask for the same number of candidates are searched for together."""
+    asked: dict[int, tuple[NDArray[np.int64], int]] = {}
+    ended: dict[int, Deepened] = {}
+
+    def go_on(place: int, answer: Neighbours | None) -> None:
+        asked.pop(place, None)
+        try:
+            asked[place] = next(walks[place]) if answer is None else walks[place].send(answer)
+        except StopIteration as end:
+            ended[place] = end.value
+
+    for place in range(len(walks)):
+        go_on(place, None)
+    while asked:
+        least = min(k for _, k in asked.values())
+        rows_of = {place: rows for place, (rows, k) in sorted(asked.items()) if k == least}
+        for place, answer in zip(rows_of, search(rows_of, least), strict=True):
+            go_on(place, answer)
+    return [ended[place] for place in range(len(walks))]
 
 
 def _is_short(group: Neighbours, gone: NDArray[np.int64], *, enough: int, total: int) -> NDArray[np.bool_]:

@@ -22,17 +22,32 @@ from clipkit.dataset.shards import Shards
 from clipkit.evaluation.embeddings import Embeddings, Pictures
 from clipkit.evaluation.intervals import clopper_pearson
 from clipkit.evaluation.shard_pictures import KEY_TYPE, ShardPictures
-from clipkit.model.encoder import Encoded
 from clipkit.overlap.places import place_of, row_of, shard_of
-from clipkit.overlap.search.deeper import Look
+from clipkit.overlap.search.neighbours import Neighbours
 from clipkit.run import Run
 
-__all__ = ["WITHIN_SCHEMA", "Repeats", "equal_vectors", "near_in_training", "repeated", "repeats_in_test", "stored_hashes"]
+__all__ = [
+    "DRAWN",
+    "WITHIN_SCHEMA",
+    "DrawnPictures",
+    "Repeats",
+    "equal_vectors",
+    "near_in_training",
+    "repeated",
+    "repeats_in_test",
+    "stored_hashes",
+]
 
 HASHES_AT_ONCE = 2**26
 """64-bit hashes held at once (512 MiB): of more pictures a part at a time is looked at, in several passes."""
 
+DRAWN = ""
+"""What the drawn training pictures are called where test sets have their names."""
+
 _HEX = "^[0-9a-f]{64}$"
+
+Look = Callable[[Pictures, Sequence[Any], int], Neighbours]
+"""(pictures, among, k) -> of each the k best of the pictures `among`, on the scale of the threshold; places as `place_of` makes them."""
 
 WITHIN_SCHEMA = pa.schema(
     [
@@ -55,27 +70,26 @@ class Repeats(NamedTuple):
     table: pa.Table
 
 
-class _SplitAsShard:
+class SplitAsShard:
     """A test set as the search takes training pictures: keys are the pictures' indices."""
 
     def __init__(self, split: Pictures) -> None:
         self._split = split
         self.name, self.pictures_hash, self.read = split.name, split.pictures_hash, split.read
+        self.sha256 = split.pictures_hash
         self.keys = np.array([f"{index:012d}" for index in range(len(split))], KEY_TYPE)
 
     def __len__(self) -> int:
         return len(self._split)
 
 
-def repeats_in_test(
-    task: str, split: Pictures, described: Encoded, digests: Sequence[str], look: Look, *, k: int, threshold: float
-) -> Repeats:
+def repeats_in_test(task: str, split: Pictures, digests: Sequence[str], look: Look, *, k: int, threshold: float) -> Repeats:
     """Search a test set in itself and join what is similar, or equal to the byte, into groups.
 
     Of each picture the `k` most similar others are looked at, so that of a large group not every pair is seen: links through others
     join it all the same.
     """
-    found = look(described, [_SplitAsShard(split)], k + 1)
+    found = look(split, [SplitAsShard(split)], k + 1)
     similarity_NK = np.where(found.place_NK == np.arange(len(split))[:, None], -np.inf, found.similarity_NK.round(5))
     equal_N = _equal_to(digests)
     links = np.nonzero((similarity_NK >= threshold) & (found.place_NK >= 0))
@@ -132,23 +146,41 @@ def _counts(group_N: NDArray[np.int64], sizes_N: NDArray[np.int64]) -> dict[str,
 # ------------------------------------------------------------- training data
 
 
+class DrawnPictures:
+    """Some pictures of the training shards, drawn by their places, as a test set that is searched for in all of them."""
+
+    name = DRAWN
+
+    def __init__(self, training: Sequence[ShardPictures], number: int, *, seed: int) -> None:
+        """`number`: how many; all of them, where there are no more."""
+        self._training, self.places_N = training, draw([len(shard) for shard in training], number, seed=seed)
+        told = [*(shard.sha256 for shard in training), hashlib.sha256(self.places_N.astype("<i8").tobytes()).hexdigest()]
+        self._known: Embeddings | None = None
+        self.pictures_hash = hashlib.sha256(" ".join(told).encode()).hexdigest()
+
+    def __len__(self) -> int:
+        """How many were drawn."""
+        return len(self.places_N)
+
+    def read(self, start: int, stop: int) -> list[bytes]:
+        """Not asked for: the shards they come from are described."""
+        raise NotImplementedError
+
+    def described(self, describe: Callable[[Pictures], Embeddings]) -> Embeddings:
+        """What is known of them, collected shard by shard, once."""
+        if self._known is None:
+            self._known = _described(self._training, describe, self.places_N)
+        return self._known
+
+
 def near_in_training(
-    training: Sequence[ShardPictures],
-    describe: Callable[[Pictures], Embeddings],
-    look: Look,
-    *,
-    k: int,
-    drawn: int,
-    seed: int,
-    threshold: float,
-    confidence: float,
+    drawn: DrawnPictures, training: Sequence[ShardPictures], look: Look, *, k: int, threshold: float, confidence: float
 ) -> dict[str, Any]:
-    """The share of training pictures with a near-duplicate among the others, by `drawn` of them (all, where there are no more).
+    """The share of training pictures with a near-duplicate among the others, by those that are drawn.
 
     The interval is Clopper-Pearson's, None where every picture was searched for.
     """
-    places = draw([len(shard) for shard in training], drawn, seed=seed)
-    found = look(_described(training, describe, places), training, k + 1)
+    places, found = drawn.places_N, look(drawn, training, k + 1)
     others = found.place_NK != places[:, None]
     repeated_count = int(((found.similarity_NK.round(5) >= threshold) & others & (found.place_NK >= 0)).any(1).sum())
     total = sum(map(len, training))
@@ -175,14 +207,14 @@ def draw(counts: Sequence[int], number: int, *, seed: int) -> NDArray[np.int64]:
     return place_of(shard, positions - starts[shard])
 
 
-def _described(training: Sequence[ShardPictures], describe: Callable[[Pictures], Embeddings], places: NDArray[np.int64]) -> Encoded:
+def _described(training: Sequence[ShardPictures], describe: Callable[[Pictures], Embeddings], places: NDArray[np.int64]) -> Embeddings:
     parts = []
     for number, shard in enumerate(training):
         here = torch.from_numpy(row_of(places[shard_of(places) == number]))
         if len(here) or not number:
             known = describe(shard)
-            parts.append(Encoded(known.features_NF[here], known.projected_ND[here]))
-    return Encoded(torch.cat([part.features_BF for part in parts]), torch.cat([part.projected_BD for part in parts]))
+            parts.append(Embeddings(known.features_NF[here], known.projected_ND[here]))
+    return Embeddings(*(torch.cat(of) for of in zip(*parts, strict=True)))
 
 
 def repeated(hashes: Callable[[], Iterator[NDArray[np.uint64]]], count: int) -> dict[str, int]:

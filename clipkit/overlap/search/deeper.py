@@ -1,17 +1,13 @@
 """A detector that keeps more candidates than it asks for: to find every duplicate, and to look for pictures among themselves."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 from torch import Tensor
 
-from clipkit.evaluation.embeddings import Pictures
 from clipkit.model.detector import Detector, ScoreNorm, Threshold, Verify
 from clipkit.model.encoder import Encoded, Encoder
-from clipkit.overlap.search.neighbours import Neighbours
 
-__all__ = ["Deeper", "Look", "chosen"]
+__all__ = ["Deeper"]
 
 
 @dataclass(frozen=True)
@@ -44,15 +40,3 @@ class Deeper:
     def views(self, described: Encoded) -> Tensor:
         """The detector's."""
         return self.detector.views(described)
-
-
-class Look(Protocol):
-    """Who searches: the `k` best of the pictures `among` for each of the described ones, with the similarity that decides."""
-
-    def __call__(self, described: Encoded, among: Sequence[Pictures], k: int) -> Neighbours:
-        """Places as `place_of` makes them, of `among`."""
-
-
-def chosen(described: Encoded, rows: Sequence[int]) -> Encoded:
-    """What is known of some of the described pictures."""
-    return Encoded(described.features_BF[rows], described.projected_BD[rows])

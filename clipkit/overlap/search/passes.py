@@ -1,25 +1,22 @@
-"""The search: the nearest training pictures of the pictures of all test sets, in one pass over the shards, and their verification.
+"""One pass of the search: the nearest training pictures of some pictures of any test sets, over all shards, and their verification.
 
 Training pictures are described shard by shard into the same cache as every other embedding. In memory are one shard's embeddings, the test
-pictures of the pass with all views and the k best of each: `search_memory_mb` bounds the test pictures, and where they are more there are
-more passes. What was found is saved after a shard, so a killed search goes on. Under torchrun each rank takes other shards, and what they
-found is merged: the k best of all are among the k best of each.
+pictures of the pass with all views and the k best of each. What was found is saved after a shard, so a killed pass goes on. Under torchrun
+each rank takes other shards, and what they found is merged: the k best of all are among the k best of each.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate, pairwise
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from clipkit import UserError
 from clipkit.evaluation.embeddings import WHOLE, Embeddings, Pictures
-from clipkit.evaluation.shard_pictures import KEY_TYPE, ShardPictures
+from clipkit.evaluation.shard_pictures import ShardPictures
 from clipkit.evaluation.shares import Share
 from clipkit.model.detector import Detector, Verify
 from clipkit.model.encoder import Encoded
@@ -35,7 +32,6 @@ PAIRS_AT_ONCE = 512
 VIEWED_AT_ONCE = 4_096
 
 Describe = Callable[[Pictures], Embeddings]
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -49,7 +45,7 @@ class Nearest:
 
 @dataclass(frozen=True)
 class Search:
-    """What is searched, by what, and where its state is kept."""
+    """What is searched, by what, and where that is kept which was found."""
 
     detector: Detector
     training: Sequence[ShardPictures]
@@ -68,12 +64,16 @@ class Search:
         return [(index, shard) for index, shard in enumerate(self.training) if self.share.has(index)]
 
 
-class Piece(NamedTuple):
-    """Pictures start..stop of a test set."""
+class Asked(NamedTuple):
+    """Pictures (R,) of a test set whose nearest training pictures are asked for."""
 
-    tests: int
-    start: int
-    stop: int
+    pictures: Pictures
+    rows_R: NDArray[np.int64]
+
+    @classmethod
+    def all_of(cls, pictures: Pictures) -> "Asked":
+        """Every picture of a test set."""
+        return cls(pictures, np.arange(len(pictures)))
 
 
 class Described(NamedTuple):
@@ -83,31 +83,36 @@ class Described(NamedTuple):
     features_NF: Tensor
 
 
-def search_tests(search: Search, tests: Sequence[Pictures]) -> list[Neighbours]:
-    """The candidates of the pictures of each test set, with the similarity that decides: the verified one where the detector verifies.
+def one_pass(search: Search, asked: Sequence[Asked], *, number: int, keep: Callable[[Neighbours], None] = lambda found: None) -> Neighbours:
+    """The candidates of what is asked for, with the similarity that decides: the verified one where the detector verifies.
 
-    The same on all ranks. Raises UserError as `embed` does, on all ranks for the mistake of any.
+    Called by all ranks, and the same on all. `number`: of the pass, which seeds an index's recall. `keep` is given what was found before
+    its unfinished state is removed. Raises UserError as `embed` does, on all ranks for the mistake of any.
     """
-    found: list[list[Neighbours]] = [[_none(search.detector.candidates)] for _ in tests]
-    for pieces in _passes(search, tests):
-        ends = accumulate((piece.stop - piece.start for piece in pieces), initial=0)
-        neighbours = _one_pass(search, tests, pieces)
-        for piece, (start, stop) in zip(pieces, pairwise(ends), strict=True):
-            found[piece.tests].append(neighbours.rows(slice(start, stop)))
-    return [Neighbours(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True))) for parts in found]
+    described = search.share.agreed(lambda: _described(search, asked))
+    search.effort.width = described.views_VND.shape[2]
+    searched, verified = (_state(search, asked, what) for what in ("searched", "verified"))
+    if search.recipe.index == "faiss-ivf":
+        found = _indexed(search, described.views_VND, number)
+    else:
+        found = _merged(search.share.together(lambda: _searched(search, described.views_VND, searched)))
+    if (verify := search.detector.verify) is not None:
+        parts = search.share.together(lambda: _verified(search, verify, described, found, verified))
+        found = found._replace(similarity_NK=np.maximum.reduce(parts))
+    search.share.agreed(lambda: keep(found))
+    for state in (searched, verified):
+        state.forget()
+    return found
 
 
-def search_described(search: Search, tests: Encoded) -> Neighbours:
-    """As `search_tests`, exactly, for pictures that are described already: in one pass, on this rank alone, with nothing saved."""
-    with torch.inference_mode():
-        described = Described(search.detector.views(tests), tests.features_BF)
-    found = _searched(search, described.views_VND, None)
-    verify = search.detector.verify
-    return found if verify is None else found._replace(similarity_NK=_verified(search, verify, described, found.place_NK))
+def check_training(search: Search) -> None:
+    """Raises UserError, on all ranks, where a shard was changed after it was written. Called by all of them, and quick behind a pass."""
+    search.share.together(lambda: [len(shard.pictures_hash) for _, shard in search.mine])
 
 
-def _none(k: int) -> Neighbours:
-    return Neighbours(np.zeros((0, k), np.float32), np.zeros((0, k), KEY_TYPE), np.zeros((0, k), np.int64))
+def method_of(detector: Detector) -> list[object]:
+    """What shapes the neighbours that a detector finds besides its encoder's vectors, as JSON takes it."""
+    return [detector.encoder.fingerprint, detector.verify is not None]
 
 
 def nearest_of(candidates: Neighbours) -> Nearest:
@@ -116,72 +121,31 @@ def nearest_of(candidates: Neighbours) -> Nearest:
     return Nearest(best.similarity_NK[:, 0], best.key_NK[:, 0], best.place_NK[:, 0])
 
 
-# ------------------------------------------------------------------- passes
+# ------------------------------------------------------------------ one pass
 
 
-def _passes(search: Search, tests: Sequence[Pictures]) -> Iterator[list[Piece]]:
-    """Test pictures that are searched together: as many as `search_memory_mb` holds."""
-    first = next((one for one in tests if len(one)), None)
-    if first is None:
-        return
-    room = most = max(1, search.recipe.search_memory_mb * 2**20 // _bytes_per_test(search, first))
-    pieces: list[Piece] = []
-    for index, one in enumerate(tests):
-        start = 0
-        while start < len(one):
-            stop = min(len(one), start + room)
-            pieces.append(Piece(index, start, stop))
-            room, start = room - (stop - start), stop
-            if not room:
-                yield pieces
-                pieces, room = [], most
-    if pieces:
-        yield pieces
-
-
-def _bytes_per_test(search: Search, tests: Pictures) -> int:
-    """Vectors in float32 and as codes, and features."""
-    described = search.describe(tests)
-    views, _, width = search.detector.views(Encoded(*(of[:1] for of in described))).shape
-    return 8 * views * width + (4 * described.features_NF.shape[1] if search.detector.verify else 0)
-
-
-def _described(search: Search, tests: Sequence[Pictures], pieces: Sequence[Piece]) -> Described:
+def _described(search: Search, asked: Sequence[Asked]) -> Described:
     views, features = [], []
     with torch.inference_mode():
-        for piece in pieces:
-            whole = search.describe(tests[piece.tests])
-            for start in range(piece.start, piece.stop, VIEWED_AT_ONCE):
-                rows = slice(start, min(start + VIEWED_AT_ONCE, piece.stop))
+        for one in asked:
+            whole = search.describe(one.pictures)
+            for start in range(0, len(one.rows_R), VIEWED_AT_ONCE):
+                rows = torch.from_numpy(one.rows_R[start : start + VIEWED_AT_ONCE])
                 views.append(search.detector.views(Encoded(whole.features_NF[rows], whole.projected_ND[rows])))
-            if search.detector.verify:
-                features.append(whole.features_NF[piece.start : piece.stop])
+                if search.detector.verify:
+                    features.append(whole.features_NF[rows])
         return Described(torch.cat(views, 1), torch.cat(features) if features else torch.zeros(0, 0))
 
 
-def _one_pass(search: Search, tests: Sequence[Pictures], pieces: Sequence[Piece]) -> Neighbours:
-    described = _described(search, tests, pieces)
-    views, count, search.effort.width = described.views_VND.shape
-    search.effort.rows += views * count
-    search.effort.passes += 1
-    found = _indexed(search, described.views_VND) if search.recipe.index == "faiss-ivf" else _exactly(search, tests, pieces, described)
-    verify = search.detector.verify
-    if verify is None:
-        return found
-    parts = _shared(search, lambda: _verified(search, verify, described, found.place_NK))
-    return found._replace(similarity_NK=np.maximum.reduce(parts))
+def _state(search: Search, asked: Sequence[Asked], what: str) -> SearchState:
+    shaping = [*(shard.sha256 for shard in search.training), *((one.pictures.pictures_hash, one.rows_R.tolist()) for one in asked)]
+    return SearchState(search.folder, [what, *method_of(search.detector), search.detector.candidates, *search.share, shaping])
 
 
-def _exactly(search: Search, tests: Sequence[Pictures], pieces: Sequence[Piece], described: Described) -> Neighbours:
-    shaping = [*(shard.sha256 for shard in search.training), *((tests[number].pictures_hash, *rows) for number, *rows in pieces)]
-    state = SearchState(search.folder, [search.detector.encoder.fingerprint, search.detector.candidates, *search.share, shaping])
-    return _merged(_shared(search, lambda: _searched(search, described.views_VND, state)))
-
-
-def _indexed(search: Search, views_VND: Tensor) -> Neighbours:
+def _indexed(search: Search, views_VND: Tensor, number: int) -> Neighbours:
     """What a faiss index finds; its recall goes to `search.recall`."""
     recipe, count = search.recipe, views_VND.shape[1]
-    draw = draw_tests(count, recipe.recall_pictures, (recipe.seed, search.effort.passes))
+    draw = draw_tests(count, recipe.recall_pictures, (recipe.seed, number))
 
     def find() -> tuple[Neighbours, Neighbours]:
         pictures = sum(len(shard) for _, shard in search.mine)
@@ -192,25 +156,10 @@ def _indexed(search: Search, views_VND: Tensor) -> Neighbours:
                 _add(index, number, shard, vectors_MD, block_size=max(1, len(shard)), advance=advance)
         return index.neighbours, index.drawn
 
-    parts = _shared(search, find)
+    parts = search.share.together(find)
     found, drawn = (_merged([part[i] for part in parts]) for i in (0, 1))
     search.recall.append((found.rows(draw), drawn))
     return found
-
-
-def _shared(search: Search, work: Callable[[], T]) -> list[T]:
-    """What every rank makes of its shards, by rank. Nobody waits for one that has made a mistake: it is raised on all."""
-    made: list[T] = []
-    problem = None
-    try:
-        made = [work()]
-    except UserError as error:
-        problem = str(error)
-    told = search.share.gathered((made, problem))
-    for _, reason in told:
-        if reason is not None:
-            raise UserError(reason)
-    return [one for parts, _ in told for one in parts]
 
 
 def _merged(parts: Sequence[Neighbours]) -> Neighbours:
@@ -222,11 +171,11 @@ def _merged(parts: Sequence[Neighbours]) -> Neighbours:
 # ---------------------------------------------------------- search and verify
 
 
-def _searched(search: Search, views_VND: Tensor, state: SearchState | None) -> Neighbours:
+def _searched(search: Search, views_VND: Tensor, state: SearchState) -> Neighbours:
     """The k best of this rank's shards, from where the saved state is."""
     nearest = NearestSearch(views_VND, search.detector.candidates, arithmetic=search.recipe.screening)
     done: set[str] = set()
-    if state and (saved := state.load(views_VND.shape[1], search.detector.candidates)):
+    if saved := state.load(views_VND.shape[1], search.detector.candidates):
         nearest.resume(saved[0])
         done = saved[1]
     left = [(index, shard) for index, shard in search.mine if _mark(index, shard) not in done]
@@ -238,8 +187,7 @@ def _searched(search: Search, views_VND: Tensor, state: SearchState | None) -> N
             with search.effort.comparing(views_VND.shape[0] * views_VND.shape[1], len(shard)):
                 _add(nearest, index, shard, vectors_MD, block_size=search.recipe.block_size, advance=advance)
             done.add(_mark(index, shard))
-            if state:
-                state.save(nearest.neighbours, done, at_last=shard is left[-1][1])
+            state.save(nearest.neighbours, done, at_last=shard is left[-1][1])
     return nearest.neighbours
 
 
@@ -264,15 +212,19 @@ def _add(
         advance(len(rows))
 
 
-def _verified(search: Search, verify: Verify, tests: Described, place_NK: NDArray[np.int64]) -> NDArray[np.float32]:
-    """Verified similarities (N, K) of the candidates in this rank's shards, shard by shard; -inf of the others."""
-    similarity_NK = np.full(place_NK.shape, -np.inf, np.float32)
+def _verified(search: Search, verify: Verify, tests: Described, found: Neighbours, state: SearchState) -> NDArray[np.float32]:
+    """Verified similarities (N, K) of the candidates in this rank's shards, shard by shard; -inf of the others. Resumed as a search is."""
+    place_NK, similarity_NK, done = found.place_NK, np.full(found.place_NK.shape, -np.inf, np.float32), set[str]()
+    if (saved := state.load(*place_NK.shape)) and np.array_equal(saved[0].place_NK, place_NK):
+        similarity_NK, done = saved[0].similarity_NK, saved[1]
     with search.run.progress("verifying the candidates", total=len(search.mine), unit="shards") as advance:
         for index, shard in search.mine:
             is_here_NK = shard_of(place_NK) == index
-            if is_here_NK.any():
+            if is_here_NK.any() and _mark(index, shard) not in done:
                 tests_P, rows_P = np.nonzero(is_here_NK)[0], row_of(place_NK[is_here_NK])
                 similarity_NK[is_here_NK] = _similarity(verify, tests, search.describe(shard), tests_P=tests_P, rows_P=rows_P)
+                done.add(_mark(index, shard))
+                state.save(found._replace(similarity_NK=similarity_NK), done, at_last=False)
             advance(1)
     return similarity_NK
 

@@ -11,7 +11,7 @@ from PIL import Image
 from clipkit import UserError
 from clipkit.dataset.shards import Shards
 from clipkit.dataset.shards.resharding import reshard
-from clipkit.overlap.matches.every import Listed, deepen, keys_by_test, listed, match_table
+from clipkit.overlap.matches.every import Deepened, Listed, deepen_together, deepening, keys_by_test, listed, match_table
 from clipkit.overlap.search.neighbours import Neighbours
 from clipkit.recipe import ReshardRecipe
 from clipkit.run import Run
@@ -96,6 +96,11 @@ def ranked_search(similarity_NM: np.ndarray, decides_NM: np.ndarray) -> Any:
         return Neighbours(np.take_along_axis(decides_NM[rows], place, 1), keys, place.astype(np.int64))
 
     return search
+
+
+def deepen(search: Any, candidates: Neighbours, found: Listed, **ways: Any) -> Deepened:
+    """The pairs of one task."""
+    return deepen_together([deepening(candidates, found, **ways)], lambda rows_of, k: [search(rows, k) for rows in rows_of.values()])[0]
 
 
 def naive_drops(similarity_NM: np.ndarray, decides_NM: np.ndarray, *, k: int, threshold: float) -> set[int]:

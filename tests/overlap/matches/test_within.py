@@ -10,7 +10,6 @@ import torch
 from PIL import Image
 
 from clipkit.evaluation.intervals import clopper_pearson
-from clipkit.model.encoder import Encoded
 from clipkit.overlap.matches.within import draw, grouped, repeated, repeats_in_test, stored_hashes
 from clipkit.overlap.places import ROWS_PER_SHARD
 from clipkit.overlap.search.neighbours import NearestSearch, Neighbours
@@ -19,24 +18,24 @@ from tests.overlap.cloths import analyse, cloth, cloth_suite, encoded, pair, sha
 
 
 class Pictures:
-    """Pictures that nobody opens."""
+    """Pictures that nobody opens, known by their vectors."""
 
     name, pictures_hash = "t/test", "0"
 
-    def __init__(self, count: int) -> None:
-        self.count = count
+    def __init__(self, vectors: torch.Tensor) -> None:
+        self.vectors = vectors
 
     def __len__(self) -> int:
-        return self.count
+        return len(self.vectors)
 
     def read(self, start: int, stop: int) -> list[bytes]:
         raise AssertionError("nothing is read")
 
 
-def cosines(described: Encoded, among: Any, k: int) -> Neighbours:
+def cosines(pictures: Any, among: Any, k: int) -> Neighbours:
     (shard,) = among
-    search = NearestSearch(described.projected_BD[None], k)
-    search.add(described.projected_BD, shard.keys, np.arange(len(shard)))
+    search = NearestSearch(pictures.vectors[None], k)
+    search.add(pictures.vectors, shard.keys, np.arange(len(shard)))
     return search.neighbours
 
 
@@ -55,7 +54,7 @@ def clustered(seed: int, sizes: tuple[int, ...]) -> tuple[torch.Tensor, list[int
 def test_groups_are_the_planted_clusters(seed: int) -> None:
     sizes = (1, 1, 5, 2, 3, 1, 9)
     vectors, cluster = clustered(seed, sizes)
-    found = repeats_in_test("t", Pictures(22), Encoded(vectors, vectors), [str(i) for i in range(22)], cosines, k=21, threshold=0.9)
+    found = repeats_in_test("t", Pictures(vectors), [str(i) for i in range(22)], cosines, k=21, threshold=0.9)
     assert found.counts == {
         "task": "t", "threshold": 0.9, "count": 22, "repeated": 19, "groups": 4, "largest": 9, "distinct": 7,
         "effective": pytest.approx(22**2 / sum(size**2 for size in sizes)), "equal": 0,
@@ -70,7 +69,7 @@ def test_links_through_others_and_equal_files_join_a_group() -> None:
     """0-1 and 1-2 are alike, 0-2 are not; 3 and 4 are equal files that look like nothing."""
     angles = torch.tensor([0.0, 0.3, 0.6, 2.0, 3.0])
     vectors = torch.stack([angles.cos(), angles.sin()], 1)
-    found = repeats_in_test("t", Pictures(5), Encoded(vectors, vectors), ["a", "b", "c", "d", "d"], cosines, k=2, threshold=0.9)
+    found = repeats_in_test("t", Pictures(vectors), ["a", "b", "c", "d", "d"], cosines, k=2, threshold=0.9)
     assert [(row["test_index"], row["group"], row["group_size"], row["equal"]) for row in found.table.to_pylist()] == [
         (0, 0, 3, False), (1, 0, 3, False), (2, 0, 3, False), (3, 3, 2, True), (4, 3, 2, True)
     ]  # fmt: skip
@@ -79,13 +78,13 @@ def test_links_through_others_and_equal_files_join_a_group() -> None:
 
 def test_the_picture_itself_takes_none_of_the_places() -> None:
     vectors = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0], [0.0, 1.0]])
-    found = repeats_in_test("t", Pictures(4), Encoded(vectors, vectors), list("abcd"), cosines, k=1, threshold=0.9)
+    found = repeats_in_test("t", Pictures(vectors), list("abcd"), cosines, k=1, threshold=0.9)
     assert [(row["test_index"], row["nearest"]) for row in found.table.to_pylist()] == [(0, 2), (1, 3), (2, 0), (3, 1)]
 
 
 def test_one_picture_is_its_own_group() -> None:
     vectors = torch.ones(1, 1)
-    found = repeats_in_test("t", Pictures(1), Encoded(vectors, vectors), ["a"], cosines, k=4, threshold=0.9)
+    found = repeats_in_test("t", Pictures(vectors), ["a"], cosines, k=4, threshold=0.9)
     assert (found.counts["distinct"], found.counts["repeated"], found.counts["effective"], len(found.table)) == (1, 0, 1, 0)
 
 

@@ -3,8 +3,7 @@ from pathlib import Path
 import pytest
 
 from clipkit.overlap.search.cost import Effort, search_cost
-from clipkit.overlap.search.passes import search_tests
-from tests.overlap.search.test_passes import a_search, test_sets
+from tests.overlap.search.test_passes import a_search, search_tests, test_sets
 
 
 def test_the_cost_of_a_hand_worked_search() -> None:

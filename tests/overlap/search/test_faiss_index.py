@@ -12,8 +12,7 @@ from clipkit import UserError
 from clipkit.model.detector import CosineDetector, PixelDescriptor
 from clipkit.overlap.search.faiss_index import FaissSearch, draw_tests, recall_report, require_faiss
 from clipkit.overlap.search.neighbours import NearestSearch, Neighbours
-from clipkit.overlap.search.passes import search_tests
-from tests.overlap.search.test_passes import a_search, equal, test_sets
+from tests.overlap.search.test_passes import a_search, equal, search_tests, test_sets
 from tests.overlap.search.test_screening import drawn, keys_of
 
 

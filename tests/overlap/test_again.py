@@ -1,0 +1,228 @@
+"""A report that is made again, by other thresholds, verdicts or pages, searches for nothing and verifies nothing again."""
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from clipkit.dataset.shards import Shards
+from clipkit.evaluation.suite import Suite
+from clipkit.model.pixel_descriptor import PixelDescriptor
+from clipkit.overlap.matches import within
+from clipkit.overlap.search import asking, passes
+from clipkit.overlap.search.neighbours import NearestSearch
+from tests.overlap.cloths import analyse, cloth, cloth_suite, pair, shards_of, table
+
+TABLES = ("overlap.parquet", "overlap-pairs.parquet", "overlap-curve.parquet", "overlap-within.parquet")
+
+
+@pytest.fixture
+def suite(tmp_path: Path) -> Suite:
+    return cloth_suite(tmp_path, *([cloth(color, i) for i in range(6)] for color in ("red", "green")))
+
+
+@pytest.fixture
+def shards(tmp_path: Path) -> Shards:
+    """Nine copies of test picture 2, one of 9 (green), among 12 others: more copies than the detector's four candidates."""
+    copies = [cloth("red", 2).resize((40 + i, 44)) for i in range(9)]
+    images = [*copies, cloth("green", 3).resize((40, 40)), *(cloth("red", 100 + i) for i in range(12))]
+    return shards_of([pair(image, i) for i, image in enumerate(images)], tmp_path / "shards")
+
+
+class Work:
+    """How much was compared and verified, and which rows were asked for."""
+
+    def __init__(self) -> None:
+        self.compared = self.verified = self.hashed = 0
+        self.asked: list[tuple[str, int, list[int]]] = []
+
+
+@contextmanager
+def watched() -> Iterator[Work]:
+    work = Work()
+    with pytest.MonkeyPatch.context() as patch:
+
+        def add(search: NearestSearch, vectors: Any, *given: Any, whole: Any = NearestSearch.add) -> None:
+            work.compared += len(vectors)
+            whole(search, vectors, *given)
+
+        def verify(detector: Any, test: Any, *given: Any, whole: Any = PixelDescriptor.verify) -> Any:
+            work.verified += len(test)
+            return whole(detector, test, *given)
+
+        def one_pass(search: Any, asked: Any, *, whole: Any = passes.one_pass, **ways: Any) -> Any:
+            work.asked += [(one.pictures.name, search.detector.candidates, one.rows_R.tolist()) for one in asked]
+            return whole(search, asked, **ways)
+
+        def equal_vectors(*given: Any, whole: Any = within.equal_vectors, **ways: Any) -> Any:
+            work.hashed += 1
+            return whole(*given, **ways)
+
+        patch.setattr(NearestSearch, "add", add)
+        patch.setattr(PixelDescriptor, "verify", verify)
+        patch.setattr(asking, "one_pass", one_pass)
+        patch.setattr("clipkit.overlap.stages.equal_vectors", equal_vectors)
+        yield work
+
+
+def kept(root: Path) -> list[Path]:
+    return sorted((root / "cache" / "neighbours").iterdir())
+
+
+def contents(root: Path, out: str) -> list[bytes]:
+    return [(root / out / name).read_bytes() for name in TABLES]
+
+
+def test_the_second_report_searches_for_nothing_and_has_the_same_bytes(
+    tmp_path: Path, suite: Suite, shards: Shards, color_encoder: Any
+) -> None:
+    with watched() as first:
+        told = analyse(tmp_path, color_encoder, shards, suite, within=True)
+    assert first.compared
+    assert first.verified
+    assert first.hashed == 1
+    assert {k for name, k, _ in first.asked if name == "cloth/test"} == {4, 16, 5}  # candidates, further ones, the test set in itself
+    assert told["matches"]["pairs"] == 10
+    with watched() as second:
+        again = analyse(tmp_path, color_encoder, shards, suite, out="again", within=True)
+    assert (second.compared, second.verified, second.hashed, second.asked) == (0, 0, 0, [])
+    assert contents(tmp_path, "again") == contents(tmp_path, "out")
+    timed = ("operations_per_second", "seconds", "large")
+    assert {**again["search"], **{name: told["search"][name] for name in timed}} == told["search"]
+    assert {**again, "page": told["page"], "search": told["search"]} == told
+
+
+def test_other_thresholds_and_verdicts_search_only_for_what_nobody_has_asked_yet(
+    tmp_path: Path, suite: Suite, shards: Shards, color_encoder: Any
+) -> None:
+    """To a person 2 and 9 are no duplicates: nothing is searched for. With 4 as one, and by a lax threshold, others are looked into."""
+    analyse(tmp_path, color_encoder, shards, suite)
+    (tmp_path / "judged").mkdir()
+    verdicts = tmp_path / "judged" / "verdicts.json"
+    verdicts.write_text(json.dumps({"cloth": {"verdicts": {"2": "different", "9": "different"}}}))
+    with watched() as work:
+        report = analyse(tmp_path, color_encoder, shards, suite, out="judged")
+    assert (work.compared, work.verified) == (0, 0)
+    assert not [row for row in table(tmp_path, "overlap.parquet", "judged") if row["is_overlap"]]
+    assert report["review"]
+    verdicts.write_text(json.dumps({"cloth": {"verdicts": {"2": "different", "9": "different", "4": "duplicate"}}}))
+    with watched() as work:
+        analyse(tmp_path, color_encoder, shards, suite, out="judged")
+    assert [row["test_index"] for row in table(tmp_path, "overlap.parquet", "judged") if row["is_overlap"]] == [4]
+    assert all(k > 4 and 2 not in rows for _, k, rows in work.asked)  # behind 4's nearest picture others may come up
+    with watched() as work:
+        lax = analyse(tmp_path, color_encoder, shards, suite, out="lax", threshold=0.3)
+    assert all(k > 4 for _, k, _ in work.asked)
+    assert 2 not in [row for _, k, rows in work.asked for row in rows if k == 16]  # which the first report has asked for
+    fresh = analyse(tmp_path / "fresh", color_encoder, shards, _moved(suite, tmp_path), threshold=0.3)
+    assert contents_of(tmp_path / "lax") == contents_of(tmp_path / "fresh" / "out")
+    assert lax["matches"] == fresh["matches"]
+
+
+def _moved(suite: Suite, root: Path) -> Suite:
+    """The same test set under another root, whose cache is empty."""
+    (root / "fresh").mkdir()
+    os.symlink(root / "data", root / "fresh" / "data")
+    return suite
+
+
+def contents_of(out: Path) -> list[Any]:
+    import pyarrow.parquet as pq
+
+    return [pq.read_table(out / name).to_pylist() for name in TABLES[:2]]
+
+
+def test_another_shard_and_another_test_picture_are_searched_for_anew(
+    tmp_path: Path, suite: Suite, shards: Shards, color_encoder: Any
+) -> None:
+    analyse(tmp_path, color_encoder, shards, suite)
+    before = {path.name for path in kept(tmp_path)}
+    anew = shards_of([pair(cloth("red", 5 if i == 20 else 300 + i), i) for i in range(22)], tmp_path / "others")
+    with watched() as work:
+        analyse(tmp_path, color_encoder, anew, suite, out="others")
+    assert work.compared >= 22
+    assert [row["test_index"] for row in table(tmp_path, "overlap.parquet", "others") if row["is_overlap"]] == [5]
+    (tmp_path / "data/cloth/test/red/000.png").write_bytes((tmp_path / "data/cloth/test/red/001.png").read_bytes())
+    with watched() as work:
+        analyse(tmp_path, color_encoder, shards, suite, out="changed")
+    assert work.compared >= 22
+    assert before < {path.name for path in kept(tmp_path)}
+
+
+def test_a_damaged_file_is_made_again(tmp_path: Path, suite: Suite, shards: Shards, color_encoder: Any) -> None:
+    """Cut off, empty, no such file at all, and one flipped bit in the middle of the numbers."""
+    analyse(tmp_path, color_encoder, shards, suite, within=True)
+    for number, path in enumerate(kept(tmp_path)):
+        data = bytearray(path.read_bytes())
+        data[-20] ^= 1
+        path.write_bytes([bytes(data), bytes(data[: len(data) // 2]), b""][number % 3])
+    with watched() as work:
+        analyse(tmp_path, color_encoder, shards, suite, out="again", within=True)
+    assert work.compared
+    assert work.hashed == 1
+    assert contents(tmp_path, "again") == contents(tmp_path, "out")
+
+
+class Killed(Exception):
+    """Stands for a signal."""
+
+
+@pytest.mark.parametrize("after", [2, 5, 7, 12])
+def test_killed_between_two_files_it_goes_on_to_the_same_report(
+    after: int, tmp_path: Path, suite: Suite, shards: Shards, color_encoder: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed when the `after`-th file of neighbours is about to be written: unfinished searches and kept ones alike."""
+    from clipkit.overlap.search import kept as keeping
+    from clipkit.overlap.search import state
+
+    monkeypatch.setattr(state, "SECONDS_BETWEEN_SAVES", 0)
+    written, save = 0, state.save_neighbours
+
+    def dies(*given: Any, **ways: Any) -> None:
+        nonlocal written
+        written += 1
+        if written == after:
+            raise Killed
+        save(*given, **ways)
+
+    for module in (state, keeping):
+        monkeypatch.setattr(module, "save_neighbours", dies)
+    with pytest.raises(Killed):
+        analyse(tmp_path, color_encoder, shards, suite, within=True)
+    for module in (state, keeping):
+        monkeypatch.setattr(module, "save_neighbours", save)
+    analyse(tmp_path, color_encoder, shards, suite, within=True)
+    assert not [path for path in kept(tmp_path) if path.name.startswith(("unfinished", "."))]
+    analyse(tmp_path / "fresh", color_encoder, shards, _moved(suite, tmp_path), within=True)
+    assert contents(tmp_path, "out") == contents(tmp_path / "fresh", "out")
+
+
+def test_keys_of_any_length_come_back_as_they_were(tmp_path: Path) -> None:
+    from clipkit.overlap.search.kept import KeptNeighbours
+    from clipkit.overlap.search.neighbours import Neighbours
+
+    class Five:
+        name, pictures_hash = "t/test", "a" * 64
+
+        def __len__(self) -> int:
+            return 5
+
+    def found(*keys: bytes) -> Neighbours:
+        column = np.array(keys, "S64")[:, None]
+        return Neighbours(np.arange(len(keys), dtype=np.float32)[:, None], column, np.arange(len(keys))[:, None])
+
+    store = KeptNeighbours(tmp_path, ["x"], 1)
+    store.add(Five(), np.array([3, 1]), found(b"b", b""))  # type: ignore[arg-type]
+    store.add(Five(), np.array([4]), found(b"k" * 64))  # type: ignore[arg-type]
+    rows, there = store.load(Five())  # type: ignore[arg-type]
+    assert rows.tolist() == [1, 3, 4]
+    assert there.key_NK[:, 0].tolist() == [b"", b"b", b"k" * 64]
+    assert there.similarity_NK[:, 0].tolist() == [1, 0, 0]
+    assert there.key_NK.dtype == np.dtype("S64")
+    assert len(KeptNeighbours(tmp_path, ["x"], 2).load(Five()).rows_R) == 0  # type: ignore[arg-type]
+    assert len(KeptNeighbours(tmp_path, ["y"], 1).load(Five()).rows_R) == 0  # type: ignore[arg-type]
