@@ -15,7 +15,7 @@ from rich.text import Text
 
 from clipkit import UserError, printable
 from clipkit.recipe import EncoderRecipe, load_recipe
-from clipkit.report.tables import Table, console
+from clipkit.report.tables import Shown, console
 from clipkit.run import Run
 
 if TYPE_CHECKING:
@@ -137,7 +137,7 @@ def scratch_run(*, quiet: bool) -> Iterator[Run]:
             run.close()
 
 
-def show(report: Mapping[str, Any], tables: list[Table], *, as_json: bool, where: Path | None = None) -> None:
+def show(report: Mapping[str, Any], tables: Sequence[Shown], *, as_json: bool, where: Path | None = None) -> None:
     """The report on stdout, as tables or JSON, then where the results are (tables only)."""
     if as_json:
         typer.echo(json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False))

@@ -1,7 +1,7 @@
 """`clipkit overlap-report`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -23,10 +23,16 @@ from clipkit.cli.options import (
     show,
 )
 from clipkit.recipe import OverlapRecipe, load_recipe
-from clipkit.report.overlap_details import overlap_detail_tables
-from clipkit.report.overlap_tables import overlap_tables
+from clipkit.report.overlap_tables import further_tables, overlap_tables
 from clipkit.resources import find
 from clipkit.run import Run
+
+if TYPE_CHECKING:
+    from clipkit.dataset.shards import Shards
+
+DetailsOption = Annotated[
+    bool, typer.Option("--details", help="Also print tables of every statistic, of texts, hosts and near-duplicates inside.")
+]
 
 
 def overlap_report(
@@ -40,17 +46,20 @@ def overlap_report(
     recipe: RecipeOption = None,
     set_: SetOption = None,
     review: Annotated[bool, typer.Option("--review", help="Also write `DIR/review.html`: judge pairs and move the threshold.")] = False,
+    details: DetailsOption = False,
     cache: CacheOption = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """How much the training shards overlap the test sets, and what that did to zero-shot scores.
+    """How much the training shards overlap the test sets, and what that did to the scores.
 
     For each test picture finds the nearest training picture; splits the test set into Overlap and Clean; compares accuracies
-    as section 5 of the CLIP paper does. Writes a table and `DIR/overlap.html` with the pairs side by side; with `--review` also
+    as section 5 of the CLIP paper does. Prints the scores, the paper's four counts and the result in words, and writes
+    `DIR/overlap.html` with every figure and the pairs side by side; with `--review` also
     `DIR/review.html`, a page to judge pairs and set the threshold on, whose `verdicts.json` the same command reads from DIR.
 
-    Under `torchrun` each rank describes and searches other shards. The same command again resumes.
+    Under `torchrun` each rank describes and searches other shards. The same command again resumes; with `--details` it prints
+    more of a report that is there.
 
     Example: `clipkit overlap-report --model runs/model --train runs/data --suite demo --data clipkit-demo/web/eval --out runs/overlap`
     """
@@ -64,9 +73,7 @@ def overlap_report(
     from clipkit.report.review_page import REVIEW_PAGE
 
     tasks, shards = load_suite(suite), Shards.open(train)
-    inputs = {**identity(model, tasks, data), "train": shards.fingerprint, **detector_identity(knobs.detector)}
-    if knobs.background is not None:
-        inputs["background"] = Shards.open(Path(knobs.background)).fingerprint
+    inputs = identity(model, tasks, data) | _training_identity(knobs, shards)
     cache = cache_dir(cache)
     with shared() as share:
         if share.rank > 0:
@@ -83,5 +90,14 @@ def overlap_report(
                 report = analysis.report_overlap(knobs, encoder, shards, tasks, data, run=run, cache=cache, share=share, review_page=shown)
                 if not report["failed"]:
                     run.finish(report)
-    show(report, [*overlap_tables(report), *overlap_detail_tables(report)], as_json=as_json, where=out)
+    more = further_tables(report) if details else []
+    show(report, [*more, *overlap_tables(report)], as_json=as_json, where=out)
     exit_for_failures(report["failed"], has_results=bool(report["tasks"]))
+
+
+def _training_identity(knobs: OverlapRecipe, shards: "Shards") -> dict[str, str]:
+    """What the search depends on, as `Run` compares it: the training shards, the detector's files, the background."""
+    inputs = {"train": shards.fingerprint, **detector_identity(knobs.detector)}
+    if knobs.background is not None:
+        inputs["background"] = type(shards).open(Path(knobs.background)).fingerprint
+    return inputs

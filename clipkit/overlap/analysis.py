@@ -37,6 +37,7 @@ from clipkit.overlap.statistics.together import summary_of
 from clipkit.overlap.tables import write_finding_tables
 from clipkit.recipe import OverlapRecipe
 from clipkit.report.overlap_figures import write_overlap_figure
+from clipkit.report.page import OVERLAP_PAGE
 from clipkit.report.review_page import REVIEW_PAGE
 from clipkit.run import Run
 
@@ -84,7 +85,7 @@ def report_overlap(
     run.reopen()  # from here on older results are replaced
     report |= _stages(search, findings, shards)
     report["plain"] = tell(report)
-    report["review_page"] = str(run.path / REVIEW_PAGE) if review_page else None
+    report["review_page"] = REVIEW_PAGE if review_page else None
     write_summary(run.path / "summary.md", report["plain"])
     write_overlap_figure(run.path, report["tasks"], confidence=recipe.confidence)
     write_pages(search, report, findings, shards)
@@ -177,7 +178,7 @@ def _report(
         "precision": encoder.precision,
         **detector_facts(recipe, detector),
         "suite": suite.name,
-        "page": str(run.path / "overlap.html"),
+        "page": OVERLAP_PAGE,  # as all paths of the report from the run's folder on, which may be moved
         "confidence": recipe.confidence,
         "tasks": [finding.row for finding in findings],
         "summary": summary_of([finding.comparisons[0] for finding in findings]),

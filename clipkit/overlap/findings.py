@@ -12,7 +12,7 @@ from clipkit.model.encoder import Encoded
 from clipkit.overlap.answers.test_sets import TestSet
 from clipkit.overlap.matches.equal_pictures import with_equal
 from clipkit.overlap.matches.every import Deepened, Deepening, Listed, deepen_together, deepening, listed, merged
-from clipkit.overlap.review import TaskReview, Verdict
+from clipkit.overlap.review import TaskReview, Verdict, note_on_threshold
 from clipkit.overlap.search.asking import ask_deeper
 from clipkit.overlap.search.neighbours import Neighbours
 from clipkit.overlap.search.passes import Asked, Nearest, Search, nearest_of
@@ -78,6 +78,8 @@ def find(search: Search, known: Known, candidates: Neighbours) -> Finding:
     candidates = with_equal(normalised(candidates, search.detector, described), known.equal)
     threshold = review.threshold if review.threshold is not None else threshold_of(recipe, search.detector, name)
     parts = Parts(judged(nearest_of(candidates).similarity_N, review.verdicts), threshold, known.test.is_blank_N)
+    if note := note_on_threshold(name, int(parts.is_overlap_N.sum()), len(parts.is_overlap_N), threshold):
+        search.run.say(note)
     compared = tuple(compare(answers, parts, confidence=recipe.confidence, seed=recipe.seed) for answers in known.test.answers)
     return Finding(known, candidates, threshold, parts, compared, Deepened(Listed.none(), 0))
 

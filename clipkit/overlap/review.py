@@ -93,6 +93,16 @@ def check_verdicts(review: TaskReview, count: int, *, task: str) -> None:
             raise UserError(f"the review of task `{task}` has a verdict on picture {index}: its indices go from 0 to {count - 1}")
 
 
+def note_on_threshold(task: str, overlap: int, count: int, threshold: float) -> str | None:
+    """What to say before the pairs are listed where most of a test set overlaps: with a low threshold that is long work."""
+    if 2 * overlap <= count:
+        return None
+    return (
+        f"{task}: {overlap:,} of {count:,} test pictures overlap at threshold {threshold:g}; listing all that resembles them may "
+        "take long: a higher `threshold`, or `matches_per_picture=0`, shortens it"
+    )
+
+
 def _read(path: Path) -> bytes:
     try:
         with open(path, "rb") as file:
@@ -119,8 +129,10 @@ def _task_review(entry: Any, path: Path, task: str) -> TaskReview:
         raise UserError(f"`report` of task `{task}` in review `{path}` is {_shown(report)}: 32 digits of 0-9 and a-f were expected")
     threshold = known.get("threshold")
     is_number = isinstance(threshold, int | float) and not isinstance(threshold, bool)
-    if threshold is not None and not (is_number and -1 <= threshold <= 1):
-        raise UserError(f"threshold of task `{task}` in review `{path}` is {_shown(threshold)}: a similarity from -1 to 1 was expected")
+    if threshold is not None and not (is_number and 0 < threshold <= 1):
+        raise UserError(
+            f"threshold of task `{task}` in review `{path}` is {_shown(threshold)}: a similarity above 0, up to 1, was expected"
+        )
     verdicts = _mapping(known.get("verdicts", {}), path, f"`verdicts` of task `{task}`")
     judged = dict(_verdict(*pair, path, task) for pair in verdicts.items())
     return TaskReview(None if threshold is None else float(threshold), judged, report)

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 from clipkit.dataset.shards import Shards, made_from
 from clipkit.overlap.findings import Finding
 from clipkit.overlap.matches.every import MATCH_SCHEMA, keys_by_test, match_table
+from clipkit.overlap.pages.curves import CURVES
 from clipkit.overlap.places import shard_of
 from clipkit.overlap.statistics.curve import CURVE_SCHEMA, curve
 from clipkit.run import replacing
@@ -43,7 +44,7 @@ def write_finding_tables(folder: Path, findings: Sequence[Finding], shards: Shar
     rows = [_rows(finding, shards, pairs) for finding, pairs in zip(findings, matched, strict=True)]
     write_table(folder / "overlap.parquet", TABLE_SCHEMA, rows, shards)
     write_table(folder / "overlap-pairs.parquet", MATCH_SCHEMA, matched, shards)
-    write_table(folder / "overlap-curve.parquet", CURVE_SCHEMA, [_curves(finding, confidence) for finding in findings], shards)
+    write_table(folder / CURVES, CURVE_SCHEMA, [_curves(finding, confidence) for finding in findings], shards)
     return pa.concat_tables([MATCH_SCHEMA.empty_table(), *matched])
 
 

@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
+from pydantic_core import PydanticCustomError
 
 from clipkit.recipe.section import FREE, Section
 
@@ -102,6 +103,17 @@ class EvalRecipe(Section):
     modality_gap: GapKnobs = Field(GapKnobs(), description="modality gap")
 
 
+def _told_apart(threshold: float) -> float:
+    """From 0 down next to every picture counts as overlap: nothing is told apart, and listing what resembles what takes for ever."""
+    if not 0 < threshold <= 1:
+        expected = "a similarity above 0, up to 1, was expected; from 0 down every picture counts: leave it out for the detector's own"
+        raise PydanticCustomError("threshold", expected)
+    return threshold
+
+
+SimilarityThreshold = Annotated[float, AfterValidator(_told_apart)]
+
+
 class OverlapRecipe(Section):
     """`clipkit overlap-report`: training shards against test sets."""
 
@@ -112,14 +124,12 @@ class OverlapRecipe(Section):
         "`duplicates+pixels`, `phash`, "
         "`dhash`, `sscd:FILE`, or a model as --model takes it",
     )
-    threshold: float | None = Field(
+    threshold: SimilarityThreshold | None = Field(
         None,
-        ge=-1,
-        le=1,
-        description="similarity from which a test picture counts as overlap; unset: what was measured for the detector. "
+        description="similarity, above 0, from which a test picture counts as overlap; unset: what was measured for the detector. "
         "`pixels` (0.85): 0.8 to 0.85 suits photographs, 0.89 flat drawings",
     )
-    thresholds: Mapping[str, float] = Field({}, description="task name = threshold, where a task needs its own")
+    thresholds: Mapping[str, SimilarityThreshold] = Field({}, description="task name = threshold, where a task needs its own")
     review: str | None = Field(
         None,
         description="JSON file of thresholds and verdicts set by a person; unset: `verdicts.json` in the run's directory, if any",

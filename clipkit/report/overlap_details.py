@@ -1,28 +1,32 @@
-"""What `overlap-report` found beside the scores: a paragraph in words, texts, hosts, repeats, as tables."""
+"""What `overlap-report` found beside the scores, as tables: texts, hosts, repeats. For the page, and for the terminal where asked."""
 
 from collections.abc import Mapping
 from typing import Any
 
 from clipkit.report.tables import Cell, Share, Table
 
-__all__ = ["overlap_detail_tables"]
+__all__ = ["host_tables", "text_tables", "within_tables"]
 
 _SHOWN = 10
 _ADDRESSES = {"image_url": "picture", "page_url": "page"}
 
 
-def overlap_detail_tables(report: Mapping[str, Any]) -> list[Table]:
-    """Tables for whatever stages the report has, none for those that were not asked for; then the report in words."""
-    tables: list[Table] = []
-    if texts := report.get("texts"):
-        tables += [_text_table(texts), *_example_tables(texts)]
-    if hosts := report.get("hosts"):
-        tables += [_host_table(address, hosts[address], report["training_pictures"]) for address in _ADDRESSES if hosts[address]["hosts"]]
-    if within := report.get("within"):
-        tables += [_repeat_table(within["tests"]), *_training_tables(within["training"])]
-    if plain := report.get("plain"):
-        tables.append(Table("in words", ("summary.md",), [(paragraph,) for paragraph in plain]))
-    return tables
+def text_tables(report: Mapping[str, Any]) -> list[Table]:
+    """Test texts found in the training texts, and some of them; none where the report did not look."""
+    texts = report.get("texts")
+    return [_text_table(texts), *_example_tables(texts)] if texts else []
+
+
+def host_tables(report: Mapping[str, Any]) -> list[Table]:
+    """The hosts of the pictures and those of the pages that the overlap comes from; none where there is none."""
+    found = report.get("hosts") or {}
+    return [_host_table(address, hosts, report["training_pictures"]) for address, hosts in found.items() if hosts["hosts"]]
+
+
+def within_tables(report: Mapping[str, Any]) -> list[Table]:
+    """Near-duplicates inside the test sets and inside the training data; none where the report did not look."""
+    within = report.get("within")
+    return [_repeat_table(within["tests"]), *_training_tables(within["training"])] if within else []
 
 
 def _text_table(texts: Mapping[str, Any]) -> Table:

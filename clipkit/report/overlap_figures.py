@@ -37,6 +37,11 @@ FAR_APART = 10
 
 STRONG, WEAK = 0.001, 0.05
 MARKS = (("p < 0.001", ORANGE, "D", ORANGE), ("p < 0.05", ORANGE, "o", ORANGE), ("p ≥ 0.05", BLUE, "o", "white"))
+"""Label, colour, shape and fill by p, in both panels: no two differ by their colour alone."""
+
+EXCLUDES, INCLUDES = 2.6, 0.8
+"""Widths of an interval that excludes 0, and of one that does not."""
+
 PLACES = (
     *((6, 4, "left"), (-6, 4, "right"), (6, -10, "left"), (-6, -10, "right"), (0, 8, "center"), (0, -15, "center")),
     *((12, 16, "left"), (-12, 16, "right"), (12, -22, "left"), (-12, -22, "right"), (0, 26, "center"), (0, -32, "center")),
@@ -105,7 +110,8 @@ def _drawn(points: Sequence[OverlapPoint], confidence: float) -> Figure:
     figure = Figure(figsize=(9.6, 4.2), layout="constrained")
     FigureCanvasAgg(figure)  # measures texts
     left, right = figure.subplots(1, 2)
-    names = [_draw_differences(left, shown, confidence), _draw_shifts(right, shown)]
+    names = [_draw_differences(left, shown), _draw_shifts(right, shown)]
+    figure.legend(handles=_marks(confidence), fontsize=8, frameon=False, loc="outside upper left", ncols=5, columnspacing=1.6)
     for axes in (left, right):
         axes.axhline(0, color=FAINT, linewidth=0.8, zorder=0)
         _share_axis(axes, [100 * point.contamination for point in shown])
@@ -132,31 +138,37 @@ def _share_axis(axes: Axes, shares: Sequence[float]) -> None:
     axes.xaxis.set_minor_formatter(NullFormatter())  # its own would write 3 x 10^0 over 4 x 10^0
 
 
-def _draw_differences(axes: Axes, points: Sequence[OverlapPoint], confidence: float) -> list[Placed]:
+def _mark(point: OverlapPoint) -> dict[str, Any]:
+    """How a task is drawn, in both panels: by p of the one-sided test."""
+    p = 1.0 if point.p_value is None else point.p_value
+    _, colour, shape, fill = MARKS[0 if p < STRONG else 1 if p < WEAK else 2]
+    return {"color": colour, "marker": shape, "markerfacecolor": fill, "markersize": 5, "linewidth": 0}
+
+
+def _marks(confidence: float) -> list[Line2D]:
+    """The legend of both panels."""
+    points = [
+        Line2D([], [], color=colour, marker=shape, markerfacecolor=fill, markersize=5, linewidth=0, label=label)
+        for label, colour, shape, fill in MARKS
+    ]
+    intervals = ((EXCLUDES, f"{100 * confidence:g}% interval excludes 0"), (INCLUDES, "includes 0"))
+    return points + [Line2D([], [], color=FAINT, linewidth=width, label=label) for width, label in intervals]
+
+
+def _draw_differences(axes: Axes, points: Sequence[OverlapPoint]) -> list[Placed]:
     reach = _reach(points)
     placed = []
     for point in points:
         assert point.overlap_minus_clean is not None
-        x, y, stands_out = 100 * point.contamination, 100 * point.overlap_minus_clean, point.interval_excludes_clean
+        x, y, stands_out, mark = 100 * point.contamination, 100 * point.overlap_minus_clean, point.interval_excludes_clean, _mark(point)
         if point.low is not None and point.high is not None:
-            axes.plot(
-                [x, x],
-                [100 * point.low, 100 * point.high],
-                color=ORANGE if stands_out else BLUE,
-                linewidth=1,
-                alpha=0.9 if stands_out else 0.4,
-                zorder=1,
-            )
-        axes.plot(x, y, "o", color=ORANGE if stands_out else BLUE, markersize=4.5, zorder=4 if stands_out else 3)
+            width = EXCLUDES if stands_out else INCLUDES
+            axes.plot([x, x], [100 * point.low, 100 * point.high], color=mark["color"], linewidth=width, alpha=0.6, zorder=1)
+        axes.plot(x, y, **mark, zorder=4 if stands_out else 3)
         placed.append(Placed(point.label, x, y, STANDS_OUT * stands_out + abs(y) + x))
     axes.set_ylim(-reach, reach)
     axes.set_ylabel("Overlap − Clean (points)")
-    axes.set_title("Difference on the overlapping pictures", fontsize=10, loc="left", pad=24)
-    marks = [
-        Line2D([], [], color=colour, marker="o", markersize=4.5, linewidth=1, label=label)
-        for label, colour in ((f"{100 * confidence:g}% interval excludes 0", ORANGE), ("includes 0", BLUE))
-    ]
-    _legend(axes, marks)
+    axes.set_title("Difference on the overlapping pictures", fontsize=10, loc="left")
     return placed
 
 
@@ -172,30 +184,14 @@ def _draw_shifts(axes: Axes, points: Sequence[OverlapPoint]) -> list[Placed]:
     placed = []
     for point in points:
         assert point.all_minus_clean is not None
-        x, y, p = 100 * point.contamination, 100 * point.all_minus_clean, 1.0 if point.p_value is None else point.p_value
-        _, edge, shape, fill = MARKS[0 if p < STRONG else 1 if p < WEAK else 2]
-        axes.plot(x, y, shape, color=edge, markerfacecolor=fill, markersize=5)
-        placed.append(Placed(point.label, x, y, STANDS_OUT * (p < WEAK) + min(100 * abs(y), 900) + x))
+        x, y, is_found = 100 * point.contamination, 100 * point.all_minus_clean, point.p_value is not None and point.p_value < WEAK
+        axes.plot(x, y, **_mark(point))
+        placed.append(Placed(point.label, x, y, STANDS_OUT * is_found + min(100 * abs(y), 900) + x))
     most = max([abs(one.y) for one in placed], default=0) or 0.1
     axes.set_ylim(min(-0.35 * most, 1.35 * min([one.y for one in placed], default=0)), 1.35 * most)
     axes.set_ylabel("All − Clean (points)")
-    axes.set_title("Change of the score by the overlap", fontsize=10, loc="left", pad=24)
-    _legend(
-        axes,
-        [
-            Line2D([], [], color=edge, marker=shape, markerfacecolor=fill, markersize=5, linewidth=0, label=label)
-            for label, edge, shape, fill in MARKS
-        ],
-    )
+    axes.set_title("Change of the score by the overlap", fontsize=10, loc="left")
     return placed
-
-
-def _legend(axes: Axes, marks: Sequence[Line2D]) -> None:
-    """Above the panel, where no point is."""
-    axes.legend(
-        handles=list(marks), fontsize=8, frameon=False, loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=3, handletextpad=0.3,
-        columnspacing=1.0, borderaxespad=0.1,
-    )  # fmt: skip
 
 
 def _name(figure: Figure, axes: Axes, placed: Sequence[Placed]) -> None:

@@ -1,22 +1,31 @@
-"""The overlap report for the terminal: scores of All, Overlap and Clean, how sure they are, and the counts over tasks."""
+"""The overlap report for the terminal: scores, counts, words and files; and in more tables, where asked, all that stands beside them."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from clipkit.report.tables import Cell, Share, Table
+from clipkit.report.overlap_details import host_tables, text_tables, within_tables
+from clipkit.report.tables import Cell, Paragraphs, Share, Shown, Table
+
+__all__ = ["further_tables", "overlap_tables"]
 
 Row = Mapping[str, Any]
+Report = Mapping[str, Any]
 
 
-def overlap_tables(report: Mapping[str, Any]) -> list[Table]:
-    """Overlap, Clean and All per task; what stands beside the paper's test, where there is an overlap; the counts over tasks."""
-    rows = [(_name(row, leading), row) for leading in report["tasks"] for row in (leading, *leading.get("further", ()))]
-    tested = [(name, row) for name, row in rows if row["p_value"] is not None]
-    tables = [_scores(report, rows)]
-    if tested:
-        tables += [_sureness(tested, report["confidence"]), _other_reasons(tested)]
-    tables.append(_counts("over tasks", report["summary"], report["confidence"]))
-    return tables + [_counts(f"over tasks: {asked}", found, report["confidence"]) for asked, found in report.get("further", {}).items()]
+def overlap_tables(report: Report) -> list[Shown]:
+    """What a person wants at the end: Overlap, Clean and All per task, the four counts, the report in words, and where the rest is."""
+    return [_scores(report, _rows(report)), _counts(report), Paragraphs(report.get("plain", ())), _files(report)]
+
+
+def further_tables(report: Report) -> list[Shown]:
+    """What stands beside the paper's test, where there is an overlap; then texts, hosts and repeats, where the report has them."""
+    tested = [(name, row) for name, row in _rows(report) if row["p_value"] is not None]
+    beyond = [_sureness(tested, report["confidence"]), _other_reasons(tested)] if tested else []
+    return [*beyond, *text_tables(report), *host_tables(report), *within_tables(report)]
+
+
+def _rows(report: Report) -> list[tuple[str, Row]]:
+    return [(_name(row, leading), row) for leading in report["tasks"] for row in (leading, *leading.get("further", ()))]
 
 
 def _name(row: Row, leading: Row) -> str:
@@ -38,18 +47,72 @@ def _scores(report: Mapping[str, Any], rows: Sequence[tuple[str, Row]]) -> Table
         )
         for name, row in rows
     ]
-    notes = [f"{name}: {note}" for name, row in rows for note in _notes(row)]
+    notes = [f"{name}: {note}" for name, note in _notes_once(report["tasks"])]
     return Table(f"overlap of the training data with {report['suite']}", titles, cells, "\n".join([*notes, _where(report)]))
 
 
-def _where(report: Mapping[str, Any]) -> str:
+def _where(report: Report) -> str:
+    """What the columns are, and why the threshold stands where it does."""
     other = sorted({row["metric"] for row in report["tasks"] if row.get("metric", "acc1") != "acc1"})
     metrics = f"; scores other than accuracy: {', '.join(other)}" if other else ""
-    judged = f"\nto judge them: {report['review_page']}" if report.get("review_page") else ""
     why = report.get("threshold_measured_on")
     measured = f"threshold {report['default_threshold']:g}, from {why}" if why else ""
-    lines = ["All - Clean in points" + metrics, measured]
-    return "\n".join(filter(None, lines)) + f"\npairs side by side: {report['page']}{judged}"
+    return "\n".join(filter(None, ["All - Clean in points" + metrics, measured]))
+
+
+def _files(report: Report) -> Table:
+    """A line for each file, with the least that is to be known of it."""
+    rows: list[tuple[Cell, ...]] = [(report["page"], "pairs side by side, with every figure of this report")]
+    if report.get("review_page"):
+        rows.append((report["review_page"], "the page to judge pairs on"))
+    rows += [
+        ("summary.md", "the words above"),
+        ("overlap.parquet", "every test picture and the training pictures that it resembles"),
+        ("overlap-pairs.parquet", _told_of_pairs(report.get("matches"))),
+        ("overlap-curve.parquet", "scores, interval and p at other thresholds"),
+    ]
+    for name, told in (("texts", _told_of_texts), ("hosts", _told_of_hosts), ("within", _told_of_repeats)):
+        if found := report.get(name):
+            rows.append((f"overlap-{name}.parquet", told(found)))
+    rows.append(("overlap.png", "figure 17 of the paper; overlap.svg, too"))
+    return Table("where the rest is", ("file", "what it holds"), rows, "--details prints more of it as tables")
+
+
+def _told_of_pairs(matches: Row | None) -> str:
+    return (
+        "the pairs that count"
+        if matches is None
+        else f"{matches['pairs']:,} pairs that count, of {matches['training_pictures']:,} training pictures"
+    )
+
+
+def _told_of_texts(texts: Row) -> str:
+    found, count = (sum(row[name] for row in texts["tasks"]) for name in ("ngram", "texts"))
+    return f"test texts: {found:,} of {count:,} found in training texts"
+
+
+def _told_of_hosts(hosts: Row) -> str:
+    told, top = f"hosts of the overlap: {hosts['image_url']['hosts']:,}", hosts["image_url"]["top"]
+    return told + (f", the most from {top[0]['host']} ({top[0]['share']:.1%})" if top else "")
+
+
+def _told_of_repeats(within: Row) -> str:
+    repeated, count = (sum(row[name] for row in within["tests"]) for name in ("repeated", "count"))
+    training = within["training"]
+    share = "" if training is None or training["share"] is None else f"; inside the training data: {training['share']:.1%}"
+    return f"repeated inside their test set: {repeated:,} of {count:,}{share}"
+
+
+def _notes_once(tasks: Sequence[Row]) -> list[tuple[str, str]]:
+    """Names and notes; what holds for all scores of a task is said once."""
+    found: list[tuple[str, str]] = []
+    for leading in tasks:
+        said: dict[str, str] = {}
+        for row in (leading, *leading.get("further", ())):
+            for note in _notes(row):
+                said.setdefault(note, _name(row, leading))
+        found += [(name, note) for note, name in said.items()]
+    return found
 
 
 def _notes(row: Row) -> list[str]:
@@ -106,19 +169,32 @@ def _other_reasons(rows: Sequence[tuple[str, Row]]) -> Table:
     return Table("what the overlap could show, and what else it could be", titles, cells, note)
 
 
-def _counts(title: str, found: Mapping[str, Any], confidence: float) -> Table:
-    tasks = found["tasks"]
-    counts: list[tuple[Cell, ...]] = [
-        ("tasks with overlap", tasks - found["without_overlap"]),
-        ("score moved by more than 0.1 points", found["shifted"]),
-        (f"{100 * confidence:g}% interval of Overlap excludes Clean", found["interval_excludes_clean"]),
-        ("one-sided p below 0.05", found["significant"]),
-        (f"one-sided p below 0.05 / {max(1, tasks)} (Bonferroni)", found["significant_bonferroni"]),
-        ("one-sided p below 0.05 after Holm", found.get("significant_holm")),
+def _counts(report: Report) -> Table:
+    """The paper's four counts, for each score that was compared; below them what they are worth."""
+    families = {"count": report["summary"], **report.get("further", {})}
+    if len(families) > 1:
+        leading = report["tasks"][0]["score"]
+        families = {
+            f"{asked} ({found['tasks']})": found for asked, found in zip((leading, *report["further"]), families.values(), strict=True)
+        }
+    rows: list[tuple[Cell, ...]] = [
+        (label, *(found[name] for found in families.values()))
+        for label, name in (
+            ("score moved by more than 0.1 points", "shifted"),
+            (f"{100 * report['confidence']:g}% interval of Overlap excludes Clean", "interval_excludes_clean"),
+            ("one-sided p below 0.05", "significant"),
+            ("one-sided p below 0.05 / tasks (Bonferroni)", "significant_bonferroni"),
+        )
     ]
-    by_chance = found.get("by_chance")
-    note = "" if by_chance is None else f"below 0.05 by chance: {by_chance:.2f} of {found['tested']} tests"
-    return Table(title, (f"of {tasks} tasks", "count"), counts, note)
+    notes = [f"{name}: {_worth(found)}" if len(families) > 1 else _worth(found) for name, found in families.items()]
+    return Table("over tasks", (f"of {report['summary']['tasks']} tasks", *families), rows, "\n".join(notes))
+
+
+def _worth(found: Row) -> str:
+    told = f"with overlap: {found['tasks'] - found['without_overlap']}"
+    if found.get("by_chance") is None:
+        return told
+    return f"{told}; p < 0.05: {found['by_chance']:.2f} by chance, {found['significant_holm']} after Holm"
 
 
 def _share(share: float | None) -> Share | None:

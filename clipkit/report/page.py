@@ -6,19 +6,33 @@ Whatever comes from the web (captions, class names, keys) is escaped by the temp
 import base64
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any
 
-from clipkit.report.pages import environment, one_line
-from clipkit.run import replacing
+from clipkit.report.overlap_details import host_tables, text_tables, within_tables
+from clipkit.report.overlap_facts import fact_groups
+from clipkit.report.pages import environment, one_line, p_value, percent, points
+from clipkit.report.tables import text
 
-MAX_FACT = 300
-TOLD = {
-    *("task", "title", "threshold", "count", "overlap", "contamination", "accuracy_all", "accuracy_overlap", "accuracy_clean"),
-    *("all_minus_clean", "p_value", "low", "high", "note", "is_significant", "is_significant_bonferroni", "verdicts"),
+OVERLAP_PAGE = "overlap.html"
+MAX_CELL = 300
+METRICS = {
+    "acc1": "share of right first answers",
+    "acc5": "share of pictures whose class is among the first 5 answers",
+    "mean_per_class_recall": "mean share of right answers per class",
+    "mean_acc1_acc5": "mean of the shares right at the first and among the first 5",
+    "map_11_point": "11-point mean average precision",
+    "mean_average_precision": "mean average precision",
+    "roc_auc": "area under the ROC curve",
+    "f1_macro": "mean F1 over classes",
+    "acc1_worst_group": "share of right answers in the worst group",
+    "text_retrieval_recall@1": "share of pictures whose first text is one of their own",
+    "image_retrieval_recall@1": "share of texts whose first picture is their own",
+    "acc5_worst_group": "share among the first 5 answers in the worst group",
 }
-"""Fields of a row that the sentences and the table tell; `further_facts` has the others."""
+"""What the reports' metrics are called in a sentence; others go by their own names."""
+
+Row = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -52,103 +66,117 @@ class TaskSection:
 
 @dataclass(frozen=True)
 class OverlapPage:
-    """What the page shows: the report of `overlap-report` and a section per task."""
+    """What the page shows: the report of `overlap-report`, a section per task, and each task's curve over thresholds."""
 
     report: Mapping[str, Any]
     sections: Sequence[TaskSection]
-
-
-def write_overlap_page(path: Path, page: OverlapPage) -> None:
-    """Write the page under a temporary name, then rename."""
-    html = render_overlap_page(page)
-    with replacing(path) as temporary:
-        temporary.write_text(html, encoding="utf-8")
+    curves: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
 
 
 def render_overlap_page(page: OverlapPage) -> str:
     """The page as HTML text."""
-    from clipkit.report.figures import similarity_histogram
     from clipkit.report.overlap_figures import overlap_panels, overlap_point
 
     # Every template is escaped, whatever its file is called.
     templates = environment()
-    templates.filters |= {"percent": percent, "points": points, "p_value": p_value}
+    templates.filters |= {"percent": percent, "points": points, "p_value": p_value, "cell": lambda value: one_line(text(value), MAX_CELL)}
     compared = [section for section in page.sections if section.row["overlap"]]
     return templates.get_template("overlap.html").render(
         report=page.report,
         panels=_image_uri(overlap_panels([overlap_point(section.row) for section in compared], confidence=page.report["confidence"]))
         if compared
         else None,
-        sections=[
-            {
-                "task": section,
-                "histogram": _image_uri(similarity_histogram(section.similarity_N, threshold=section.row["threshold"])),
-                "sentences": sentences(section.row, confidence=page.report["confidence"]),
-                "example": verdict_example(section),
-                "facts": further_facts(section.row),
-            }
-            for section in page.sections
-        ],
+        scores_note=scores_note([row for section in page.sections for row in _scores_of(section.row)]),
+        sections=[_shown_section(section, page) for section in page.sections],
+        beside=beside(page.report),
     )
 
 
-def further_facts(row: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Names and values of a row's fields that the page shows nowhere else: the simple ones, and those one level down in a mapping."""
-    found: list[tuple[str, str]] = []
-    for name, value in row.items():
-        if name in TOLD:
-            continue
-        inner = value.items() if isinstance(value, Mapping) else [("", value)]
-        found += [(f"{name} {key}".replace("_", " ").strip(), _fact(one)) for key, one in inner if _is_simple(one)]
-    return found
+def _shown_section(section: TaskSection, page: OverlapPage) -> dict[str, Any]:
+    from clipkit.report.figures import similarity_histogram
+    from clipkit.report.overlap_curve_figures import threshold_curve
+
+    row, confidence = section.row, page.report["confidence"]
+    curve = threshold_curve(page.curves.get(row["task"], ()), threshold=row["threshold"], confidence=confidence)
+    return {
+        "task": section,
+        "histogram": _image_uri(similarity_histogram(section.similarity_N, threshold=row["threshold"])),
+        "curve": None if curve is None else _image_uri(curve),
+        "sentences": sentences(row, confidence=confidence),
+        "example": verdict_example(section),
+        "scores": [{"row": one, "told": _told_beside(row, one, confidence), "groups": fact_groups(one)} for one in _scores_of(row)],
+    }
 
 
-def _is_simple(value: object) -> bool:
-    return isinstance(value, str | int | float) and value != ""
+def _scores_of(row: Row) -> list[Row]:
+    """The leading comparison of a task and the others, which know no more than their scores."""
+    return [row, *({"task": row["task"], **further} for further in row.get("further", ()))]
 
 
-def _fact(value: str | float) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, str):
-        return one_line(value, MAX_FACT)
-    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
+def _told_beside(leading: Row, row: Row, confidence: float) -> list[str]:
+    return (
+        []
+        if row is leading
+        else [
+            *score_sentences(row, confidence=confidence, them="the pictures with a near-duplicate"),
+            *([row["note"]] if row["note"] else []),
+        ]
+    )
 
 
-def percent(share: float | None) -> str:
-    """0.1234 -> 12.3%; a dash for None."""
-    return "–" if share is None else f"{share:.1%}"
+def beside(report: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What stands beside the scores, part by part: its title, what it is, the file that holds all of it, its tables."""
+    texts = ("Captions and prompts", "Texts of the test sets that the training texts hold.", "texts", text_tables(report))
+    hosts = ("Where the overlap comes from", "Hosts of the training pairs that are like a test picture.", "hosts", host_tables(report))
+    within = ("Pictures that come again", "Within a test set, and within the training data.", "within", within_tables(report))
+    return [
+        {"title": title, "note": note, "file": f"overlap-{name}.parquet", "tables": tables}
+        for title, note, name, tables in (texts, hosts, within)
+        if tables
+    ]
 
 
-def points(difference: float | None) -> str:
-    """0.0123 -> +1.23; a dash for None."""
-    return "–" if difference is None else f"{100 * difference:+.2f}".replace("-", "−")
+def scores_note(rows: Sequence[Row]) -> str:
+    """What All, Overlap, Clean and p are under the table of tasks."""
+    asked = sorted({(row["score"], row["metric"]) for row in rows if row.get("score")})
+    scores = ", ".join(f"{score} by {METRICS.get(metric, metric)}" for score, metric in asked)
+    return (
+        "All, Overlap and Clean are scores on the whole test set, on the pictures with a near-duplicate in the training data, and on the "
+        f"others{f' ({scores})' if scores else ''}. All − Clean, in points, is what the overlap adds to the score. p: the chance of so "
+        "good an Overlap, were it as easy as Clean (one-sided; binomial for shares of right answers)."
+    )
 
 
-def p_value(p: float | None) -> str:
-    """Three digits, or a bound where it is smaller; a dash for None."""
-    return "–" if p is None else ("< 0.001" if p < 0.001 else f"{p:.3f}")
-
-
-def sentences(row: Mapping[str, Any], *, confidence: float) -> list[str]:
+def sentences(row: Row, *, confidence: float) -> list[str]:
     """A task's result in plain language."""
     share = f"{row['overlap']:,} of {row['count']:,} test pictures ({percent(row['contamination'])})"
     told = [f"{share} have a near-duplicate in the training data, at similarity {row['threshold']:g} or more."]
     if row["verdicts"]:
         told.append(f"{row['verdicts']:,} of the pictures were judged by a person; a verdict stands above the threshold.")
-    if row["accuracy_overlap"] is not None:
-        interval = f"{confidence:.1%} interval {percent(row['low'])} to {percent(row['high'])}"
-        told.append(f"The model is right on {percent(row['accuracy_overlap'])} of them ({interval}).")
-    if row["accuracy_overlap"] is not None and row["accuracy_clean"] is not None:
-        told.append(
-            f"On the others it is right on {percent(row['accuracy_clean'])}: the overlap moves the score by "
-            f"{points(row['all_minus_clean'])} points, to {percent(row['accuracy_all'])}."
-        )
-        told.append(_test_sentence(row))
+    told += score_sentences(row, confidence=confidence)
     return [*told, row["note"]] if row["note"] else told
 
 
-def _test_sentence(row: Mapping[str, Any]) -> str:
+def score_sentences(row: Row, *, confidence: float, them: str = "them") -> list[str]:
+    """What the overlap did to one score. A metric that is no share of right answers is named."""
+    own, clean, told = row["accuracy_overlap"], row["accuracy_clean"], []
+    is_accuracy = row.get("metric", "acc1") == "acc1"
+    if own is not None:
+        interval = f" ({confidence:.1%} interval {percent(row['low'])} to {percent(row['high'])})" if row["low"] is not None else ""
+        scored = f"The model is right on {percent(own)} of {them}" if is_accuracy else f"On {them} the {_metric(row)} is {percent(own)}"
+        told.append(f"{scored}{interval}.")
+    if own is not None and clean is not None:
+        on_others = f"it is right on {percent(clean)}" if is_accuracy else f"it is {percent(clean)}"
+        moved = f"the overlap moves the score by {points(row['all_minus_clean'])} points, to {percent(row['accuracy_all'])}"
+        told.append(f"On the others {on_others}: {moved}.")
+    return [*told, _test_sentence(row)] if row["p_value"] is not None else told
+
+
+def _metric(row: Row) -> str:
+    return METRICS.get(row["metric"], str(row["metric"]))
+
+
+def _test_sentence(row: Row) -> str:
     if row["is_significant"]:
         corrected = "also" if row["is_significant_bonferroni"] else "but not"
         found = f"Overlap is easier than Clean (one-sided p {p_value(row['p_value'])})"

@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from clipkit.report.pages import environment, one_line
-from clipkit.run import replacing
+from clipkit.report.pages import environment, one_line, write_page
 
 __all__ = ["render_pairs_page", "write_pairs_page"]
 
@@ -24,9 +23,7 @@ MAX_LINK = 2_000
 
 def write_pairs_page(path: Path, *, title: str, note: str, pairs: Sequence[Mapping[str, Any]]) -> None:
     """Write the page under a temporary name, then rename."""
-    page = render_pairs_page(title=title, note=note, pairs=pairs)
-    with replacing(path) as temporary:
-        temporary.write_text(page, encoding="utf-8")
+    write_page(path, render_pairs_page(title=title, note=note, pairs=pairs))
 
 
 def render_pairs_page(*, title: str, note: str, pairs: Sequence[Mapping[str, Any]]) -> str:

@@ -10,18 +10,16 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clipkit.report.page import ShownPair
 from clipkit.report.pages import environment
-from clipkit.run import replacing
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["MAX_PICTURE_CHARACTERS", "REVIEW_PAGE", "ReviewPage", "ReviewTask", "render_review_page", "write_review_page"]
+__all__ = ["MAX_PICTURE_CHARACTERS", "REVIEW_PAGE", "ReviewPage", "ReviewTask", "render_review_page"]
 
 REVIEW_PAGE = "review.html"
 MAX_PICTURE_CHARACTERS = 48_000_000
@@ -56,13 +54,6 @@ class ReviewPage:
 
     report: Mapping[str, Any]
     tasks: Sequence[ReviewTask]
-
-
-def write_review_page(path: Path, page: ReviewPage) -> None:
-    """Write the page under a temporary name, then rename."""
-    html = render_review_page(page)
-    with replacing(path) as temporary:
-        temporary.write_text(html, encoding="utf-8")
 
 
 def render_review_page(page: ReviewPage) -> str:

@@ -1,14 +1,16 @@
-"""Reports as tables: one plain `Table`, shown by rich, Markdown or HTML."""
+"""Reports as tables: one plain `Table`, shown by rich, Markdown or HTML; and paragraphs between them."""
 
 import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import typer
-from rich.console import Console
+from rich.console import Console, RenderableType
+from rich.constrain import Constrain
+from rich.padding import Padding
 from rich.table import Table as RichTable
 from rich.text import Text
 
@@ -20,6 +22,9 @@ Cell = str | int | float | None
 class Share(float):
     """A number from 0 to 1 that a table shows as per cent."""
 
+
+LINE = 100
+"""Characters of a paragraph's line, at most."""
 
 LONGEST_NAME = 28
 """Characters of a cell that is not folded in a narrow terminal."""
@@ -60,6 +65,24 @@ class Table:
 
     def _is_numeric(self, i: int) -> bool:
         return bool(self.rows) and all(isinstance(row[i], int | float) or row[i] is None for row in self.rows)
+
+
+class Shown(Protocol):
+    """What a report has for the terminal."""
+
+    def to_rich(self) -> RenderableType:
+        """For the terminal."""
+
+
+@dataclass(frozen=True)
+class Paragraphs:
+    """Sentences among tables: an empty line between paragraphs, folded where a line would be too long to read."""
+
+    texts: Sequence[str]
+
+    def to_rich(self) -> RenderableType:
+        """For the terminal. Markup in data is shown, not obeyed."""
+        return Padding(Constrain(Text("\n\n".join(printable(one) for one in self.texts)), LINE), (1, 0))
 
 
 def text(cell: Cell) -> str:

@@ -6,8 +6,18 @@ import numpy as np
 import pytest
 
 from clipkit import UserError
-from clipkit.overlap.review import TaskReview, check_report, check_verdicts, fingerprint, load_review, pairs_fingerprint, review_path
+from clipkit.overlap.review import (
+    TaskReview,
+    check_report,
+    check_verdicts,
+    fingerprint,
+    load_review,
+    note_on_threshold,
+    pairs_fingerprint,
+    review_path,
+)
 from clipkit.overlap.statistics.comparison import Parts, judged
+from clipkit.recipe import OverlapRecipe, load_recipe
 
 
 def write(path: Path, content: Any) -> Path:
@@ -46,9 +56,10 @@ def test_without_a_file_there_is_no_review(tmp_path: Path) -> None:
         ([], "JSON object was expected"),
         ({"t": 1}, "task `t`"),
         ({"t": {"treshold": 1}}, "has `treshold`"),
-        ({"t": {"threshold": 2}}, "from -1 to 1"),
-        ({"t": {"threshold": True}}, "from -1 to 1"),
-        ('{"t": {"threshold": NaN}}', "from -1 to 1"),
+        ({"t": {"threshold": 2}}, "above 0, up to 1"),
+        ({"t": {"threshold": 0}}, "above 0, up to 1"),
+        ({"t": {"threshold": True}}, "above 0, up to 1"),
+        ('{"t": {"threshold": NaN}}', "above 0, up to 1"),
         ({"t": {"verdicts": {"x": "duplicate"}}}, "verdict on `x`"),
         ({"t": {"verdicts": {"-1": "duplicate"}}}, "verdict on `-1`"),
         ({"t": {"verdicts": {"1": "same"}}}, '"same"'),
@@ -81,3 +92,21 @@ def test_a_review_of_other_pairs_is_refused_and_one_that_does_not_say_is_taken()
 def test_a_task_may_be_named_as_a_field_is(tmp_path: Path) -> None:
     found = load_review(write(tmp_path / "verdicts.json", {"report": {"threshold": 0.5, "report": "0" * 32}})).of("report")
     assert found == TaskReview(0.5, {}, "0" * 32)
+
+
+@pytest.mark.parametrize("threshold", ["-1", "0", "-0.0", "1.0001"])
+@pytest.mark.parametrize("knob", ["threshold", "thresholds.birds"])
+def test_a_threshold_from_which_everything_counts_is_refused(knob: str, threshold: str) -> None:
+    with pytest.raises(
+        UserError, match=rf"knob `{knob}` in .* is .*: a similarity above 0, up to 1, was expected; .* leave it out"
+    ) as told:
+        load_recipe(OverlapRecipe, None, [f"{knob}={threshold}"])
+    assert "\n" not in str(told.value)
+    assert load_recipe(OverlapRecipe, None, [f"{knob}=1"]) != load_recipe(OverlapRecipe, None, [f"{knob}=0.001"])
+
+
+def test_where_most_of_a_test_set_overlaps_the_long_listing_is_told_beforehand() -> None:
+    told = note_on_threshold("birds", 51, 100, 0.3)
+    assert told is not None
+    assert told.startswith("birds: 51 of 100 test pictures overlap at threshold 0.3;")
+    assert note_on_threshold("birds", 50, 100, 0.3) is None

@@ -5,7 +5,7 @@ from typing import Any
 
 from rich.console import Console
 
-from clipkit.report.overlap_details import overlap_detail_tables
+from clipkit.report.overlap_details import host_tables, text_tables, within_tables
 from clipkit.report.tables import Table
 
 
@@ -20,14 +20,14 @@ def shown(table: Table) -> str:
 
 
 def test_a_report_without_the_stages_has_no_tables() -> None:
-    assert overlap_detail_tables({"tasks": []}) == []
+    assert [tables for of in (text_tables, host_tables, within_tables) if (tables := of({"tasks": []}))] == []
 
 
 def test_texts_are_shown_with_examples_that_do_no_harm() -> None:
     row = {"task": "t", "kind": "caption", "texts": 9, "exact": 1, "contained": 2, "ngram": 3, "share": 0.25, "too_short": 4}
     example = {"task": "t", "how": "exact", "text": "[bold]a[/bold]", "training_text": "\x1b[31ma", "key": "k"}
     texts = {"ngram": 13, "least": 5, "training_texts": 100, "tasks": [row], "too_many": ["big"], "examples": [example]}
-    counts, examples = overlap_detail_tables({"texts": texts})
+    counts, examples = text_tables({"texts": texts})
     assert counts.rows == [("t", "caption", 9, 1, 2, 3, 0.25, 4)]
     assert "big: too many texts to compare" in counts.note
     assert "[bold]a[/bold]" in shown(examples)
@@ -42,7 +42,7 @@ def test_hosts_beyond_the_first_ten_are_pooled() -> None:
         "pairs_without": 7,
     }
     empty = {"hosts": 0, "top": [], "rest": {"hosts": 0, "pairs": 0, "overlap_pairs": 0}, "pairs_without": 9}
-    (table,) = overlap_detail_tables({"hosts": {"image_url": told, "page_url": empty}, "training_pictures": 227})
+    (table,) = host_tables({"hosts": {"image_url": told, "page_url": empty}, "training_pictures": 227})
     assert len(table.rows) == 11
     assert table.rows[0] == ("h0.example", 10, 2, 2e5, 1, 0.5)
     assert table.rows[-1] == ("(5 more)", 120, 7, 1e6 * 7 / 120, None, None)
@@ -71,13 +71,8 @@ def test_repeats_are_shown_for_both_sides() -> None:
         "equal_files": equal,
         "equal_vectors": equal,
     }
-    tests, training = overlap_detail_tables({"within": {"tests": [test], "training": near}})
+    tests, training = within_tables({"within": {"tests": [test], "training": near}})
     assert tests.rows == [("t", 9, 2, 0, 1, 2, 8, 7.4)]
     assert ("interval", "2.0% to 20.0%") in training.rows
     assert ("surplus, if each of the equal files stood once", 2) in training.rows
-    assert [table.title for table in overlap_detail_tables({"within": {"tests": [test], "training": None}})] == [tests.title]
-
-
-def test_the_report_in_words_comes_last() -> None:
-    (table,) = overlap_detail_tables({"plain": ["One.", "Two."]})
-    assert table.rows == [("One.",), ("Two.",)]
+    assert [table.title for table in within_tables({"within": {"tests": [test], "training": None}})] == [tests.title]

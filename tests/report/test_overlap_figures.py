@@ -7,6 +7,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from matplotlib.axes import Axes
 from PIL import Image
 
 from clipkit.report.overlap_figures import OverlapPoint, _drawn, overlap_panels, overlap_point, write_overlap_figure
@@ -54,6 +55,35 @@ def test_a_significant_task_looks_different() -> None:
     drawn = {p: overlap_panels([POINT._replace(p_value=p)], confidence=0.995) for p in (0.0001, 0.02, 0.5, None)}
     assert len({drawn[0.0001], drawn[0.02], drawn[0.5]}) == 3
     assert drawn[None] == drawn[0.5]
+
+
+def marks_of(axes: Axes) -> list[tuple[Any, ...]]:
+    """Colour, shape and fill of each point of a panel, in their order."""
+    lines = [line for line in axes.lines if line.get_marker() not in (None, "None", "")]
+    return [(line.get_color(), line.get_marker(), line.get_markerfacecolor()) for line in lines]
+
+
+def test_a_colour_means_the_same_in_both_panels_and_never_stands_alone() -> None:
+    """By p, whatever the interval says; and who sees no colours has the shapes and their fill."""
+    p_values = (0.0001, 0.02, 0.5, 0.5)
+    points = [POINT._replace(label=f"t{i}", contamination=0.1 + i / 50, p_value=p) for i, p in enumerate(p_values)]
+    points[3] = points[3]._replace(interval_excludes_clean=True, overlap_minus_clean=-0.3, low=-0.4, high=-0.1)
+    figure = _drawn(points, 0.995)
+    left, right = map(marks_of, figure.axes)
+    assert left == right
+    assert len(set(left)) == 3
+    assert len({(shape, fill == "white") for _, shape, fill in left}) == 3
+    told = [text.get_text() for legend in figure.legends for text in legend.get_texts()]
+    assert told == ["p < 0.001", "p < 0.05", "p ≥ 0.05", "99.5% interval excludes 0", "includes 0"]
+    assert not [axes.get_legend() for axes in figure.axes if axes.get_legend()]
+
+
+def test_an_interval_that_excludes_0_is_wider_drawn() -> None:
+    widths = []
+    for excludes in (True, False):
+        figure = _drawn([POINT._replace(interval_excludes_clean=excludes)], 0.995)
+        widths += [line.get_linewidth() for line in figure.axes[0].lines if len(line.get_xdata()) == 2 and line.get_linestyle() == "-"][:1]
+    assert widths[0] > 2 * widths[1]
 
 
 def test_nothing_to_draw_is_said() -> None:

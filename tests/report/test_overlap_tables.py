@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from clipkit.report.overlap_tables import overlap_tables
+from clipkit.report.overlap_tables import further_tables, overlap_tables
 
 ROW: dict[str, Any] = {
     "task": "country211-and-more", "score": "zero-shot", "metric": "acc1", "count": 21_100, "overlap": 4_536, "contamination": 0.215,
@@ -20,14 +20,14 @@ SUMMARY = {
     "significant_holm": 3, "tested": 26, "by_chance": 1.04,
 }  # fmt: skip
 REPORT: dict[str, Any] = {
-    "suite": "clip-paper", "confidence": 0.995, "page": "runs/x/overlap.html", "tasks": [ROW, NO_OVERLAP],
-    "summary": SUMMARY, "further": {},
+    "suite": "clip-paper", "confidence": 0.995, "page": "overlap.html", "tasks": [ROW, NO_OVERLAP],
+    "summary": SUMMARY, "further": {}, "plain": ["One. " * 60, "[bold]Two[/bold]\x1b[31m."],
 }  # fmt: skip
 
 
-def shown(report: dict[str, Any], width: int = 100) -> str:
+def shown(report: dict[str, Any], width: int = 100, *, details: bool = True) -> str:
     console = Console(width=width, record=True, file=io.StringIO())
-    for table in overlap_tables(report):
+    for table in [*(further_tables(report) if details else []), *overlap_tables(report)]:
         console.print(table.to_rich())
     return console.export_text()
 
@@ -42,19 +42,45 @@ def test_the_tables_are_readable_at_a_hundred_columns(text: str) -> None:
     assert max(map(len, text.splitlines())) <= 100
     lines = [line for line in text.splitlines() if line.startswith("│ country211-and-more │")]
     assert [[cell.strip() for cell in line.split("│")[2:-1]] for line in lines] == [
-        ["4,536", "21,100", "21.5%", "29.8%", "31.0%", "29.5%", "+0.32", "0.012"],
         ["+1.50", "-0.12 to +0.76", "0.430", "0.025", "0.031"],
         ["+1.70", "-0.20", "0.710", "97.0%", "31.0%", "<.001"],
+        ["4,536", "21,100", "21.5%", "29.8%", "31.0%", "29.5%", "+0.32", "0.012"],
     ]
     heads = [name.strip() for line in text.splitlines() if "┃" in line for name in line.split("┃")[1:-1]]
     assert {"All - Clean", "99.5% of All - Clean", "detectable", "p of mixes"} <= set(heads)
 
 
-def test_the_four_counts_and_holm_are_lines_of_their_own(text: str) -> None:
-    names = ("tasks with overlap", "0.1 points", "excludes Clean", "p below 0.05  ", "Bonferroni", "after Holm")
-    lines = [next(line for line in text.splitlines() if name in line) for name in names]
-    assert [int(line.split("│")[2]) for line in lines] == [26, 7, 5, 6, 2, 3]
-    assert "below 0.05 by chance: 1.04 of 26 tests" in text
+def test_the_four_counts_are_lines_of_their_own(text: str) -> None:
+    names = ("0.1 points", "excludes Clean", "p below 0.05  ", "Bonferroni")
+    lines = [next(line for line in text.splitlines() if name in line and line.startswith("│")) for name in names]
+    assert [int(line.split("│")[2]) for line in lines] == [7, 5, 6, 2]
+    assert "with overlap: 26; p < 0.05: 1.04 by chance, 3 after Holm" in " ".join(text.split())
+
+
+def test_unasked_it_is_three_short_tables_and_the_words() -> None:
+    """All that stands beside the paper's test is a line with its file: nothing is printed that scrolls the scores away."""
+    hosts = {"image_url": {"hosts": 2, "top": [{"host": "a.example", "share": 0.75}]}}
+    texts = {"tasks": [{"ngram": 3, "texts": 9}, {"ngram": 0, "texts": 4}]}
+    within = {"tests": [{"repeated": 2, "count": 21_100}, {"repeated": 0, "count": 10_000}], "training": {"share": 0.039}}
+    matches = {"pairs": 5_000, "training_pictures": 4_900}
+    report = {**REPORT, "texts": texts, "hosts": hosts, "within": within, "matches": matches, "review_page": "review.html"}
+    text = shown(report, details=False)
+    assert [line.split("┃")[1].strip() for line in text.splitlines() if line.startswith("┃")] == ["task", "of 35 tasks", "file"]
+    rows = dict([cell.strip() for cell in line.split("│")[1:3]] for line in text.splitlines() if line.startswith("│ ") and "." in line)
+    assert rows["overlap-texts.parquet"] == "test texts: 3 of 13 found in training texts"
+    assert rows["overlap-hosts.parquet"] == "hosts of the overlap: 2, the most from a.example (75.0%)"
+    assert rows["overlap-within.parquet"] == "repeated inside their test set: 2 of 31,100; inside the training data:"  # and its share
+    assert rows["overlap-pairs.parquet"] == "5,000 pairs that count, of 4,900 training pictures"
+    assert {"overlap.html", "review.html", "overlap-curve.parquet", "summary.md"} <= set(rows)
+    assert not {"overlap-texts.parquet", "review.html"} & set(shown(REPORT, details=False).split())
+
+
+def test_the_words_are_paragraphs_of_readable_lines_in_which_nothing_is_obeyed() -> None:
+    lines = shown(REPORT, width=160, details=False).splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith("One."))
+    assert max(len(line.rstrip()) for line in lines[start : start + 3]) <= 100
+    assert [line.rstrip() for line in lines if "Two" in line] == ["[bold]Two[/bold][31m."]
+    assert "\x1b" not in "".join(lines)
 
 
 def test_what_stands_in_the_way_is_told_below(text: str) -> None:
@@ -72,4 +98,6 @@ def test_other_scores_stand_beside_the_leading_one() -> None:
     probe = {**ROW, "score": "probe", "metric": "acc1"}
     text = shown({**REPORT, "tasks": [{**ROW, "task": "birds", "further": [probe]}], "further": {"probe": SUMMARY}})
     assert "birds: probe" in text
-    assert "over tasks: probe" in text
+    head = next(line for line in text.splitlines() if "of 35 tasks" in line)
+    assert [name.strip() for name in head.split("┃")[2:-1]] == ["zero-shot (35)", "probe (35)"]
+    assert [line.count("all but blank") for line in [" ".join(text.split())]] == [1]  # of both scores, and said once

@@ -3,20 +3,24 @@ from dataclasses import replace
 from html.parser import HTMLParser
 from typing import Any
 
+import numpy as np
 import pytest
 
+from clipkit.overlap.answers.asked import Answers, Scored
+from clipkit.overlap.answers.weighted import mean_of
+from clipkit.overlap.statistics.comparison import Parts, compare
+from clipkit.overlap.statistics.together import rows_together
+from clipkit.report.overlap_facts import fact_groups
 from clipkit.report.page import (
     OverlapPage,
     ShownPair,
     TaskSection,
-    further_facts,
-    p_value,
-    percent,
-    points,
     render_overlap_page,
+    scores_note,
     sentences,
     verdict_example,
 )
+from clipkit.report.pages import p_value, percent, points
 
 EVIL = "</p><img src=x onerror=alert(1)>"
 PICTURE = "data:image/png;base64,AA=="
@@ -80,22 +84,102 @@ def test_the_example_of_a_review_is_one_that_is_read_as_is() -> None:
     assert json.loads(verdict_example(SECTION)) == {"birds": {"threshold": 0.9, "verdicts": {"3": "duplicate", "7": "different"}}}
 
 
-def test_fields_that_nothing_else_tells_are_listed() -> None:
-    row = {
-        **ROW,
-        "holm": {"p_value": 0.01234567, "is_significant": True, "steps": [1]},
-        "black_frames": 1234,
-        "why": EVIL,
-        "curve": [1, 2],
-        "x": None,
-    }
-    assert further_facts(row) == [
-        ("is shifted", "yes"), ("interval excludes clean", "no"), ("holm p value", "0.01235"), ("holm is significant", "yes"),
-        ("black frames", "1,234"), ("why", EVIL),
-    ]  # fmt: skip
+def facts(row: dict[str, Any]) -> dict[str, dict[str, str]]:
+    return {group.title: {fact.name: fact.value for fact in group.facts} for group in fact_groups(row)}
+
+
+def test_a_field_that_no_group_knows_is_listed_under_its_own_name() -> None:
+    further = {"mine": {"p_value": 0.01234567, "is_new": True, "steps": [1]}, "odd_frames": 1234, "why": EVIL, "list": [1, 2], "x": None}
+    row = {**ROW, **further}
+    assert facts(row)["Other figures"] == {"mine p value": "0.01235", "mine is new": "yes", "odd frames": "1,234", "why": EVIL}
     html = render_overlap_page(OverlapPage(REPORT, [replace(SECTION, row=row)]))
-    assert "<dt>black frames</dt><dd>1,234</dd>" in html
+    assert "<dt>odd frames</dt><dd>1,234</dd>" in html
     assert EVIL not in html
+
+
+def compared(*, overlap: int = 30, blank: bool = False) -> dict[str, Any]:
+    """The row of a real comparison of 100 pictures in 4 classes."""
+    rng = np.random.default_rng(3)
+    labels_N = np.arange(100) % 4
+    logits_NC = np.eye(4)[labels_N] + rng.normal(0, 0.7, (100, 4))
+    hits_N = logits_NC.argmax(1) == labels_N
+    scored = Scored(mean_of(hits_N), hits_N, hits_N.astype(float))
+    answers = Answers("zero-shot", "acc1", hits_N, logits_NC.argmax(1), labels_N, lambda similarity_N: lambda threshold: scored)
+    similarity_N = np.where(np.arange(100) < overlap, 0.95, 0.2).astype(np.float32)
+    is_blank_N = np.arange(100) < 2 if blank else np.zeros(100, bool)
+    return rows_together([compare(answers, Parts(similarity_N, 0.9, is_blank_N), confidence=0.995, seed=0)])[0]
+
+
+def test_every_figure_of_a_real_comparison_has_a_name_a_unit_and_a_line() -> None:
+    groups = fact_groups(compared(blank=True))
+    titles = [group.title for group in groups]
+    assert titles == [
+        "The paper's own", "Corrected, and tested in other ways", "What could have been seen", "Class mix",
+        "Pictures that show next to nothing",
+    ]  # fmt: skip
+    assert all(fact.meaning and "_" not in fact.name for group in groups for fact in group.facts)
+    assert all(len(fact.meaning) <= 90 for group in groups for fact in group.facts)
+
+
+def test_figures_have_the_values_of_the_row_in_their_units() -> None:
+    row = compared(blank=True)
+    told = facts(row)
+    assert told["The paper's own"]["Overlap − Clean"] == f"{points(row['overlap_minus_clean'])} points"
+    assert told["Corrected, and tested in other ways"]["p, two-sided"] == p_value(row["p_two_sided"])
+    ends = f"{points(row['all_minus_clean_low'])} to {points(row['all_minus_clean_high'])} points"
+    assert told["Corrected, and tested in other ways"]["Interval of All − Clean"] == ends
+    assert told["What could have been seen"]["p below 0.05 without any effect"] == percent(row["false_alarm"])
+    assert told["Class mix"]["Classes in both"] == "4"
+    assert told["Pictures that show next to nothing"]["All but blank in Overlap"] == "2"
+    assert "Overlap − Clean without them" not in facts(compared())["Pictures that show next to nothing"]
+
+
+def test_without_overlap_what_cannot_be_asked_is_not_listed() -> None:
+    assert list(facts(compared(overlap=0))) == ["The paper's own", "Pictures that show next to nothing"]
+
+
+def test_other_scores_of_a_task_have_their_rows_sentences_and_figures() -> None:
+    leading, probe = compared(), {**compared(), "score": "probe", "metric": "mean_per_class_recall", "accuracy_overlap": 0.4321}
+    row = {**ROW, **leading, "task": "birds", "threshold": 0.9, "further": [probe]}
+    html = render_overlap_page(OverlapPage(REPORT, [replace(SECTION, row=row)]))
+    assert '<a href="#task-1">birds: probe</a>' in html
+    assert "On the pictures with a near-duplicate the mean share of right answers per class is 43.2%" in html
+    assert html.count("What could have been seen") == 2
+    assert "probe by mean share of right answers per class, zero-shot by share of right first answers" in scores_note([row, probe])
+
+
+def test_the_curve_is_drawn_where_there_is_one() -> None:
+    curve = [
+        {"threshold": at, "overlap": n, "contamination": n / 100, "all_minus_clean": n / 1000, "all_minus_clean_low": -0.01,
+         "all_minus_clean_high": 0.02, "p_value": 0.2}
+        for at, n in ((0.95, 1), (0.9, 10), (0.8, 20))
+    ]  # fmt: skip
+    alternative = "All minus Clean with its interval, and the share of overlap"
+    assert alternative in render_overlap_page(OverlapPage(REPORT, [SECTION], {"birds": curve}))
+    for curves in ({}, {"birds": curve[:1]}, {"cars": curve}):
+        assert alternative not in render_overlap_page(OverlapPage(REPORT, [SECTION], curves))
+
+
+def test_texts_hosts_and_repeats_stand_on_the_page_where_the_report_has_them() -> None:
+    bare = render_overlap_page(OverlapPage(REPORT, [SECTION]))
+    assert "<table>" not in bare
+    row = {"task": "t", "kind": "caption", "texts": 9, "exact": 1, "contained": 2, "ngram": 3, "share": 0.25, "too_short": 4}
+    example = {"task": "t", "how": "exact", "text": EVIL, "training_text": f"\u202e{EVIL}", "key": "k"}
+    texts = {"ngram": 13, "least": 5, "training_texts": 100, "tasks": [row], "too_many": [], "examples": [example]}
+    host = {"host": "a.example", "pairs": 10, "overlap_pairs": 2, "test_pictures": 1, "share": 0.5, "per_million": 2e5}
+    hosts = {"image_url": {"hosts": 1, "top": [host], "rest": {"hosts": 0, "pairs": 0, "overlap_pairs": 0}, "pairs_without": 7}}
+    test = {"task": "t", "count": 9, "repeated": 2, "groups": 1, "largest": 2, "distinct": 8, "effective": 7.4, "equal": 0}
+    html = render_overlap_page(
+        OverlapPage({**REPORT, "texts": texts, "hosts": hosts, "within": {"tests": [test], "training": None}}, [SECTION])
+    )
+    for name in ("texts", "hosts", "within"):
+        assert f"overlap-{name}.parquet" in html
+        assert f"overlap-{name}.parquet" not in bare
+    assert '<td>a.example</td><td class="number">10</td><td class="number">2</td>' in html
+    assert '<td class="number">25.0%</td>' in html
+    assert '<td class="number">7.4</td>' in html
+    assert EVIL not in html
+    assert "\u202e" not in html
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 """What both pages share: a stranger's text on one line."""
 
-from clipkit.report.pages import environment, one_line
+from clipkit.report.pages import environment, one_line, write_page
 
 
 def test_a_text_stands_on_one_line_without_what_does_not_print():
@@ -11,3 +11,11 @@ def test_a_text_stands_on_one_line_without_what_does_not_print():
 
 def test_what_is_filled_in_is_escaped():
     assert environment().from_string("{{ text }}").render(text="<b>") == "&lt;b&gt;"
+
+
+def test_a_page_replaces_the_one_before_whole_and_leaves_nothing_else(tmp_path):
+    page = tmp_path / "page.html"
+    page.write_text("old")
+    write_page(page, "<p>ö</p>")
+    assert page.read_bytes() == "<p>ö</p>".encode()
+    assert list(tmp_path.iterdir()) == [page]

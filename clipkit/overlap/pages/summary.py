@@ -10,7 +10,7 @@ from typing import Any
 from clipkit import __version__, printable
 from clipkit.overlap.matches.hosts import NO_HOST
 from clipkit.overlap.statistics.effect import LEVEL
-from clipkit.report.page import p_value, percent
+from clipkit.report.pages import p_value, percent
 from clipkit.run import replacing
 
 __all__ = ["counted", "tell", "write_summary"]

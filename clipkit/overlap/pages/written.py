@@ -5,11 +5,13 @@ from typing import Any
 
 from clipkit.dataset.shards import Shards
 from clipkit.overlap.findings import Finding
+from clipkit.overlap.pages.curves import CURVES, leading_curves
 from clipkit.overlap.pages.shown import Compared, draw_pages, live_hits
 from clipkit.overlap.search.passes import Search
 from clipkit.overlap.search.scale import threshold_of
-from clipkit.report.page import OverlapPage, write_overlap_page
-from clipkit.report.review_page import REVIEW_PAGE, ReviewPage, write_review_page
+from clipkit.report.page import OVERLAP_PAGE, OverlapPage, render_overlap_page
+from clipkit.report.pages import write_page
+from clipkit.report.review_page import REVIEW_PAGE, ReviewPage, render_review_page
 
 __all__ = ["write_pages"]
 
@@ -20,9 +22,10 @@ def write_pages(search: Search, report: Mapping[str, Any], findings: Sequence[Fi
     reviewed = recipe.pairs_reviewed if report["review_page"] else None
     compared = [_compared(search, finding) for finding in findings]
     sections, tasks = draw_pages(compared, shards, shown=recipe.pairs_shown, reviewed=reviewed, seed=recipe.seed)
-    write_overlap_page(folder / "overlap.html", OverlapPage(report, sections))
+    curves = leading_curves(folder / CURVES, report["tasks"])
+    write_page(folder / OVERLAP_PAGE, render_overlap_page(OverlapPage(report, sections, curves)))
     if report["review_page"]:
-        write_review_page(folder / REVIEW_PAGE, ReviewPage(report, tasks))
+        write_page(folder / REVIEW_PAGE, render_review_page(ReviewPage(report, tasks)))
 
 
 def _compared(search: Search, finding: Finding) -> Compared:

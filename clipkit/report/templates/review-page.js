@@ -269,8 +269,8 @@
     current = one;
     position = 0;
     const { low, high } = similarityRange();
-    at("slider").min = Math.max(-1, low).toFixed(3);
-    at("slider").max = Math.min(1, Math.max(high, low)).toFixed(3);
+    at("slider").min = Math.max(0.001, low).toFixed(3);
+    at("slider").max = Math.min(1, Math.max(high, low, 0.002)).toFixed(3);
     at("task-title").textContent = one.title;
     at("task-name").textContent = one.name;
     makeCards();
@@ -280,9 +280,9 @@
 
   function setThreshold(text) {
     const threshold = Number(text);
-    const isSimilarity = text.trim() !== "" && Math.abs(threshold) <= 1;
+    const isSimilarity = text.trim() !== "" && State.isThreshold(threshold);
     at("exact").setAttribute("aria-invalid", String(!isSimilarity));
-    if (!isSimilarity) return say("A threshold is a similarity from -1 to 1.");
+    if (!isSimilarity) return say("A threshold is a similarity above 0, up to 1: from 0 down every picture counts.");
     State.setThreshold(current, threshold);
     drawSoon();
   }

@@ -118,6 +118,11 @@ const State = (() => {
     return value;
   }
 
+  /* As in a recipe: from 0 down next to every picture would count. */
+  function isThreshold(value) {
+    return typeof value === "number" && value > 0 && value <= 1;
+  }
+
   function readTask(name, entry) {
     const one = tasks.find((known) => known.name === name);
     if (one === undefined) throw new Error(`The file names task ${name}: this page has ${tasks.map((known) => known.name).join(", ")}.`);
@@ -126,8 +131,8 @@ const State = (() => {
     if (report !== undefined && report !== null && report !== one.report) {
       throw new Error(`The verdicts on task ${name} are of another report: test set, training shards or detector are others.`);
     }
-    if (threshold !== undefined && threshold !== null && !(typeof threshold === "number" && Math.abs(threshold) <= 1)) {
-      throw new Error(`The threshold of task ${name} is no similarity from -1 to 1.`);
+    if (threshold !== undefined && threshold !== null && !isThreshold(threshold)) {
+      throw new Error(`The threshold of task ${name} is no similarity above 0, up to 1.`);
     }
     return { threshold, verdicts: Object.entries(mapping(verdicts, `verdicts of task ${name}`)).map((pair) => readVerdict(one, ...pair)) };
   }
@@ -171,5 +176,5 @@ const State = (() => {
     keep();
   }
 
-  return { tasks, confidence: page.confidence, text, isSaved, judge, undo, setThreshold, markSaved, load, restore, reset };
+  return { tasks, confidence: page.confidence, isThreshold, text, isSaved, judge, undo, setThreshold, markSaved, load, restore, reset };
 })();

@@ -11,7 +11,7 @@ import torch
 from PIL import Image, ImageDraw
 from sklearn.datasets import load_digits, load_sample_images
 
-from clipkit.overlap.answers.information import LEAST_CONTRAST, contrast, low_information, low_information_flags
+from clipkit.overlap.answers.information import BLACK, LEAST_CONTRAST, blackness, contrast, low_information_flags, shows_nothing
 from clipkit.run import Run
 
 
@@ -40,6 +40,10 @@ def jpeg(image: Image.Image, quality: int) -> Image.Image:
     return Image.open(out)
 
 
+def low_information(seen: torch.Tensor) -> bool:
+    return bool(shows_nothing(torch.tensor(contrast(seen)), torch.tensor(blackness(seen))))
+
+
 @pytest.mark.parametrize("colour", [(0, 0, 0), (255, 255, 255), (90, 20, 200)])
 def test_plain_colours_show_nothing_with_faint_noise_and_compressed_too(colour: tuple[int, int, int]) -> None:
     for image in (plain(colour), noisy(plain(colour), 2), jpeg(noisy(plain(colour), 2), 30), plain(colour, (1, 1))):
@@ -65,6 +69,25 @@ def test_photographs_and_handwriting_show_something() -> None:
         assert not low_information(pixels(Image.fromarray(photo).resize((32, 32))))
     for digit in load_digits().images[rng.permutation(1797)[:200]]:
         assert not low_information(pixels(Image.fromarray((digit * 15).astype(np.uint8))))
+
+
+def framed(ground: int, side: int, size: int = 48) -> torch.Tensor:
+    """A ground with a bright square, as of a logo in its corner."""
+    image = plain((ground, ground, ground), (size, size))
+    image.paste((255, 210, 0), (size - side - 2, 2, size - 2, 2 + side))
+    return pixels(image)
+
+
+def test_a_black_frame_with_a_small_logo_shows_nothing() -> None:
+    """The same on white is a drawing, and a digit on black has more of it."""
+    for ground in (0, BLACK):
+        assert contrast(framed(ground, 8)) > LEAST_CONTRAST
+        assert low_information(framed(ground, 8))  # 64 of 2,304 pixels: 2.8%
+        assert not low_information(framed(ground, 9))  # 3.5%
+    for ground in (BLACK + 1, 255):
+        assert not low_information(framed(ground, 8))
+    assert low_information(pixels(jpeg(noisy(Image.fromarray(framed(4, 20, 224).permute(1, 2, 0).numpy()), 2), 75)))
+    assert blackness(framed(0, 8)) == 1 - 64 / 2304
 
 
 def test_contrast_is_the_greatest_deviation_of_a_colour_by_numpy() -> None:

@@ -77,8 +77,8 @@ def test_places_without_a_candidate_stay_empty_and_without_a_background_nothing_
 def test_the_tasks_threshold_stands_above_the_knob_and_that_above_the_detectors(color_encoder: Any) -> None:
     detector = CosineDetector(color_encoder, threshold=Threshold(0.3, "drawn pictures"))
     assert threshold_of(OverlapRecipe(), detector, "birds") == 0.3
-    assert threshold_of(OverlapRecipe(threshold=0.0), detector, "birds") == 0.0
-    assert threshold_of(OverlapRecipe(threshold=0.5, thresholds={"birds": -0.1}), detector, "birds") == -0.1
+    assert threshold_of(OverlapRecipe(threshold=0.1), detector, "birds") == 0.1
+    assert threshold_of(OverlapRecipe(threshold=0.5, thresholds={"birds": 0.01}), detector, "birds") == 0.01
     facts = detector_facts(OverlapRecipe(), detector)
     assert (facts["default_threshold"], facts["threshold_measured_on"], facts["score_norm"]) == (0.3, "drawn pictures", None)
     assert detector_facts(OverlapRecipe(threshold=0.5), detector)["threshold_measured_on"] == "the knob `threshold`"
