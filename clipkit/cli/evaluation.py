@@ -165,12 +165,12 @@ def _report(asked: Asked) -> dict[str, Any]:
 
 
 def _about_classes(report: dict[str, Any], out: Path, *, per_class: bool) -> list[Table]:
-    """Tables of classes and templates; their figures are drawn on the way."""
-    from clipkit.report.classifying import class_tables, gain_tables, write_figures
+    """Tables of classes, templates and super-classes; their figures are drawn on the way."""
+    from clipkit.report.classifying import class_tables, gain_tables, pool_tables, write_figures
 
     done = list(dict.fromkeys(score["task"] for score in report["scores"]))
     write_figures(out, done)
-    return [*(class_tables(out, done) if per_class else []), *gain_tables(out, done)]
+    return [*(class_tables(out, done) if per_class else []), *gain_tables(out, done), *pool_tables(out, done)]
 
 
 @eval_app.command("encode", no_args_is_help=True)

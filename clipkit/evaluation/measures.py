@@ -94,9 +94,9 @@ def classified(
 def measure(logits_NC: NDArray[np.floating], labels_N: NDArray[np.int64], *, confidence: float, seed: int) -> list[Value]:
     """Top-1, top-5 (from six classes on) and mean per-class recall with intervals: exact ones for the shares, a bootstrap for the mean."""
     hits_N = top_k_hits(logits_NC, labels_N, 1)
-    values = [_share("acc1", hits_N, confidence)]
+    values = [share_value("acc1", hits_N, confidence)]
     if logits_NC.shape[1] > 5:
-        values.append(_share("acc5", top_k_hits(logits_NC, labels_N, 5), confidence))
+        values.append(share_value("acc5", top_k_hits(logits_NC, labels_N, 5), confidence))
     interval = recall_interval(hits_N, labels_N, confidence=confidence, seed=seed)
     return [*values, Value("mean_per_class_recall", mean_per_class_recall(hits_N, labels_N), interval)]
 
@@ -205,7 +205,8 @@ def worst_group(metric: str, hits_N: NDArray[np.bool_], groups: Sequence[str], c
     return Value(metric, min(share["acc1"] for share in shares), Interval(*(min(s[end] for s in shares) for end in ("low", "high"))))
 
 
-def _share(metric: str, hits_N: NDArray[np.bool_], confidence: float) -> Value:
+def share_value(metric: str, hits_N: NDArray[np.bool_], confidence: float) -> Value:
+    """A share of the pictures with its exact interval."""
     right, count = int(hits_N.sum()), len(hits_N)
     return Value(metric, right / count, clopper_pearson(right, count, confidence))
 

@@ -14,6 +14,7 @@ from clipkit.evaluation.class_texts import ClassTexts
 from clipkit.evaluation.embeddings import embed
 from clipkit.evaluation.measures import Outcome, classified
 from clipkit.evaluation.per_class import class_table, confusion
+from clipkit.evaluation.pooling import pools_of, score_pools
 from clipkit.evaluation.scores import Method, score_suite, write_table
 from clipkit.evaluation.splits import Split
 from clipkit.evaluation.suite import SplitName, Suite, Task
@@ -126,6 +127,9 @@ def _classify(encoder: Encoder, task: Task, splits: Mapping[SplitName, Split], *
     if recipe.zero_shot.compare_templates and task.kind == "classification":
         facts["templates"] = template_gains(logits_of, task, split.labels_N, **knobs)
     outcome = classified(logits_of(task), split.labels_N, **knobs, facts=facts, task=task, split=split)
+    if (pools := pools_of(task)) is not None:
+        values, told = score_pools(logits_of, pools, split.labels_N, **knobs)
+        outcome = outcome._replace(values=[*outcome.values, *values], facts={**outcome.facts, "pooling": told})
     if task.kind == "classification" and outcome.predictions is not None:
         write_table(run.path / "classes" / f"{task.name}.parquet", class_table(task, outcome.predictions, confidence=recipe.confidence))
         write_table(run.path / "confusion" / f"{task.name}.parquet", confusion(outcome.predictions))
