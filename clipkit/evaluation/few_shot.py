@@ -23,7 +23,7 @@ from scipy.stats import t as student
 
 from clipkit import UserError
 from clipkit.evaluation.embeddings import Embeddings, embed
-from clipkit.evaluation.intervals import Interval
+from clipkit.evaluation.intervals import Interval, level
 from clipkit.evaluation.linear_probe import WITHOUT_GROUPS, Labelled, all_splits, choose_strength, fit_all, search_parts
 from clipkit.evaluation.measures import MAIN_METRIC, Outcome, Value, classified, label_value, main_value
 from clipkit.evaluation.metrics import top_k_hits
@@ -107,10 +107,15 @@ def score_few_shot(
 
 
 def mean_over_draws(accuracies: Sequence[float], confidence: float) -> tuple[float, Interval]:
-    """Mean and Student's t interval over draws, within 0 and 1. One draw says nothing of the others: from 0 to 1."""
+    """Mean and Student's t interval over draws, within 0 and 1. One draw says nothing of the others: from 0 to 1.
+
+    Of draws that are all equal there is no t: what share of draws may be others is bounded instead (`intervals.level`).
+    """
     mean = float(np.mean(accuracies))
     if len(accuracies) < 2:
         return mean, Interval(0.0, 1.0)
+    if min(accuracies) == max(accuracies):
+        return mean, level(mean, len(accuracies), lowest=0.0, highest=1.0, confidence=confidence)
     error = float(np.std(accuracies, ddof=1)) / len(accuracies) ** 0.5
     half = float(student.ppf((1 + confidence) / 2, len(accuracies) - 1)) * error
     return mean, Interval(max(mean - half, 0.0), min(mean + half, 1.0))

@@ -31,7 +31,10 @@ def template_gains(
 
 
 def paired_gain(before_N: NDArray[np.bool_], after_N: NDArray[np.bool_], *, confidence: float, seed: int) -> dict[str, float]:
-    """The gain in accuracy, its bootstrap interval over pictures, and the exact two-sided p of McNemar's test."""
+    """The gain in accuracy, its bootstrap interval over pictures, and the exact two-sided p of McNemar's test.
+
+    Of classifiers that are right on the same pictures, whose draws never differ, the interval is `intervals.level`'s.
+    """
     changes_N = after_N.astype(float) - before_N
-    interval = mean_interval(changes_N, confidence=confidence, seed=seed)
+    interval = mean_interval(changes_N, confidence=confidence, seed=seed, lowest=-1.0)
     return {"gain": float(changes_N.mean()), "low": interval.low, "high": interval.high, "p": mcnemar(before_N, after_N)}

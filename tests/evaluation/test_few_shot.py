@@ -155,6 +155,9 @@ def test_the_interval_over_draws_is_students() -> None:
     theirs = ttest_1samp(accuracies, 0.0).confidence_interval(0.95)
     assert (mean, interval.low, interval.high) == pytest.approx((0.5875, theirs.low, theirs.high))
     assert mean_over_draws([0.4], 0.95) == (0.4, (0.0, 1.0))
+    # Five draws alike have no t: others may be a share q with (1 - q) ** 5 = 0.025, and score 0 or 1.
+    other = 1 - 0.025 ** (1 / 5)
+    assert mean_over_draws([0.4] * 5, 0.95) == (pytest.approx(0.4), pytest.approx((0.4 - 0.4 * other, 0.4 + 0.6 * other)))
 
 
 @pytest.mark.parametrize("strength", [1e-2, 1.0, 100.0])
