@@ -83,12 +83,17 @@ def sum_texts(
 
 def mean_directions(encoder: Encoder, task: Task, sums_CD: torch.Tensor) -> torch.Tensor:
     """The classifier (C, D) from the sums of its texts. Raises UserError where a class has no direction."""
+    return directions(encoder, sums_CD, lambda label: f"class {task.classes[label][0]!r} of task `{task.name}`").float()
+
+
+def directions(encoder: Encoder, sums_CD: torch.Tensor, called: Callable[[int], str]) -> torch.Tensor:
+    """Sums of texts at unit length (C, D) in float64. Raises UserError where one has no direction; `called`: what it is of."""
     weights_CD = torch.nn.functional.normalize(sums_CD, dim=1)
     broken_C = ~(weights_CD.norm(dim=1) > 0.5)  # not `<`: NaN is broken too
     if broken_C.any():
-        name = task.classes[int(broken_C.int().argmax())][0]
-        raise UserError(f"model `{encoder.name}` gives no direction for class {name!r} of task `{task.name}`: its weights are damaged")
-    return weights_CD.float()
+        which = called(int(broken_C.int().argmax()))
+        raise UserError(f"model `{encoder.name}` gives no direction for {which}: its weights are damaged")
+    return weights_CD
 
 
 def predict(encoder: Encoder, task: Task, split: Split, *, run: Run, cache: Path, batch_size: int, workers: int) -> Predictions:
