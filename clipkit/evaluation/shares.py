@@ -1,34 +1,50 @@
-"""Ranks that share the encoding of pictures: started by torchrun, each makes other blocks of the cache, and all meet at the end."""
+"""Ranks that share the work on pictures: started by torchrun or by a training run, each does its own part, and all tell each other."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, NamedTuple
 
 import torch.distributed as dist
 
+from clipkit import UserError
+
 LONGEST_WAIT = timedelta(days=7)
 """For ranks that have more left to do; one that was killed is noticed at once."""
+Gather = Callable[[Any], list[Any]]
+"""What every rank has, by rank; called by all of them, and waits for all."""
+
+
+def _alone(mine: Any) -> list[Any]:
+    return [mine]
 
 
 class Share(NamedTuple):
-    """This process's number and how many there are."""
+    """This process's number, how many there are, and how they tell each other."""
 
     rank: int = 0
     ranks: int = 1
+    gathered: Gather = _alone
 
     def has(self, i: int) -> bool:
         """Whether the i-th block is this rank's."""
         return i % self.ranks == self.rank
 
-    def gathered(self, mine: Any) -> list[Any]:
-        """What every rank found, by rank; called by all of them, and waits for all."""
-        if self.ranks == 1:
-            return [mine]
-        found: list[Any] = [None] * self.ranks
-        dist.all_gather_object(found, mine)
-        return found
+    def part(self, total: int) -> tuple[int, int]:
+        """Start and stop of this rank's part of `total` things."""
+        return total * self.rank // self.ranks, total * (self.rank + 1) // self.ranks
+
+    def together(self, find: Callable[[], Any]) -> list[Any]:
+        """What each rank finds. A mistake of one is raised on all: nobody waits for one that has stopped."""
+        try:
+            mine, problem = find(), None
+        except UserError as error:
+            mine, problem = None, str(error)
+        answers = self.gathered((mine, problem))
+        if problems := [told for _, told in answers if told is not None]:
+            raise UserError(problems[0])
+        return [found for found, _ in answers]
 
 
 @contextmanager
@@ -40,6 +56,12 @@ def shared() -> Iterator[Share]:
         return
     dist.init_process_group("gloo", timeout=LONGEST_WAIT)
     try:
-        yield Share(dist.get_rank(), count)
+        yield Share(dist.get_rank(), count, _over_gloo)
     finally:
         dist.destroy_process_group()
+
+
+def _over_gloo(mine: Any) -> list[Any]:
+    found: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(found, mine)
+    return found
