@@ -8,12 +8,12 @@ run goes on behind the last whole block. Of a split each file is hashed again as
 
 import hashlib
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -29,6 +29,7 @@ from clipkit.run import Run, save_tensors
 
 BLOCK = 4_096
 WHOLE = Share()
+Begun = TypeVar("Begun")
 
 
 class Pictures(Protocol):
@@ -240,26 +241,32 @@ def _sight(encoder: Encoder) -> Any:
     return (preprocessing.size, preprocessing.squashed) if isinstance(preprocessing, Preprocess) else encoder.preprocess
 
 
+def one_ahead(started: Iterable[Begun]) -> Iterator[Begun]:
+    """Each thing once the next one is begun: threads work at that while the caller uses this one."""
+    ahead: deque[Begun] = deque()
+    for one in started:
+        ahead.append(one)
+        if len(ahead) > 1:
+            yield ahead.popleft()
+    yield from ahead
+
+
 def _decoded_batches(
     eyes: Sequence[Encoder], pictures: Pictures, starts: range, *, stop: int, workers: int, digests: Digests | None
 ) -> Iterator[tuple[int, list[Tensor]]]:
-    """Batches of decoded pictures, once for each of `eyes`, with the index they start at.
-
-    Threads decode the next batch while the caller uses this one.
-    """
+    """Batches of decoded pictures, once for each of `eyes`, with the index they start at."""
     with ThreadPoolExecutor(workers) if workers else nullcontext() as pool:
-        ahead: deque[tuple[int, list[list[Callable[[], Tensor]]]]] = deque()
-        for start in starts:
+
+        def begin(start: int) -> tuple[int, list[list[Callable[[], Tensor]]]]:
             files = pictures.read(start, min(start + starts.step, stop))
             if digests is not None:
                 _check_unchanged(files, digests[start : start + len(files)], start, pictures=pictures)
             decodes: list[list[Callable[[], Tensor]]] = [
                 [partial(_decode, eye, file, pictures=pictures, index=start + i) for i, file in enumerate(files)] for eye in eyes
             ]
-            ahead.append((start, decodes if pool is None else [[pool.submit(one).result for one in eye] for eye in decodes]))
-            if len(ahead) > 1:
-                yield _stacked(ahead.popleft())
-        yield from map(_stacked, ahead)
+            return start, decodes if pool is None else [[pool.submit(one).result for one in eye] for eye in decodes]
+
+        yield from map(_stacked, one_ahead(map(begin, starts)))
 
 
 def _stacked(batch: tuple[int, Sequence[Sequence[Callable[[], Tensor]]]]) -> tuple[int, list[Tensor]]:
