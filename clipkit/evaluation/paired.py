@@ -22,7 +22,7 @@ from clipkit import UserError
 from clipkit.evaluation.intervals import Interval, bootstrap, clopper_pearson
 from clipkit.evaluation.measures import LEFT_OUT
 from clipkit.evaluation.metrics import macro_f1, roc_auc
-from clipkit.evaluation.resampling import unanimous
+from clipkit.evaluation.resampling import mean_interval, unanimous
 from clipkit.evaluation.significance import holm, mcnemar
 
 MAX_RESULT_BYTES = 100_000_000
@@ -143,9 +143,7 @@ def compare_metric(metric: str, a: pa.Table, b: pa.Table, *, confidence: float, 
         raise UserError("the predictions of the runs are about different pictures or labels: run both again")
     first, second = ({name: pair[i] for name, pair in known.items()} for i in (0, 1))
     if metric in ("acc1", "acc5"):
-        hits_a_N, hits_b_N = (_hits(columns, metric) for columns in (first, second))
-        bootstrapped = _bootstrapped(_mean(hits_a_N), _mean(hits_b_N), _free(first), confidence=confidence, seed=seed)
-        return _widened(bootstrapped, metric, _free(first), confidence)._replace(p_value=mcnemar(hits_a_N, hits_b_N), test="McNemar, exact")
+        return compare_hits(_hits(first, metric), _hits(second, metric), confidence=confidence, seed=seed)
     if FEW_SHOT.fullmatch(metric):
         is_class_mean = metric.startswith("mean_per_class")
         right_ND, strata_N = (first["right_by_draw"], second["right_by_draw"]), first["label"] if is_class_mean else _free(first)
@@ -153,6 +151,16 @@ def compare_metric(metric: str, a: pa.Table, b: pa.Table, *, confidence: float, 
     statistic, strata = STATISTICS[metric]
     differing = _bootstrapped(statistic(first), statistic(second), strata(first), confidence=confidence, seed=seed)
     return _widened(differing, metric, first["label"] if metric == "f1_macro" else strata(first), confidence)
+
+
+def compare_hits(right_a_N: NDArray[np.bool_], right_b_N: NDArray[np.bool_], *, confidence: float, seed: int) -> Differing:
+    """How two classifiers differ in accuracy on the same pictures: the interval is a bootstrap, the p exact.
+
+    Of classifiers that are right on the same pictures, whose draws never differ, the interval is `intervals.level`'s.
+    """
+    changes_N = right_b_N.astype(float) - right_a_N
+    interval = mean_interval(changes_N, confidence=confidence, seed=seed, lowest=-1.0)
+    return Differing(float(changes_N.mean()), interval, mcnemar(right_a_N, right_b_N), "McNemar, exact")
 
 
 def columns_of(metric: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
