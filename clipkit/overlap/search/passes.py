@@ -174,7 +174,8 @@ def _one_pass(search: Search, tests: Sequence[Pictures], pieces: Sequence[Piece]
 
 def _exactly(search: Search, tests: Sequence[Pictures], pieces: Sequence[Piece], described: Described) -> Neighbours:
     shaping = [*(shard.sha256 for shard in search.training), *((tests[number].pictures_hash, *rows) for number, *rows in pieces)]
-    state = SearchState(search.folder, [search.detector.encoder.fingerprint, search.detector.candidates, *search.share, shaping])
+    own, detector = (search.share.rank, search.share.ranks), search.detector
+    state = SearchState(search.folder, [detector.encoder.fingerprint, detector.candidates, *own, shaping])
     return _merged(_shared(search, lambda: _searched(search, described.views_VND, state)))
 
 
