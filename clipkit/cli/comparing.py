@@ -13,7 +13,7 @@ from clipkit.report.compare_tables import comparison_tables
 from clipkit.run import replacing, write_json
 
 if TYPE_CHECKING:
-    from clipkit.evaluation.compare.figure import Runner
+    from clipkit.evaluation.compare.figure import Figure, Runner
 
 RESULT_HELP = (
     "A run of `clipkit eval`, a result file of it or of CLIP_benchmark, a folder of them; a csv of figures (model,task,kind,value and "
@@ -32,6 +32,10 @@ BetweenOption = Annotated[
     list[str] | None,
     typer.Option("--between", metavar="MODEL[:KIND]", help="Given twice: the two to compare task by task, such as `a:zero-shot`."),
 ]
+MetricOption = Annotated[
+    list[str] | None,
+    typer.Option("--metric", metavar="NAME", help="Compare this metric, such as acc1; repeated, of each task the first that it has."),
+]
 ReferenceOption = Annotated[
     list[str] | None, typer.Option("--reference", metavar="MODEL", help="A model that the robustness line is fitted to; may be repeated.")
 ]
@@ -45,7 +49,7 @@ def compare(
     ] = None,
     kind: Annotated[str | None, typer.Option("--kind", metavar="KIND", help="What a csv with a column for each task holds.")] = None,
     percent: Annotated[bool, typer.Option("--percent", help="Figures of csv files are per cent.")] = False,
-    metric: Annotated[str | None, typer.Option("--metric", metavar="NAME", help="Compare this metric, such as acc1, of all tasks.")] = None,
+    metric: MetricOption = None,
     gmacs: Annotated[
         Path | None, typer.Option("--gmacs", metavar="FILE", help="A csv of model,gmacs: multiply-adds of a picture, in 1e9.")
     ] = None,
@@ -68,10 +72,7 @@ def compare(
     from clipkit.evaluation.compare.reading import read_gmacs, read_results
 
     inputs = read_results(results, kind=kind, percent=percent)
-    given = [one for one in inputs.figures if metric in (None, one.metric)]
-    if metric is not None and not given:
-        raise UserError(f"`--metric {metric}` is in none of the results: they have {', '.join(sorted({f.metric for f in inputs.figures}))}")
-    figures = Figures(one._replace(main=2) if metric else one for one in given)
+    figures = Figures(_by_metric(inputs.figures, metric) if metric else inputs.figures)
     question = Question(
         figures=figures,
         gmacs=_known_gmacs(figures.models) | inputs.gmacs | (read_gmacs(gmacs) if gmacs else {}),
@@ -88,6 +89,14 @@ def compare(
     if out is not None:
         _write(out, report, figures.rows())
     show(report, comparison_tables(report), as_json=as_json, where=out)
+
+
+def _by_metric(figures: "Sequence[Figure]", metrics: Sequence[str]) -> "list[Figure]":
+    """Figures of these metrics alone, as the main ones of their tasks: of each task the first that it has counts for most."""
+    rank = {metric: 2 + place for place, metric in enumerate(reversed(metrics))}
+    if missing := next((metric for metric in metrics if not any(one.metric == metric for one in figures)), None):
+        raise UserError(f"`--metric {missing}` is in none of the results: they have {', '.join(sorted({one.metric for one in figures}))}")
+    return [one._replace(main=rank[one.metric]) for one in figures if one.metric in rank]
 
 
 def _refuse_foreign(out: Path | None) -> None:

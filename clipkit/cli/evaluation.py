@@ -1,7 +1,6 @@
 """`clipkit eval ...` and `clipkit suites ...`."""
 
 import importlib
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
@@ -28,7 +27,7 @@ from clipkit.cli.options import (
 from clipkit.recipe import EvalRecipe, load_recipe
 from clipkit.report.tables import Table, diff_tables, encode_tables, hash_tables, score_tables, suite_tables
 from clipkit.resources import find, names
-from clipkit.run import Run, replacing
+from clipkit.run import Run
 
 if TYPE_CHECKING:
     from clipkit.evaluation.suite import Suite
@@ -126,9 +125,16 @@ def evaluate(
 
     report = _report(Asked(str(context.info_name), model, load_suite(suite), data, out, _knobs(recipe, set_), cache, quiet))
     if report["scores"] or as_json:
-        tables = _write_few_shot(out) if context.info_name == "few-shot" and report["scores"] else score_tables(report)
-        show(report, tables, as_json=as_json, where=out)
+        show(report, _tables(report, out), as_json=as_json, where=out)
     exit_for_failures(report["failed"], has_results=bool(report["scores"]))
+
+
+def _tables(report: dict[str, Any], out: Path) -> list[Table]:
+    if report["command"] != "eval few-shot" or not report["scores"]:
+        return score_tables(report)
+    from clipkit.report.few_shot import write_few_shot
+
+    return write_few_shot(out)
 
 
 class Asked(NamedTuple):
@@ -165,12 +171,12 @@ def _report(asked: Asked) -> dict[str, Any]:
 
 
 def _about_classes(report: dict[str, Any], out: Path, *, per_class: bool) -> list[Table]:
-    """Tables of classes and templates; their figures are drawn on the way."""
-    from clipkit.report.classifying import class_tables, gain_tables, write_figures
+    """Tables of classes, templates and super-classes; their figures are drawn on the way."""
+    from clipkit.report.classifying import class_tables, gain_tables, pool_tables, write_figures
 
     done = list(dict.fromkeys(score["task"] for score in report["scores"]))
     write_figures(out, done)
-    return [*(class_tables(out, done) if per_class else []), *gain_tables(out, done)]
+    return [*(class_tables(out, done) if per_class else []), *gain_tables(out, done), *pool_tables(out, done)]
 
 
 @eval_app.command("encode", no_args_is_help=True)
@@ -229,23 +235,6 @@ def diff(
     if report["tasks"] or as_json:
         show(report, diff_tables(report), as_json=as_json)
     exit_for_failures(report["failed"], has_results=bool(report["tasks"]))
-
-
-def _write_few_shot(out: Path) -> list[Table]:
-    """The tables of `few-shot.md`, which is written with a figure of each task beside the results."""
-    from clipkit.report.few_shot import few_shot_tables
-    from clipkit.report.figures import few_shot_figure
-
-    results = [json.loads(path.read_bytes()) for path in sorted((out / "results").glob("*.json"))]
-    if old := next((result["dataset"] for result in results if "fully_supervised" not in result), None):
-        raise UserError(f"`{out}` holds few-shot results of an earlier clipkit (task `{old}`): give a new directory")
-    tables = few_shot_tables(results)
-    with replacing(out / "few-shot.md") as temporary:
-        temporary.write_text("\n".join(f"{table.to_markdown()}\n{table.note}\n" for table in tables))
-    for result in results:
-        with replacing(out / "figures" / f"{result['dataset']}.svg") as temporary:
-            temporary.write_text(few_shot_figure(result))
-    return tables
 
 
 @suites_app.command("list")

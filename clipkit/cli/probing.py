@@ -109,20 +109,22 @@ def _draw(folder: Path, report: Mapping[str, Any]) -> None:
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
-    from clipkit.report.gap_figures import gap_points, gap_sphere, shift_curves
+    from clipkit.report.gap_figures import gap_points, gap_sphere, gap_umap, shift_curves
 
     table = pq.read_table(folder / "points.parquet")
-    points: dict[str, Any] = {}
-    globes: dict[str, Any] = {}
+    points: dict[str, dict[str, Any]] = {"": {}, "sphere_": {}, "umap_": {}}
     for name in (model["model"] for model in report["models"]):
         own = table.filter(pc.equal(table["model"], name))
         sides = [own.filter(pc.equal(own["modality"], side)) for side in ("image", "text")]
-        for found, columns in ((points, ("x", "y")), (globes, ("sphere_x", "sphere_y", "sphere_z"))):
+        for kind, found in points.items():
+            columns = [kind + axis for axis in ("xyz" if kind == "sphere_" else "xy")]
             found[name] = tuple(list(zip(*(side[column].to_pylist() for column in columns), strict=True)) for side in sides)
     axes = {model["model"]: model["axes"] for model in report["models"]}
-    _write(folder / "modality-gap.svg", gap_points(points, axes))
+    _write(folder / "modality-gap.svg", gap_points(points[""], axes))
     shown = {model["model"]: model["shown_on_sphere"] for model in report["models"]}
-    _write(folder / "modality-sphere.svg", gap_sphere(globes, shown))
+    _write(folder / "modality-sphere.svg", gap_sphere(points["sphere_"], shown))
+    if not table["umap_x"].null_count:
+        _write(folder / "modality-umap.svg", gap_umap(points["umap_"]))
     _write(folder / "gap-shift.svg", shift_curves(report["models"], confidence=report["confidence"]))
 
 

@@ -131,12 +131,12 @@ def _evaluation(tasks: "LiveZeroShot | None") -> "Evaluate | None":
     """What the training room calls between two steps: it knows no tasks, and the evaluation room no ranks."""
     if tasks is None:
         return None
-    from clipkit.evaluation.live import Ranks
+    from clipkit.evaluation.shares import Share
     from clipkit.training.distributed import gather_objects, rank, ranks
     from clipkit.training.evaluating import PROBLEMS
 
     def evaluate(encoder: "Encoder") -> dict[str, Any]:
-        scores, problems = tasks.scores(encoder, Ranks(rank(), ranks(), gather_objects))
+        scores, problems = tasks.scores(encoder, Share(rank(), ranks(), gather_objects))
         return {"zero_shot": scores, PROBLEMS: problems}
 
     return evaluate

@@ -16,7 +16,7 @@ from clipkit import UserError
 from clipkit.evaluation.metrics import top_k
 from clipkit.evaluation.splits.split import MAX_PICTURE_BYTES, MAX_PICTURES
 from clipkit.evaluation.suite import MAX_TEXTS
-from clipkit.evaluation.zero_shot import sum_texts
+from clipkit.evaluation.zero_shot import directions, sum_texts
 from clipkit.model.encoder import Encoder
 from clipkit.model.preprocess import UndecodableImage
 from clipkit.run import Run
@@ -46,11 +46,7 @@ def label_directions(encoder: Encoder, labels: Sequence[str], templates: Sequenc
     """
     _check(labels, templates)
     texts = [(i, template.replace("{}", label)) for i, label in enumerate(labels) for template in templates]
-    label_CD = torch.nn.functional.normalize(sum_texts(encoder, texts, len(labels)), dim=1)
-    is_broken_C = ~(label_CD.norm(dim=1) > 0.5)  # not `<`: NaN is broken too
-    if is_broken_C.any():
-        raise UserError(f"model `{encoder.name}` gives no direction for label {labels[int(is_broken_C.int().argmax())]!r}: is it damaged?")
-    return label_CD
+    return directions(encoder, sum_texts(encoder, texts, len(labels)), lambda label: f"label {labels[label]!r}")
 
 
 def find_pictures(paths: Sequence[Path]) -> list[Path]:

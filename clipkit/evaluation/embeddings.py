@@ -1,25 +1,27 @@
 """Every picture of a split encoded once, then read from disk.
 
 The cache is keyed by the encoder's fingerprint (weights, preprocessing, precision) and a hash of the pictures' bytes, so a stale hit is
-impossible, and whoever asks something else of the same pictures, in the same order, finds them encoded. It is written in blocks of
-`BLOCK` pictures; a killed run goes on behind the last whole block.
+impossible, and whoever asks something else of the same pictures finds them encoded: in another order, or a part of them, since a block
+that is not there is put together from those of other splits that have its pictures. It is written in blocks of `BLOCK` pictures; a killed
+run goes on behind the last whole block. Of a split each file is hashed again as it is decoded: what has changed in between is told.
 """
 
 import hashlib
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
 from clipkit import UserError
+from clipkit.evaluation.known_pictures import Digests, OtherSplits, digests_of, remember
 from clipkit.evaluation.shares import Share
 from clipkit.model.encoder import Encoded, Encoder
 from clipkit.model.preprocess import Preprocess, UndecodableImage
@@ -27,6 +29,7 @@ from clipkit.run import Run, save_tensors
 
 BLOCK = 4_096
 WHOLE = Share()
+Begun = TypeVar("Begun")
 
 
 class Pictures(Protocol):
@@ -60,14 +63,16 @@ def embed(encoder: Encoder, pictures: Pictures, *, cache: Path, run: Run, batch_
     `workers` threads decode while the encoder works; 0 decodes in between. Raises UserError for a picture that cannot be decoded
     (naming the split and its index) and for an encoder that gives NaN.
     """
-    folder = _folder(cache, encoder, pictures)
+    folder, digests = _folder(cache, encoder, pictures.pictures_hash), _remembered(cache, pictures)
     spans = _spans(pictures)
     blocks = {span: block for span in spans if (block := _load_block(folder, span, encoder=encoder)) is not None}
+    blocks |= _known_blocks(encoder, cache, folder, digests, [span for span in spans if span not in blocks])
     if missing := [span for span in spans if span not in blocks]:
         with run.progress(f"encoding {pictures.name}", total=len(pictures), unit="images") as advance:
             advance(sum(stop - start for start, stop in blocks))
             for span in missing:
-                (blocks[span],) = _encode([encoder], pictures, span, batch_size=batch_size, workers=workers, advance=advance)
+                knobs: dict[str, Any] = {"batch_size": batch_size, "workers": workers, "digests": digests}
+                (blocks[span],) = _encode([encoder], pictures, span, advance=advance, **knobs)
                 _save_block(folder, span[0], block=blocks[span])
     return _joined([blocks[span] for span in spans], encoder)
 
@@ -81,15 +86,17 @@ def fill_cache(
     which every rank reads all files. Counts a picture once for each encoder.
     Raises UserError as `embed` does.
     """
-    made = 0
+    made, digests = 0, _remembered(cache, pictures)
     spans = [span for i, span in enumerate(_spans(pictures)) if share.has(i)]
     with run.progress(f"encoding {pictures.name}", total=sum(b - a for a, b in spans) * len(encoders), unit="images") as advance:
+        missing = {e.fingerprint: _missing(e, cache, pictures, digests, spans) for e in encoders}
         for span in spans:
-            wanting = [e for e in encoders if _load_block(_folder(cache, e, pictures), span, encoder=e) is None]
+            wanting = [e for e in encoders if span in missing[e.fingerprint]]
             advance((span[1] - span[0]) * (len(encoders) - len(wanting)))
-            blocks = _encode(wanting, pictures, span, batch_size=batch_size, workers=workers, advance=advance) if wanting else []
+            knobs: dict[str, Any] = {"batch_size": batch_size, "workers": workers, "digests": digests}
+            blocks = _encode(wanting, pictures, span, advance=advance, **knobs) if wanting else []
             for encoder, block in zip(wanting, blocks, strict=True):
-                _save_block(_folder(cache, encoder, pictures), span[0], block=block)
+                _save_block(_folder(cache, encoder, pictures.pictures_hash), span[0], block=block)
             made += (span[1] - span[0]) * len(wanting)
     return made
 
@@ -106,12 +113,66 @@ def _spans(pictures: Pictures) -> list[tuple[int, int]]:
     return [(start, min(start + BLOCK, len(pictures))) for start in range(0, len(pictures), BLOCK)]
 
 
-def _folder(cache: Path, encoder: Encoder, pictures: Pictures) -> Path:
-    return cache / "embeddings" / _key(encoder, pictures)
+def _folder(cache: Path, encoder: Encoder, pictures_hash: str) -> Path:
+    return cache / "embeddings" / hashlib.sha256(f"{len(encoder.fingerprint)}:{encoder.fingerprint}:{pictures_hash}".encode()).hexdigest()
 
 
-def _key(encoder: Encoder, pictures: Pictures) -> str:
-    return hashlib.sha256(f"{len(encoder.fingerprint)}:{encoder.fingerprint}:{pictures.pictures_hash}".encode()).hexdigest()
+def _remembered(cache: Path, pictures: Pictures) -> Digests | None:
+    """The hashes of a split's pictures, kept in the cache for other splits that have them; None of other pictures."""
+    if (digests := digests_of(pictures)) is not None and len(digests):
+        remember(cache, pictures.pictures_hash, digests)
+    return digests
+
+
+def _missing(
+    encoder: Encoder, cache: Path, pictures: Pictures, digests: Digests | None, spans: Sequence[tuple[int, int]]
+) -> set[tuple[int, int]]:
+    """Blocks that are not in the cache, once those that other splits have are."""
+    folder = _folder(cache, encoder, pictures.pictures_hash)
+    missing = [span for span in spans if _load_block(folder, span, encoder=encoder) is None]
+    return set(missing) - _known_blocks(encoder, cache, folder, digests, missing).keys()
+
+
+def _known_blocks(
+    encoder: Encoder, cache: Path, folder: Path, digests: Digests | None, missing: Sequence[tuple[int, int]]
+) -> dict[tuple[int, int], Embeddings]:
+    """Missing blocks whose pictures all are embedded as pictures of other splits, saved on the way."""
+    if digests is None or not missing:
+        return {}
+    found: dict[tuple[int, int], Embeddings] = {}
+
+    def is_other(pictures_hash: str) -> bool:
+        other = _folder(cache, encoder, pictures_hash)
+        return other != folder and other.is_dir()
+
+    others = OtherSplits(cache, is_encoded=is_other)
+    for span in missing:
+        places = others.places(digests[slice(*span)])
+        block = None if places is None else _gathered([(_folder(cache, encoder, name), row) for name, row in places], encoder)
+        if block is not None:
+            _save_block(folder, span[0], block=block)
+            found[span] = block
+    return found
+
+
+def _gathered(places: Sequence[tuple[Path, int]], encoder: Encoder) -> Embeddings | None:
+    """Rows of blocks of any folders, read row by row; None where a block is not there or damaged."""
+    block = Embeddings(torch.empty(len(places), encoder.feature_width), torch.empty(len(places), encoder.width))
+    by_file: dict[Path, list[tuple[int, int]]] = {}
+    for i, (folder, row) in enumerate(places):
+        by_file.setdefault(_block_path(folder, row - row % BLOCK), []).append((i, row % BLOCK))
+    try:
+        for path, rows in by_file.items():
+            with safe_open(path, framework="pt") as file:
+                for name, tensor in (("features", block.features_NF), ("projected", block.projected_ND)):
+                    columns = file.get_slice(name)
+                    if columns.get_shape()[1:] != [tensor.shape[1]]:
+                        return None
+                    for i, row in rows:
+                        tensor[i] = columns[row : row + 1][0]
+    except (OSError, SafetensorError, IndexError):
+        return None
+    return block
 
 
 def _block_path(folder: Path, start: int) -> Path:
@@ -142,11 +203,13 @@ def _encode(
     batch_size: int,
     workers: int,
     advance: Callable[..., None],
+    digests: Digests | None = None,
 ) -> list[Embeddings]:
-    """What each encoder says of the pictures of a span, in one pass over the files."""
+    """What each encoder says of the pictures of a span, in one pass over the files. `digests`: what the files' hashes should be."""
     parts: list[list[Encoded]] = [[] for _ in encoders]
     eyes, eye_of = _eyes(encoders)
-    batches = _decoded_batches(eyes, pictures, range(span[0], span[1], batch_size), stop=span[1], workers=workers)
+    starts = range(span[0], span[1], batch_size)
+    batches = _decoded_batches(eyes, pictures, starts, stop=span[1], workers=workers, digests=digests)
     with torch.no_grad():  # not inference mode: a model in training may keep what it made here
         for start, pixels in batches:
             for i, encoder in enumerate(encoders):
@@ -178,24 +241,32 @@ def _sight(encoder: Encoder) -> Any:
     return (preprocessing.size, preprocessing.squashed) if isinstance(preprocessing, Preprocess) else encoder.preprocess
 
 
-def _decoded_batches(
-    eyes: Sequence[Encoder], pictures: Pictures, starts: range, *, stop: int, workers: int
-) -> Iterator[tuple[int, list[Tensor]]]:
-    """Batches of decoded pictures, once for each of `eyes`, with the index they start at.
+def one_ahead(started: Iterable[Begun]) -> Iterator[Begun]:
+    """Each thing once the next one is begun: threads work at that while the caller uses this one."""
+    ahead: deque[Begun] = deque()
+    for one in started:
+        ahead.append(one)
+        if len(ahead) > 1:
+            yield ahead.popleft()
+    yield from ahead
 
-    Threads decode the next batch while the caller uses this one.
-    """
+
+def _decoded_batches(
+    eyes: Sequence[Encoder], pictures: Pictures, starts: range, *, stop: int, workers: int, digests: Digests | None
+) -> Iterator[tuple[int, list[Tensor]]]:
+    """Batches of decoded pictures, once for each of `eyes`, with the index they start at."""
     with ThreadPoolExecutor(workers) if workers else nullcontext() as pool:
-        ahead: deque[tuple[int, list[list[Callable[[], Tensor]]]]] = deque()
-        for start in starts:
+
+        def begin(start: int) -> tuple[int, list[list[Callable[[], Tensor]]]]:
             files = pictures.read(start, min(start + starts.step, stop))
+            if digests is not None:
+                _check_unchanged(files, digests[start : start + len(files)], start, pictures=pictures)
             decodes: list[list[Callable[[], Tensor]]] = [
                 [partial(_decode, eye, file, pictures=pictures, index=start + i) for i, file in enumerate(files)] for eye in eyes
             ]
-            ahead.append((start, decodes if pool is None else [[pool.submit(one).result for one in eye] for eye in decodes]))
-            if len(ahead) > 1:
-                yield _stacked(ahead.popleft())
-        yield from map(_stacked, ahead)
+            return start, decodes if pool is None else [[pool.submit(one).result for one in eye] for eye in decodes]
+
+        yield from map(_stacked, one_ahead(map(begin, starts)))
 
 
 def _stacked(batch: tuple[int, Sequence[Sequence[Callable[[], Tensor]]]]) -> tuple[int, list[Tensor]]:
@@ -207,6 +278,12 @@ def _decode(encoder: Encoder, picture: bytes, *, pictures: Pictures, index: int)
         return encoder.preprocess(picture)
     except UndecodableImage as error:
         raise UserError(f"picture {index} of `{pictures.name}` cannot be decoded ({error}): fetch or pack that file again") from None
+
+
+def _check_unchanged(files: Sequence[bytes], digests_B32: Digests, start: int, *, pictures: Pictures) -> None:
+    for index, (data, digest) in enumerate(zip(files, digests_B32, strict=True), start):
+        if hashlib.sha256(data).digest() != digest.tobytes():
+            raise UserError(f"picture {index} of `{pictures.name}` has changed while it was read: start again when nobody writes there")
 
 
 def _check_finite(encoded: Encoded, start: int, *, encoder: Encoder, pictures: Pictures) -> None:

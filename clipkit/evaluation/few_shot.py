@@ -1,8 +1,9 @@
 """Few-shot classification (CLIP section 3.1, figures 6 and 7): k pictures per class, and how many match zero-shot.
 
 The paper's draws are not published; here every draw is a seed, the same for every encoder, and the strength of the regularisation is
-searched on a validation draw of min(k, 4) further pictures per class. Beside logistic regression stands ridge regression in closed form,
-whose strengths of the whole grid are tried. A curve ends, as figure 7's, with the probe on all training pictures.
+searched on a validation draw of min(k, 4) further pictures per class, by the task's own metric. Beside logistic regression stands ridge
+regression in closed form, whose strengths of the whole grid are tried. A curve ends, as figure 7's, with the probe on all training
+pictures.
 
 What is scored is the task's own metric. The main value, by which results are compared, is the mean over draws at the greatest number of
 shots of the classifier named first: of the few-shot points the one that strays least from draw to draw, and the one whose pictures still
@@ -22,14 +23,14 @@ from scipy.stats import t as student
 
 from clipkit import UserError
 from clipkit.evaluation.embeddings import Embeddings, embed
-from clipkit.evaluation.intervals import Interval
-from clipkit.evaluation.linear_probe import Labelled, all_splits, choose_strength, fit_all, search_parts
-from clipkit.evaluation.measures import MAIN_METRIC, Outcome, Value, classified, main_value
+from clipkit.evaluation.intervals import Interval, level
+from clipkit.evaluation.linear_probe import WITHOUT_GROUPS, Labelled, all_splits, choose_strength, fit_all, search_parts
+from clipkit.evaluation.measures import MAIN_METRIC, Outcome, Value, classified, label_value, main_value
 from clipkit.evaluation.metrics import top_k_hits
 from clipkit.evaluation.ridge import Ridge
 from clipkit.evaluation.scores import Method, score_suite
 from clipkit.evaluation.splits import Split
-from clipkit.evaluation.suite import SplitName, Suite, Task
+from clipkit.evaluation.suite import Metric, SplitName, Suite, Task
 from clipkit.evaluation.zero_shot import class_embeddings
 from clipkit.model.encoder import Encoder
 from clipkit.recipe import EvalRecipe, ProbeKnobs
@@ -88,13 +89,17 @@ def score_few_shot(
     seeds: Sequence[int],
     knobs: ProbeKnobs,
     classifier: str = "logistic",
+    metric: Metric = "accuracy",
     score_of: Scoring | None = None,
     advance: Callable[[], object] = lambda: None,
 ) -> list[Scored]:
-    """The score of each number of shots and each seed; accuracy, where `score_of` names no other."""
+    """The score of each number of shots and each seed; accuracy, where `score_of` names no other.
+
+    `metric` chooses the strength on the validation draw. As there is one label for each picture, that of a worst group goes by all.
+    """
     found = []
     for k, seed in itertools.product(shots, seeds):
-        strength, logits_NC = _fit_draw(train, test, draw_shots(train.labels_N, k, seed=seed), knobs, classifier)
+        strength, logits_NC = _fit_draw(train, test, draw_shots(train.labels_N, k, seed=seed), knobs, classifier, metric)
         is_right_N = top_k_hits(logits_NC, test.labels_N, 1)
         found.append(Scored(k, seed, strength, float(is_right_N.mean()) if score_of is None else score_of(logits_NC), is_right_N))
         advance()
@@ -102,10 +107,15 @@ def score_few_shot(
 
 
 def mean_over_draws(accuracies: Sequence[float], confidence: float) -> tuple[float, Interval]:
-    """Mean and Student's t interval over draws, within 0 and 1. One draw says nothing of the others: from 0 to 1."""
+    """Mean and Student's t interval over draws, within 0 and 1. One draw says nothing of the others: from 0 to 1.
+
+    Of draws that are all equal there is no t: what share of draws may be others is bounded instead (`intervals.level`).
+    """
     mean = float(np.mean(accuracies))
     if len(accuracies) < 2:
         return mean, Interval(0.0, 1.0)
+    if min(accuracies) == max(accuracies):
+        return mean, level(mean, len(accuracies), lowest=0.0, highest=1.0, confidence=confidence)
     error = float(np.std(accuracies, ddof=1)) / len(accuracies) ** 0.5
     half = float(student.ppf((1 + confidence) / 2, len(accuracies) - 1)) * error
     return mean, Interval(max(mean - half, 0.0), min(mean + half, 1.0))
@@ -159,7 +169,7 @@ def _all_classifiers(
     full: dict[str, dict[str, Any]] = {}
     with run.progress(f"few shots of {task.name}", total=fits * len(classifiers), unit="classifiers") as advance:
         for name in classifiers:
-            draws: dict[str, Any] = {"shots": shots, "seeds": seeds, "score_of": score_of, "advance": advance}
+            draws: dict[str, Any] = {"shots": shots, "seeds": seeds, "metric": task.metric, "score_of": score_of, "advance": advance}
             scored[name] = score_few_shot(labelled["train"], labelled["test"], knobs=recipe.probe, classifier=name, **draws)
             if knobs.fully_supervised:
                 full[name] = _fully_supervised(name, labelled, test, task, recipe)
@@ -200,7 +210,7 @@ def _fully_supervised(name: str, labelled: Mapping[str, Labelled], test: Split, 
     train, validation = search_parts(labelled, task, recipe=recipe)
     every, classes = train.joined(validation), len(task.classes)
     if name == "ridge":
-        strength = _ridge_strength(train, validation, classes, recipe.probe)
+        strength = _ridge_strength(train, validation, classes, recipe.probe, task.metric)
         logits_NC: NDArray[np.floating] = Ridge(*every).logits(labelled["test"].features_NF, [strength], classes)[0]
     else:
         strength, _ = choose_strength(train, validation, metric=task.metric, knobs=recipe.probe)
@@ -240,21 +250,23 @@ def shots_to_match(score: float, curve: Sequence[tuple[float, float]]) -> float 
     return None
 
 
-def _fit_draw(train: Labelled, test: Labelled, draw: Draw, knobs: ProbeKnobs, classifier: str) -> tuple[float, NDArray[np.floating]]:
+def _fit_draw(
+    train: Labelled, test: Labelled, draw: Draw, knobs: ProbeKnobs, classifier: str, metric: Metric
+) -> tuple[float, NDArray[np.floating]]:
     """The strength that is best on the validation draw, and its logits of the test pictures."""
     chosen, validation = train.take(draw.train_N), train.take(draw.validation_N)
     num_classes = int(max(train.labels_N.max(), test.labels_N.max())) + 1
     if classifier == "ridge":
-        strength = _ridge_strength(chosen, validation, num_classes, knobs)
+        strength = _ridge_strength(chosen, validation, num_classes, knobs, metric)
         return strength, Ridge(*chosen).logits(test.features_NF, [strength], num_classes)[0]
-    strength, _ = choose_strength(chosen, validation, metric="accuracy", knobs=knobs)
+    strength, _ = choose_strength(chosen, validation, metric=metric, knobs=knobs)
     return strength, fit_all(chosen, [strength], knobs=knobs)[0].logits(test.features_NF, num_classes)
 
 
-def _ridge_strength(chosen: Labelled, validation: Labelled, num_classes: int, knobs: ProbeKnobs) -> float:
-    """The strength of the whole grid that is most often right on validation, of equal ones the greatest."""
+def _ridge_strength(chosen: Labelled, validation: Labelled, num_classes: int, knobs: ProbeKnobs, metric: Metric) -> float:
+    """The strength of the whole grid that scores best on validation, of equal ones the greatest."""
     low, high = float(np.log10(knobs.min_strength)), float(np.log10(knobs.max_strength))
     strengths = np.logspace(low, high, round((high - low) * knobs.steps_per_decade) + 1).tolist()
     each = Ridge(*chosen).each(validation.features_NF, strengths, num_classes)
-    scores = [top_k_hits(logits_NC, validation.labels_N, 1).mean() for logits_NC in each]
+    scores = [label_value(logits_NC, validation.labels_N, WITHOUT_GROUPS.get(metric, metric)) for logits_NC in each]
     return float(strengths[max(range(len(strengths)), key=lambda i: (scores[i], i))])

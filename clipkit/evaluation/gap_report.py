@@ -33,9 +33,9 @@ READ_AT_ONCE = 256
 Draws = Mapping[str, NDArray[np.float64]]
 POINT_SCHEMA = pa.schema(
     [("model", pa.string()), ("modality", pa.string()), ("pair", pa.int64())]
-    + [(name, pa.float64()) for name in ("x", "y", "sphere_x", "sphere_y", "sphere_z")]
+    + [(name, pa.float64()) for name in ("x", "y", "sphere_x", "sphere_y", "sphere_z", "umap_x", "umap_y")]
 )
-"""The columns of `points.parquet`: the plane of the first two principal axes, and the unit sphere."""
+"""The columns of `points.parquet`: the plane of the first two principal axes, the unit sphere, UMAP's plane (null: not asked for)."""
 
 
 class Pairs(NamedTuple):
@@ -125,6 +125,8 @@ def report_gap(
 
     Models are loaded one after the other. Leaves `points.parquet` in the run. A model that fails is named in `failed`.
     """
+    if recipe.modality_gap.umap:
+        measure.require_umap()  # before anything is encoded
     sections: list[dict[str, Any]] = []
     failed: dict[str, str] = {}
     picture_N = _different(pairs)
@@ -142,7 +144,7 @@ def report_gap(
         if first is not None:
             section["differences"] = _differences(first, values, drawn, recipe.confidence)
         first = first or (name, drawn, values)
-        points += _points(name, image_ND, text_ND)
+        points += _points(name, image_ND, text_ND, umap=_umap(name, image_ND, text_ND, recipe, run))
         sections.append(section)
     if points:
         with replacing(run.path / "points.parquet") as temporary:
@@ -270,9 +272,25 @@ def _differences(
     ]
 
 
-def _points(name: str, image_ND: Tensor, text_ND: Tensor) -> list[pa.Table]:
-    sides = zip(("image", "text"), measure.plane(image_ND, text_ND)[:2], measure.sphere(image_ND, text_ND)[:2], strict=True)
-    return [
-        pa.table([[name] * len(xy), [modality] * len(xy), np.arange(len(xy)), *xy.T, *xyz.T], schema=POINT_SCHEMA)
-        for modality, xy, xyz in sides
-    ]
+def _umap(
+    name: str, image_ND: Tensor, text_ND: Tensor, recipe: EvalRecipe, run: Run
+) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
+    if not recipe.modality_gap.umap:
+        return None
+    with run.progress(f"UMAP of {name}", total=2 * len(image_ND), unit="points") as advance:
+        sides = measure.umap_plane(image_ND, text_ND, seed=recipe.seed)
+        advance(2 * len(image_ND))
+    return sides
+
+
+def _points(
+    name: str, image_ND: Tensor, text_ND: Tensor, *, umap: tuple[NDArray[np.float64], NDArray[np.float64]] | None
+) -> list[pa.Table]:
+    planes, globes = measure.plane(image_ND, text_ND)[:2], measure.sphere(image_ND, text_ND)[:2]
+    tables = []
+    for side, modality in enumerate(("image", "text")):
+        count = len(planes[side])
+        laid_out = umap[side].T if umap is not None else [pa.nulls(count, pa.float64())] * 2
+        columns = [[name] * count, [modality] * count, np.arange(count), *planes[side].T, *globes[side].T, *laid_out]
+        tables.append(pa.table(columns, schema=POINT_SCHEMA))
+    return tables

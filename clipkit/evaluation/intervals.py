@@ -1,5 +1,6 @@
 """How sure a score is: exact intervals for shares, bootstrap intervals for everything else."""
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -26,6 +27,22 @@ def clopper_pearson(successes: int, count: int, confidence: float) -> Interval:
     low = betaincinv(successes, count - successes + 1, tail) if successes > 0 else 0.0
     high = betaincinv(successes + 1, count - successes, 1 - tail) if successes < count else 1.0
     return Interval(float(low), float(high))
+
+
+def level(value: float, count: int, *, lowest: float, highest: float, confidence: float) -> Interval:
+    """The interval of a mean of `count` values that are all equal: no resample of them strays, and yet others may differ.
+
+    The share of values that are others is at most what Clopper and Pearson say of none among `count`; they lie from `lowest` to `highest`.
+    Of shares that are all 1 it is their interval of `count` successes.
+    """
+    others = clopper_pearson(0, count, confidence).high
+    return Interval(value - others * (value - lowest), value + others * (highest - value))
+
+
+def further(count: int, confidence: float) -> int:
+    """How many pictures of another kind, none of which was among `count`, there may be beside them: the share of `level`, rounded up."""
+    others = clopper_pearson(0, count, confidence).high
+    return math.ceil(others / (1 - others) * count)
 
 
 def clustered_share(share: float, deviation: float, *, clusters: int, count: int, confidence: float) -> Interval:

@@ -3,13 +3,10 @@
 Ranks tell each other how many pictures of each class were right, or for other metrics the logits, and all of them score the whole: the
 main metric of `clipkit eval zero-shot`.
 
-scores, problems = LiveZeroShot(suite, data_root).scores(encoder, Ranks(rank, ranks, gather_objects))
+scores, problems = LiveZeroShot(suite, data_root).scores(encoder, Share(rank, ranks, gather_objects))
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,39 +15,14 @@ from numpy.typing import NDArray
 from clipkit import UserError
 from clipkit.evaluation.embeddings import encode_part
 from clipkit.evaluation.measures import main_value
+from clipkit.evaluation.shares import Share
 from clipkit.evaluation.splits import Split
 from clipkit.evaluation.suite import Suite, Task, find_splits
 from clipkit.evaluation.zero_shot import labelled_texts, mean_directions, sum_texts
 from clipkit.model.encoder import Encoder
 
-Gather = Callable[[Any], list[Any]]
-"""What every rank has, by rank: called by all of them."""
 COUNTED = ("accuracy", "mean-per-class")
 """Metrics that counts are enough for: ImageNet's logits would be 200 MB to tell."""
-
-
-@dataclass(frozen=True)
-class Ranks:
-    """Who shares the work: this process's number, how many there are, and how they tell each other."""
-
-    rank: int = 0
-    count: int = 1
-    gather: Gather = lambda mine: [mine]
-
-    def part(self, total: int) -> tuple[int, int]:
-        """Start and stop of this rank's part of `total` things."""
-        return total * self.rank // self.count, total * (self.rank + 1) // self.count
-
-    def together(self, find: Callable[[], Any]) -> list[Any]:
-        """What each rank finds. A mistake of one is raised on all: nobody waits for one that has stopped."""
-        try:
-            mine, problem = find(), None
-        except UserError as error:
-            mine, problem = None, str(error)
-        answers = self.gather((mine, problem))
-        if problems := [told for _, told in answers if told is not None]:
-            raise UserError(problems[0])
-        return [found for found, _ in answers]
 
 
 class LiveZeroShot:
@@ -72,7 +44,7 @@ class LiveZeroShot:
         self._tasks = [(task, splits[task.name]) for task in suite.tasks]
         self._batch_size, self._workers = batch_size, workers
 
-    def scores(self, encoder: Encoder, ranks: Ranks) -> tuple[dict[str, float | None], list[str]]:
+    def scores(self, encoder: Encoder, share: Share) -> tuple[dict[str, float | None], list[str]]:
         """The main metric of each task by its name, from 0 to 1; None where a picture or the model is damaged, and why, in sentences.
 
         The same on all ranks.
@@ -81,35 +53,35 @@ class LiveZeroShot:
         problems = []
         for task, split in self._tasks:
             try:
-                found[task.name] = self._score(encoder, task, split, ranks=ranks)
+                found[task.name] = self._score(encoder, task, split, share=share)
             except UserError as error:
                 found[task.name] = None
                 problems.append(f"task `{task.name}` has no score: {error}")
         return found, problems
 
-    def _score(self, encoder: Encoder, task: Task, split: Split, *, ranks: Ranks) -> float:
+    def _score(self, encoder: Encoder, task: Task, split: Split, *, share: Share) -> float:
         texts, classes = labelled_texts(task), len(task.classes)
-        start, stop = ranks.part(len(texts))
-        sums = ranks.together(lambda: sum_texts(encoder, texts[start:stop], classes))
+        start, stop = share.part(len(texts))
+        sums = share.together(lambda: sum_texts(encoder, texts[start:stop], classes))
         weights_CD = mean_directions(encoder, task, torch.stack(sums).sum(dim=0))
         if task.metric in COUNTED:
-            counts = ranks.together(lambda: self._count_right(encoder, split, weights_CD, ranks=ranks))
+            counts = share.together(lambda: self._count_right(encoder, split, weights_CD, share=share))
             right_C, count_C = torch.stack(counts).sum(dim=0).double()
             return float(right_C.sum() / count_C.sum() if task.metric == "accuracy" else (right_C / count_C)[count_C > 0].mean())
-        logits = ranks.together(lambda: self._logits(encoder, split, weights_CD, ranks=ranks))
+        logits = share.together(lambda: self._logits(encoder, split, weights_CD, share=share))
         return main_value(np.concatenate(logits), task, split)
 
-    def _count_right(self, encoder: Encoder, split: Split, weights_CD: torch.Tensor, *, ranks: Ranks) -> torch.Tensor:
+    def _count_right(self, encoder: Encoder, split: Split, weights_CD: torch.Tensor, *, share: Share) -> torch.Tensor:
         """(2, C): pictures of each class in this rank's part that were right, and all of them."""
-        start, stop = ranks.part(len(split))
+        start, stop = share.part(len(split))
         labels_N = torch.from_numpy(split.labels_N[start:stop])
-        right_N = torch.from_numpy(self._logits(encoder, split, weights_CD, ranks=ranks)).argmax(dim=1) == labels_N
+        right_N = torch.from_numpy(self._logits(encoder, split, weights_CD, share=share)).argmax(dim=1) == labels_N
         return torch.stack(
             [torch.bincount(labels_N[right_N], minlength=len(weights_CD)), torch.bincount(labels_N, minlength=len(weights_CD))]
         )
 
-    def _logits(self, encoder: Encoder, split: Split, weights_CD: torch.Tensor, *, ranks: Ranks) -> NDArray[np.float32]:
+    def _logits(self, encoder: Encoder, split: Split, weights_CD: torch.Tensor, *, share: Share) -> NDArray[np.float32]:
         """Those of this rank's part of the pictures (N, C)."""
-        start, stop = ranks.part(len(split))
+        start, stop = share.part(len(split))
         embeddings = encode_part(encoder, split, start, stop, batch_size=self._batch_size, workers=self._workers)
         return np.asarray((encoder.logit_scale * embeddings.projected_ND @ weights_CD.T).numpy())

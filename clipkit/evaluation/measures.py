@@ -9,7 +9,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from clipkit import UserError
-from clipkit.evaluation.intervals import Interval, clopper_pearson
+from clipkit.evaluation.intervals import Interval, clopper_pearson, further
 from clipkit.evaluation.metrics import macro_f1, mean_per_class_recall, mean_precisions, roc_auc, softmax, top_k, top_k_hits
 from clipkit.evaluation.resampling import f1_interval, mean_interval, recall_interval, roc_auc_interval, weighted_interval
 from clipkit.evaluation.splits import Split
@@ -94,9 +94,9 @@ def classified(
 def measure(logits_NC: NDArray[np.floating], labels_N: NDArray[np.int64], *, confidence: float, seed: int) -> list[Value]:
     """Top-1, top-5 (from six classes on) and mean per-class recall with intervals: exact ones for the shares, a bootstrap for the mean."""
     hits_N = top_k_hits(logits_NC, labels_N, 1)
-    values = [_share("acc1", hits_N, confidence)]
+    values = [share_value("acc1", hits_N, confidence)]
     if logits_NC.shape[1] > 5:
-        values.append(_share("acc5", top_k_hits(logits_NC, labels_N, 5), confidence))
+        values.append(share_value("acc5", top_k_hits(logits_NC, labels_N, 5), confidence))
     interval = recall_interval(hits_N, labels_N, confidence=confidence, seed=seed)
     return [*values, Value("mean_per_class_recall", mean_per_class_recall(hits_N, labels_N), interval)]
 
@@ -123,10 +123,8 @@ def main_value(logits_NC: NDArray[np.floating], task: Task, split: Split) -> flo
     """The main metric of a task, as `classified` has it, without intervals: for a model that is scored again and again."""
     if split.is_class_NC is not None:
         is_eleven = task.metric == "11-point-map"
-        scores_NC, once_1N = softmax(logits_NC) if is_eleven else logits_NC, np.ones((1, len(logits_NC)), np.int64)
-        is_difficult_NC = split.is_difficult_NC
-        [value] = mean_precisions(scores_NC, split.is_class_NC, once_1N, eleven_points=is_eleven, is_difficult_NC=is_difficult_NC)
-        return float(value)
+        scores_NC = softmax(logits_NC) if is_eleven else logits_NC
+        return _precision(scores_NC, split.is_class_NC, split.is_difficult_NC, eleven_points=is_eleven)
     if task.metric in ("worst-group", "worst-group-top-5"):
         hits_N = top_k_hits(logits_NC, split.labels_N, 1 if task.metric == "worst-group" else 5)
         return worst_group("", hits_N, split.groups[task.groups[0]], 0.95).value
@@ -171,10 +169,51 @@ def measure_multilabel(
         ("map_11_point", softmax(logits_NC) if is_softmax else logits_NC, True),
         ("mean_average_precision", logits_NC, False),
     ):
-        statistic = partial(mean_precisions, scores_NC, is_class_NC, eleven_points=is_eleven, is_difficult_NC=is_difficult_NC)
-        value = float(statistic(np.ones((1, len(scores_NC)), np.int64))[0])
-        values.append(Value(metric, value, weighted_interval(statistic, len(scores_NC), confidence=confidence, seed=seed)))
+        cells = scores_NC, is_class_NC, is_difficult_NC
+        interval = _precision_interval(*cells, eleven_points=is_eleven, confidence=confidence, seed=seed)
+        values.append(Value(metric, _precision(*cells, eleven_points=is_eleven), interval))
     return values
+
+
+def _precision(
+    scores_NC: NDArray[np.floating], is_class_NC: NDArray[np.bool_], is_difficult_NC: NDArray[np.bool_] | None, *, eleven_points: bool
+) -> float:
+    once_1N = np.ones((1, len(scores_NC)), np.int64)
+    [value] = mean_precisions(scores_NC, is_class_NC, once_1N, eleven_points=eleven_points, is_difficult_NC=is_difficult_NC)
+    return float(value)
+
+
+def _precision_interval(
+    scores_NC: NDArray[np.floating],
+    is_class_NC: NDArray[np.bool_],
+    is_difficult_NC: NDArray[np.bool_] | None,
+    *,
+    eleven_points: bool,
+    confidence: float,
+    seed: int,
+) -> Interval:
+    """A bootstrap. Where all classes are ranked without a mistake no draw strays.
+
+    The low end is then the mAP with as many further pictures as there may be (`intervals.further`): of no class and before all others, or
+    of the class with the fewest and behind all others, whichever is lower.
+    """
+    about: dict[str, Any] = {"eleven_points": eleven_points, "is_difficult_NC": is_difficult_NC}
+    interval = weighted_interval(
+        partial(mean_precisions, scores_NC, is_class_NC, **about), len(scores_NC), confidence=confidence, seed=seed
+    )
+    if interval.low < interval.high:
+        return interval
+    more, classes = further(len(scores_NC), confidence), scores_NC.shape[1]
+    counts_C = is_class_NC.sum(axis=0)
+    rarest = int(np.where(counts_C > 0, counts_C, len(scores_NC) + 1).argmin())
+    ends = []
+    for score, own_C in ((scores_NC.max() + 1, np.zeros(classes, bool)), (scores_NC.min() - 1, np.arange(classes) == rarest)):
+        worse_NC = np.concatenate([scores_NC, np.full((more, classes), score)])
+        difficult_NC = None if is_difficult_NC is None else np.concatenate([is_difficult_NC, np.zeros((more, classes), bool)])
+        ends.append(
+            _precision(worse_NC, np.concatenate([is_class_NC, np.tile(own_C, (more, 1))]), difficult_NC, eleven_points=eleven_points)
+        )
+    return Interval(min(ends), interval.high)
 
 
 def group_shares(hits_N: NDArray[np.bool_], groups: Sequence[str], confidence: float) -> dict[str, dict[str, Any]]:
@@ -205,7 +244,8 @@ def worst_group(metric: str, hits_N: NDArray[np.bool_], groups: Sequence[str], c
     return Value(metric, min(share["acc1"] for share in shares), Interval(*(min(s[end] for s in shares) for end in ("low", "high"))))
 
 
-def _share(metric: str, hits_N: NDArray[np.bool_], confidence: float) -> Value:
+def share_value(metric: str, hits_N: NDArray[np.bool_], confidence: float) -> Value:
+    """A share of the pictures with its exact interval."""
     right, count = int(hits_N.sum()), len(hits_N)
     return Value(metric, right / count, clopper_pearson(right, count, confidence))
 

@@ -1,12 +1,15 @@
 """How far apart images and texts lie in the joint space (Liang et al. 2022; AlignCLIP). Unit vectors in, one number out."""
 
+import importlib
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+from clipkit import UserError
 
 ROWS_AT_ONCE = 1_024
 EQUAL = 1e-9
@@ -176,3 +179,25 @@ def sphere(image_ND: Tensor, text_ND: Tensor) -> tuple[NDArray[np.float64], NDAr
     points /= np.maximum(np.linalg.norm(points, axis=1, keepdims=True), 1e-12)
     shown = float(values[::-1][:3].sum()) / max(float(values.sum()), 1e-300)
     return points[: len(image_ND)], points[len(image_ND) :], shown
+
+
+def require_umap() -> Any:
+    """The package. Raises UserError where it is not installed."""
+    try:
+        return importlib.import_module("umap")
+    except ImportError:
+        raise UserError(
+            "knob `modality_gap.umap` is true, which needs umap-learn: `pip install 'clipkit[umap]'`, or leave it false"
+        ) from None
+
+
+def umap_plane(image_ND: Tensor, text_ND: Tensor, *, seed: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Pictures and texts laid out by UMAP together (N, 2), (N, 2), by cosine, with its own 15 neighbours (McInnes et al. 2018).
+
+    The same vectors and seed give the same picture on one machine: one thread. Neighbours stay near each other; lengths and the space
+    between clouds mean nothing, so that the gap is not to be read off it. Raises UserError without umap-learn.
+    """
+    vectors = torch.cat([image_ND, text_ND]).double().numpy()
+    layout = require_umap().UMAP(n_neighbors=min(15, len(vectors) - 1), metric="cosine", random_state=seed % 2**32, n_jobs=1)
+    points = np.asarray(layout.fit_transform(vectors), np.float64)
+    return points[: len(image_ND)], points[len(image_ND) :]

@@ -9,7 +9,6 @@ import itertools
 import math
 import shutil
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -24,6 +23,7 @@ from torch import Tensor
 
 from clipkit import UserError
 from clipkit.dataset.shards import Pair, Shard, Shards, made_from, read_made_from
+from clipkit.evaluation.embeddings import one_ahead
 from clipkit.model.encoder import Encoder
 from clipkit.model.preprocess import UndecodableImage
 from clipkit.run import Run, replacing
@@ -91,7 +91,7 @@ def _score_shards(encoder: Encoder, shards: Shards, folder: Path, *, run: Run, b
             part = folder / f"{_part_key(encoder, shard)}.parquet"
             if _known(part, shard) is None:
                 shards.check(shard)
-                _write(part, [_scored(encoder, _batches(encoder, shards.read(shard), pool, batch_size), shard, advance)], {})
+                _write(part, [_scored(encoder, one_ahead(_batches(encoder, shards.read(shard), pool, batch_size)), shard, advance)], {})
             else:
                 advance(shard.count)
             parts.append(part)
@@ -118,14 +118,10 @@ def _known(part: Path, shard: Shard) -> pa.Table | None:
 
 
 def _batches(encoder: Encoder, pairs: Iterator[Pair], pool: ThreadPoolExecutor, size: int) -> Iterator[_Batch]:
-    """Batches whose pictures are being decoded. Threads decode the next one while the caller uses this one."""
-    ahead: deque[_Batch] = deque()
+    """Batches whose pictures are being decoded by threads."""
     while some := list(itertools.islice(pairs, size)):
         pixels = [pool.submit(_decoded, encoder, pair.image) for pair in some]
-        ahead.append(_Batch([pair.key for pair in some], [pair.text for pair in some], pixels))
-        if len(ahead) > 1:
-            yield ahead.popleft()
-    yield from ahead
+        yield _Batch([pair.key for pair in some], [pair.text for pair in some], pixels)
 
 
 def _decoded(encoder: Encoder, image: bytes) -> Tensor | None:

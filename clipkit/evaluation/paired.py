@@ -19,9 +19,10 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from clipkit import UserError
-from clipkit.evaluation.intervals import Interval, bootstrap
+from clipkit.evaluation.intervals import Interval, bootstrap, clopper_pearson
 from clipkit.evaluation.measures import LEFT_OUT
 from clipkit.evaluation.metrics import macro_f1, roc_auc
+from clipkit.evaluation.resampling import mean_interval, unanimous
 from clipkit.evaluation.significance import holm, mcnemar
 
 MAX_RESULT_BYTES = 100_000_000
@@ -29,6 +30,8 @@ MAX_TASKS = 10_000
 MAX_ROWS = 10_000_000
 MAX_DRAWS = 1_000
 RESAMPLES = 1_000
+ROUNDING = 1e-12
+"""A difference that strays by no more than this does not stray."""
 FEW_SHOT = re.compile(r"(acc1|mean_per_class_recall)_\d{1,6}_shot_(logistic|ridge)")
 """Main metrics of `eval few-shot` that are means over draws of what `right_by_draw` holds."""
 Floats = NDArray[np.float64]
@@ -140,15 +143,24 @@ def compare_metric(metric: str, a: pa.Table, b: pa.Table, *, confidence: float, 
         raise UserError("the predictions of the runs are about different pictures or labels: run both again")
     first, second = ({name: pair[i] for name, pair in known.items()} for i in (0, 1))
     if metric in ("acc1", "acc5"):
-        hits_a_N, hits_b_N = (_hits(columns, metric) for columns in (first, second))
-        bootstrapped = _bootstrapped(_mean(hits_a_N), _mean(hits_b_N), _free(first), confidence=confidence, seed=seed)
-        return bootstrapped._replace(p_value=mcnemar(hits_a_N, hits_b_N), test="McNemar, exact")
+        return compare_hits(_hits(first, metric), _hits(second, metric), confidence=confidence, seed=seed)
     if FEW_SHOT.fullmatch(metric):
         is_class_mean = metric.startswith("mean_per_class")
-        right_a_ND, right_b_ND = first["right_by_draw"], second["right_by_draw"]
-        return _over_draws(right_a_ND, right_b_ND, first["label"] if is_class_mean else _free(first), confidence=confidence, seed=seed)
+        right_ND, strata_N = (first["right_by_draw"], second["right_by_draw"]), first["label"] if is_class_mean else _free(first)
+        return _widened(_over_draws(*right_ND, strata_N, confidence=confidence, seed=seed), metric, strata_N, confidence)
     statistic, strata = STATISTICS[metric]
-    return _bootstrapped(statistic(first), statistic(second), strata(first), confidence=confidence, seed=seed)
+    differing = _bootstrapped(statistic(first), statistic(second), strata(first), confidence=confidence, seed=seed)
+    return _widened(differing, metric, first["label"] if metric == "f1_macro" else strata(first), confidence)
+
+
+def compare_hits(right_a_N: NDArray[np.bool_], right_b_N: NDArray[np.bool_], *, confidence: float, seed: int) -> Differing:
+    """How two classifiers differ in accuracy on the same pictures: the interval is a bootstrap, the p exact.
+
+    Of classifiers that are right on the same pictures, whose draws never differ, the interval is `intervals.level`'s.
+    """
+    changes_N = right_b_N.astype(float) - right_a_N
+    interval = mean_interval(changes_N, confidence=confidence, seed=seed, lowest=-1.0)
+    return Differing(float(changes_N.mean()), interval, mcnemar(right_a_N, right_b_N), "McNemar, exact")
 
 
 def columns_of(metric: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -343,6 +355,26 @@ def _bootstrapped(a: Statistic, b: Statistic, strata_N: NDArray[np.int64], *, co
     all_N = np.arange(len(strata_N))
     draws = np.array(drawn_differences)
     return Differing(b(all_N) - a(all_N), interval, _two_sided(draws), "paired bootstrap")
+
+
+def _widened(found: Differing, metric: str, strata_N: NDArray[np.int64], confidence: float) -> Differing:
+    """A difference that no draw of pictures changes, as that of equal predictions, with an interval that has a width; others as they are.
+
+    Further pictures could change it, each by as much as lies between it and -1 or 1 (`intervals.level`). Their shares of the strata are
+    those at which seeing none of them is not too unlikely (`resampling.unanimous`). A mean over strata moves by their mean, the worst group
+    by the share of the smallest, ROC AUC by both classes' sum, F1 by three times the mean at most: a picture that changes sides costs its
+    class 2 / n, and the class that it is now taken for 1 / n.
+    """
+    if found.interval.high - found.interval.low > ROUNDING:
+        return found
+    _, counts_S = np.unique(strata_N, return_counts=True)
+    if "worst_group" in metric:
+        moved = clopper_pearson(0, int(counts_S.min()), confidence).high
+    else:
+        moved = 1 - unanimous(counts_S, np.ones(len(counts_S), bool), confidence).low
+        moved *= {"roc_auc": 2, "f1_macro": 3}.get(metric, 1)
+    seen = found.difference
+    return found._replace(interval=Interval(max(seen - moved * (1 + seen), -1.0), min(seen + moved * (1 - seen), 1.0)))
 
 
 def _two_sided(draws_R: Floats) -> float:

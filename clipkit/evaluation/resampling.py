@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
-from clipkit.evaluation.intervals import Interval, clopper_pearson
+from clipkit.evaluation.intervals import Interval, further, level
+from clipkit.evaluation.metrics import macro_f1
 
 RESAMPLES = 1_000
 CELLS_AT_ONCE = 8_000_000
@@ -66,15 +67,23 @@ def _least_share_sum(counts_C: Counts, chance: float) -> float:
     return float(shares(high).sum())
 
 
-def mean_interval(values_N: Floats, *, confidence: float, seed: int) -> Interval:
-    """Of the mean of few distinct values, pictures drawn freely."""
+def mean_interval(values_N: Floats, *, confidence: float, seed: int, lowest: float = 0.0) -> Interval:
+    """Of the mean of few distinct values from `lowest` to 1, pictures drawn freely. Where all are equal: `level`."""
     kinds, counts = np.unique(values_N, return_counts=True)
+    if len(kinds) == 1:
+        return level(float(kinds[0]), len(values_N), lowest=lowest, highest=1.0, confidence=confidence)
     drawn_RU = np.random.default_rng(seed).multinomial(len(values_N), counts / len(values_N), RESAMPLES)
     return percentiles(drawn_RU @ kinds / len(values_N), confidence)
 
 
 def f1_interval(predictions_N: Counts, labels_N: Counts, *, classes: int, confidence: float, seed: int) -> Interval:
-    """Of the macro F1. Pictures are drawn freely: precision depends on how many pictures the classes have."""
+    """Of the macro F1. Pictures are drawn freely: precision depends on how many pictures the classes have.
+
+    Where all pictures are right, or none, no draw strays: the other end is then the F1 with as many further pictures as there may be that
+    are wrong, or right, all of the class with the fewest (`intervals.further`).
+    """
+    if (predictions_N == labels_N).all() or (predictions_N != labels_N).all():
+        return _unanimous_f1(predictions_N, labels_N, classes, confidence)
     cells_U, counts_U = np.unique(labels_N * classes + predictions_N, return_counts=True)
     label_U, said_U = np.divmod(cells_U, classes)
 
@@ -91,16 +100,27 @@ def f1_interval(predictions_N: Counts, labels_N: Counts, *, classes: int, confid
     return percentiles(np.concatenate(values), confidence)
 
 
+def _unanimous_f1(predictions_N: Counts, labels_N: Counts, classes: int, confidence: float) -> Interval:
+    present, counts = np.unique(labels_N, return_counts=True)
+    by_size = present[np.argsort(counts, kind="stable")]
+    more, rarest = further(len(labels_N), confidence), by_size[0]
+    is_right = bool((predictions_N == labels_N).all())
+    wrong = by_size[1] if len(by_size) > 1 else (rarest + 1) % max(classes, 2)
+    said_N = np.append(predictions_N, np.full(more, wrong if is_right else rarest))
+    value = macro_f1(said_N, np.append(labels_N, np.full(more, rarest)))
+    return Interval(value, 1.0) if is_right else Interval(0.0, value)
+
+
 def roc_auc_interval(scores_N: Floats, is_positive_N: NDArray[np.bool_], *, confidence: float, seed: int) -> Interval:
     """Of the ROC AUC. Positives and negatives keep their number, so that no resample lacks one of them.
 
-    Where no draw could stray, since all positives are above all negatives or below, it is Clopper and Pearson's of as many pairs as there
-    are without a picture in two of them.
+    Where no draw could stray, since all positives are above all negatives, or below, or all scores are equal, it is `level`'s of as many
+    pairs as there are without a picture in two of them.
     """
     positives_N, negatives_N = scores_N[is_positive_N], scores_N[~is_positive_N]
-    if positives_N.min() > negatives_N.max() or positives_N.max() < negatives_N.min():
-        pairs = min(len(positives_N), len(negatives_N))
-        return clopper_pearson(pairs if positives_N.min() > negatives_N.max() else 0, pairs, confidence)
+    if positives_N.min() > negatives_N.max() or positives_N.max() < negatives_N.min() or np.ptp(scores_N) == 0:
+        pairs, seen = min(len(positives_N), len(negatives_N)), np.sign(positives_N.min() - negatives_N.max()) / 2 + 0.5
+        return level(float(seen), pairs, lowest=0.0, highest=1.0, confidence=confidence)
     _, place_N = np.unique(scores_N, return_inverse=True)
     positive_U, negative_U = (np.bincount(place_N[kind_N], minlength=place_N.max() + 1) for kind_N in (is_positive_N, ~is_positive_N))
     values = []

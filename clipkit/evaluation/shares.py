@@ -1,4 +1,4 @@
-"""Ranks that share the encoding of pictures: started by torchrun, each makes other blocks of the cache, and all meet at the end."""
+"""Ranks that share the work on pictures: started by torchrun or by a training run, each does its own part, and all tell each other."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -15,24 +15,28 @@ T = TypeVar("T")
 LONGEST_WAIT = timedelta(days=7)
 """For ranks that have more left to do; one that was killed is noticed at once."""
 
+Gather = Callable[[Any], list[Any]]
+"""What every rank has, by rank; called by all of them, and waits for all."""
+
+
+def _alone(mine: Any) -> list[Any]:
+    return [mine]
+
 
 class Share(NamedTuple):
-    """This process's number and how many there are."""
+    """This process's number, how many there are, and how they tell each other."""
 
     rank: int = 0
     ranks: int = 1
+    gathered: Gather = _alone
 
     def has(self, i: int) -> bool:
         """Whether the i-th block is this rank's."""
         return i % self.ranks == self.rank
 
-    def gathered(self, mine: Any) -> list[Any]:
-        """What every rank found, by rank; called by all of them, and waits for all."""
-        if self.ranks == 1:
-            return [mine]
-        found: list[Any] = [None] * self.ranks
-        dist.all_gather_object(found, mine)
-        return found
+    def part(self, total: int) -> tuple[int, int]:
+        """Start and stop of this rank's part of `total` things."""
+        return total * self.rank // self.ranks, total * (self.rank + 1) // self.ranks
 
     def together(self, work: Callable[[], T]) -> list[T]:
         """What every rank makes, by rank; called by all of them. Nobody waits for one that has made a mistake: it is raised on all."""
@@ -77,6 +81,12 @@ def shared() -> Iterator[Share]:
         return
     dist.init_process_group("gloo", timeout=LONGEST_WAIT)
     try:
-        yield Share(dist.get_rank(), count)
+        yield Share(dist.get_rank(), count, _over_gloo)
     finally:
         dist.destroy_process_group()
+
+
+def _over_gloo(mine: Any) -> list[Any]:
+    found: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(found, mine)
+    return found

@@ -104,11 +104,18 @@ class Task(_Entry):
     metric: Metric = Field(description="the main metric (CLIP Table 9)")
     splits: Mapping[SplitName, Folder] = Field(description="split = folder or file under the task's folder, or the layout's word for it")
     sizes: Mapping[SplitName, Annotated[int, Field(ge=1)]] = Field({}, description="pictures per split, checked")
+    super_classes: tuple[Text, ...] | None = Field(
+        None, description="what each class is a part of, in label order: zero-shot is scored pooled to these as well"
+    )
+    sub_task: "Task | None" = Field(
+        None, description="the task (a shipped name, a .toml file beside this one) whose super_classes are classes of this one"
+    )
     published: Text = Field(description="where the data comes from")
 
     @model_validator(mode="after")
     def _agrees_with_itself(self) -> "Task":
         self._check_kind()
+        self._check_pools()
         if (texts := sum(map(len, self.classes)) * len(self.templates)) > MAX_TEXTS:
             raise ValueError(f"class names x templates are {texts:,} texts, at most {MAX_TEXTS:,} are encoded: give fewer templates")
         folders = self.folders
@@ -140,6 +147,21 @@ class Task(_Entry):
             raise ValueError("classes should have two entries or more")
         if self.metric.startswith("worst-group") and not self.groups:
             raise ValueError(f"metric `{self.metric}` needs `groups`: the first of them is the one that is scored")
+
+    def _check_pools(self) -> None:
+        parents = self.super_classes if self.super_classes is not None else self.sub_task.super_classes if self.sub_task else None
+        if (self.super_classes or self.sub_task) and self.kind != "classification":
+            raise ValueError(f"super_classes and sub_task are for the kind `classification`, not for `{self.kind}`")
+        if self.super_classes is not None and self.sub_task is not None:
+            raise ValueError("super_classes and sub_task exclude each other: the pictures are labelled with one or with the other")
+        if self.super_classes is not None and len(self.super_classes) != len(self.classes):
+            raise ValueError(f"super_classes names {len(self.super_classes)} for {len(self.classes)} classes")
+        if self.sub_task is not None and parents is None:
+            raise ValueError(f"sub_task `{self.sub_task.name}` has no super_classes: they say what its classes are pooled to")
+        if parents is not None and len(set(parents)) < 2:
+            raise ValueError("super_classes should be two or more different ones")
+        if self.sub_task is not None and (unknown := sorted(set(parents or ()) - {names[0] for names in self.classes})):
+            raise ValueError(f"sub_task `{self.sub_task.name}` has the super-class {unknown[0]!r}, which is none of the classes")
 
     @property
     def folders(self) -> tuple[str, ...]:
@@ -215,7 +237,15 @@ class Suite(_Entry):
 def load_task(name_or_path: str) -> Task:
     """A task by the name of a shipped one or by its file. Raises UserError that names the file and the key."""
     path = find("benchmarks/tasks", name_or_path)
-    return _validated(Task, _read_toml(path, "task"), path)
+    raw = _read_toml(path, "task")
+    if isinstance(name := raw.get("sub_task"), str):  # the sub-task of a sub-task stays a name, which is no task
+        raw["sub_task"] = _read_toml(find("benchmarks/tasks", _beside(path, name)), "task")
+    return _validated(Task, raw, path)
+
+
+def _beside(path: Path, name: str) -> str:
+    """A .toml file is meant beside the file that names it; another name is a shipped one."""
+    return str(path.parent / name) if name.endswith(".toml") else name
 
 
 def load_suite(name_or_path: str) -> Suite:
@@ -228,7 +258,7 @@ def load_suite(name_or_path: str) -> Suite:
     tasks = raw.get("tasks")
     if not isinstance(tasks, list) or not all(isinstance(task, str) for task in tasks):
         raise UserError(f"suite `{path}`: `tasks` should be a list of task names or .toml files")
-    raw["tasks"] = [load_task(str(path.parent / task) if task.endswith(".toml") else task) for task in tasks]
+    raw["tasks"] = [load_task(_beside(path, task)) for task in tasks]
     return _validated(Suite, raw, path)
 
 

@@ -8,8 +8,7 @@ from numpy.typing import NDArray
 
 from clipkit.evaluation.class_texts import NAMES, ONE
 from clipkit.evaluation.metrics import top_k_hits
-from clipkit.evaluation.resampling import mean_interval
-from clipkit.evaluation.significance import mcnemar
+from clipkit.evaluation.paired import compare_hits
 from clipkit.evaluation.suite import Task
 
 
@@ -31,7 +30,6 @@ def template_gains(
 
 
 def paired_gain(before_N: NDArray[np.bool_], after_N: NDArray[np.bool_], *, confidence: float, seed: int) -> dict[str, float]:
-    """The gain in accuracy, its bootstrap interval over pictures, and the exact two-sided p of McNemar's test."""
-    changes_N = after_N.astype(float) - before_N
-    interval = mean_interval(changes_N, confidence=confidence, seed=seed)
-    return {"gain": float(changes_N.mean()), "low": interval.low, "high": interval.high, "p": mcnemar(before_N, after_N)}
+    """The gain in accuracy, its interval and p, as `clipkit eval diff` has them of two runs."""
+    found = compare_hits(before_N, after_N, confidence=confidence, seed=seed)
+    return {"gain": found.difference, "low": found.interval.low, "high": found.interval.high, "p": found.p_value}

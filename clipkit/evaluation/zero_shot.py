@@ -14,6 +14,7 @@ from clipkit.evaluation.class_texts import ClassTexts
 from clipkit.evaluation.embeddings import embed
 from clipkit.evaluation.measures import Outcome, classified
 from clipkit.evaluation.per_class import class_table, confusion
+from clipkit.evaluation.pooling import pools_of, score_pools
 from clipkit.evaluation.scores import Method, score_suite, write_table
 from clipkit.evaluation.splits import Split
 from clipkit.evaluation.suite import SplitName, Suite, Task
@@ -82,12 +83,17 @@ def sum_texts(
 
 def mean_directions(encoder: Encoder, task: Task, sums_CD: torch.Tensor) -> torch.Tensor:
     """The classifier (C, D) from the sums of its texts. Raises UserError where a class has no direction."""
+    return directions(encoder, sums_CD, lambda label: f"class {task.classes[label][0]!r} of task `{task.name}`").float()
+
+
+def directions(encoder: Encoder, sums_CD: torch.Tensor, called: Callable[[int], str]) -> torch.Tensor:
+    """Sums of texts at unit length (C, D) in float64. Raises UserError where one has no direction; `called`: what it is of."""
     weights_CD = torch.nn.functional.normalize(sums_CD, dim=1)
     broken_C = ~(weights_CD.norm(dim=1) > 0.5)  # not `<`: NaN is broken too
     if broken_C.any():
-        name = task.classes[int(broken_C.int().argmax())][0]
-        raise UserError(f"model `{encoder.name}` gives no direction for class {name!r} of task `{task.name}`: its weights are damaged")
-    return weights_CD.float()
+        which = called(int(broken_C.int().argmax()))
+        raise UserError(f"model `{encoder.name}` gives no direction for {which}: its weights are damaged")
+    return weights_CD
 
 
 def predict(encoder: Encoder, task: Task, split: Split, *, run: Run, cache: Path, batch_size: int, workers: int) -> Predictions:
@@ -126,6 +132,9 @@ def _classify(encoder: Encoder, task: Task, splits: Mapping[SplitName, Split], *
     if recipe.zero_shot.compare_templates and task.kind == "classification":
         facts["templates"] = template_gains(logits_of, task, split.labels_N, **knobs)
     outcome = classified(logits_of(task), split.labels_N, **knobs, facts=facts, task=task, split=split)
+    if (pools := pools_of(task)) is not None:
+        values, told = score_pools(logits_of, pools, split.labels_N, **knobs)
+        outcome = outcome._replace(values=[*outcome.values, *values], facts={**outcome.facts, "pooling": told})
     if task.kind == "classification" and outcome.predictions is not None:
         write_table(run.path / "classes" / f"{task.name}.parquet", class_table(task, outcome.predictions, confidence=recipe.confidence))
         write_table(run.path / "confusion" / f"{task.name}.parquet", confusion(outcome.predictions))

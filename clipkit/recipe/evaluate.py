@@ -71,6 +71,7 @@ class GapKnobs(Section):
         min_length=1,
         description="how far both modalities are moved along the gap vector: 0 not at all, 0.5 together, 1 swapped, below 0 apart",
     )
+    umap: bool = Field(False, description="draw pictures and texts by UMAP too (extra `umap`), seeded; `modality-umap.svg`")
 
 
 class BiasKnobs(Section):

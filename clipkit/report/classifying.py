@@ -22,7 +22,7 @@ WORST = 10
 
 def gain_tables(out: Path, tasks: Sequence[str]) -> list[Table]:
     """Accuracy by templates and the gains of each task, with their mean; no table where no task compared templates."""
-    found = _gains(out, tasks)
+    found = _facts(out, tasks, "templates")
     if not found:
         return []
     rows = [
@@ -39,6 +39,29 @@ def gain_tables(out: Path, tasks: Sequence[str]) -> list[Table]:
     )
     columns = ("task", "names alone", "one template", "ensemble", "gain from template", "gain from ensembling")
     return [Table("templates (CLIP figure 4)", columns, rows, note)]
+
+
+def pool_tables(out: Path, tasks: Sequence[str]) -> list[Table]:
+    """Accuracy over super-classes by their own names and by pooling sub-classes; no table where no task has any."""
+    found = _facts(out, tasks, "pooling")
+    if not found:
+        return []
+    rows = [
+        (
+            task,
+            one["super_classes"],
+            one["sub_classes"],
+            *(f"{one['acc1'][name]:.2%}" for name in ("own_names", "max", "mean", "sum")),
+            _gain(one["gain_from_own_names"]),
+        )
+        for task, one in found.items()
+    ]
+    without = [
+        f"{task}: no sub-class of {', '.join(one['without_sub_classes'])}" for task, one in found.items() if one["without_sub_classes"]
+    ]
+    note = "the super-classes' own names as texts, and probabilities of the sub-classes pooled; gain: own names over the greatest"
+    columns = ("task", "super-classes", "sub-classes", "own names", "greatest", "mean", "sum", "gain from own names")
+    return [Table("top-1 over super-classes (CLIP section 3.3)", columns, rows, "\n".join([note, *without]))]
 
 
 def class_tables(out: Path, tasks: Sequence[str]) -> list[Table]:
@@ -60,7 +83,7 @@ def class_tables(out: Path, tasks: Sequence[str]) -> list[Table]:
 def write_figures(out: Path, tasks: Sequence[str]) -> list[Path]:
     """`templates.png` where templates were compared, `confusion/TASK.png` of tasks of at most 100 classes: what was written."""
     written = []
-    if found := _gains(out, tasks):
+    if found := _facts(out, tasks, "templates"):
         _save(_gain_figure(found), out / "templates.png")
         written.append(out / "templates.png")
     for task in tasks:
@@ -75,9 +98,10 @@ def write_figures(out: Path, tasks: Sequence[str]) -> list[Path]:
     return written
 
 
-def _gains(out: Path, tasks: Sequence[str]) -> dict[str, Any]:
+def _facts(out: Path, tasks: Sequence[str], name: str) -> dict[str, Any]:
+    """What the results of tasks hold under a name, of those that do."""
     results = {task: json.loads((out / "results" / f"{task}.json").read_bytes()) for task in tasks}
-    return {task: result["templates"] for task, result in results.items() if "templates" in result}
+    return {task: result[name] for task, result in results.items() if name in result}
 
 
 def _gain(gain: Mapping[str, float]) -> str:

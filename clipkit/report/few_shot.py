@@ -1,9 +1,29 @@
-"""What few-shot runs found, as a table."""
+"""What few-shot runs found, as a table and as a figure of each task."""
 
+import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from clipkit import UserError
 from clipkit.report.tables import Table
+from clipkit.run import replacing
+
+
+def write_few_shot(out: Path) -> list[Table]:
+    """The tables of a run, written to its `few-shot.md`, and `figures/TASK.svg`. Raises UserError for results of an earlier clipkit."""
+    from clipkit.report.figures import few_shot_figure  # matplotlib takes a second to import
+
+    results = [json.loads(path.read_bytes()) for path in sorted((out / "results").glob("*.json"))]
+    if old := next((result["dataset"] for result in results if "fully_supervised" not in result), None):
+        raise UserError(f"`{out}` holds few-shot results of an earlier clipkit (task `{old}`): give a new directory")
+    tables = few_shot_tables(results)
+    with replacing(out / "few-shot.md") as temporary:
+        temporary.write_text("\n".join(f"{table.to_markdown()}\n{table.note}\n" for table in tables))
+    for result in results:
+        with replacing(out / "figures" / f"{result['dataset']}.svg") as temporary:
+            temporary.write_text(few_shot_figure(result))
+    return tables
 
 
 def few_shot_tables(results: Sequence[Mapping[str, Any]]) -> list[Table]:

@@ -11,27 +11,39 @@ from matplotlib.figure import Figure
 from clipkit.report.figures import _STYLE, BLUE, FAINT, INK, ORANGE, _svg
 from clipkit.report.pages import one_line
 
-__all__ = ["gap_points", "gap_sphere", "shift_curves"]
+__all__ = ["gap_points", "gap_sphere", "gap_umap", "shift_curves"]
 
 MOST_POINTS = 2_000
 LINES = 40
 COLOURS = (BLUE, ORANGE, INK, FAINT)
 
 
-def gap_points(
-    points: Mapping[str, tuple[Sequence[Sequence[float]], Sequence[Sequence[float]]]], axes: Mapping[str, Sequence[float]]
-) -> str:
+Plane = tuple[Sequence[Sequence[float]], Sequence[Sequence[float]]]
+"""Pictures and texts, as (x, y)."""
+
+
+def gap_points(points: Mapping[str, Plane], axes: Mapping[str, Sequence[float]]) -> str:
     """A panel for each model: pictures and texts (x, y), equal scales, grey lines between the partners of some pairs.
 
     `axes`: the share of the variance that each axis shows, told beside it: what a plane cannot show should be seen to be missing.
     """
+    named = {name: (f"first principal axis ({one[0]:.0%} of the variance)", f"second ({one[1]:.0%})") for name, one in axes.items()}
+    return _planes(points, named)
+
+
+def gap_umap(points: Mapping[str, Plane]) -> str:
+    """The same of points that UMAP laid out: neighbours stay near, lengths and the space between clouds mean nothing."""
+    return _planes(points, dict.fromkeys(points, ("UMAP (lengths mean nothing)", "")))
+
+
+def _planes(points: Mapping[str, Plane], axes: Mapping[str, tuple[str, str]]) -> str:
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(4.4 * len(points), 4.2), layout="constrained")
         for panel, (name, (images, texts)) in zip(figure.subplots(1, len(points), squeeze=False)[0], points.items(), strict=True):
             _draw_points(panel, images[:MOST_POINTS], texts[:MOST_POINTS])
             panel.set_title(one_line(name, 50), fontsize=9, loc="left")
-            panel.set_xlabel(f"first principal axis ({axes[name][0]:.0%} of the variance)")
-            panel.set_ylabel(f"second ({axes[name][1]:.0%})")
+            panel.set_xlabel(axes[name][0])
+            panel.set_ylabel(axes[name][1])
         return _svg(figure)
 
 

@@ -166,6 +166,20 @@ def test_diff_is_the_difference_of_the_two_scores(command: Command, runs: tuple[
     assert_mistake(command("eval", "diff", "a", "no-such-run"), "no-such-run")
 
 
+def test_compare_takes_of_each_task_the_first_metric_that_it_has(command: Command) -> None:
+    rows = ["pooled,acc1,0.2", "pooled,acc1_pooled_max,0.6", "plain,acc1,0.4", "plain,acc5,0.9"]
+    lines = [
+        f"{model},{task},zero-shot,{metric},{value}" for model in ("a", "b") for task, metric, value in (row.split(",") for row in rows)
+    ]
+    Path("m.csv").write_text("\n".join(["model,task,kind,metric,value", *lines]))
+    Path("both.txt").write_text("pooled\nplain\n")
+    asked = ("eval", "compare", "m.csv", "--analysis", "averages", "--over", "both.txt", "--json")
+    for metrics, mean in ((("acc1_pooled_max", "acc1"), 0.5), (("acc1", "acc1_pooled_max"), 0.3)):
+        report = json.loads(command(*asked, *(word for metric in metrics for word in ("--metric", metric))).stdout)
+        assert [row["average"] for row in report["analyses"]["averages"]["rows"]] == pytest.approx([mean, mean])
+    assert_mistake(command("eval", "compare", "m.csv", "--metric", "acc1", "--metric", "acc9"), "`--metric acc9` is in none of the results")
+
+
 def test_compare_averages_runs_and_csv_files(command: Command, runs: tuple[str, str]) -> None:
     Path("c.csv").write_text("model,task,kind,value\nother,colors,zero-shot,0.25\n")
     result = command("eval", "compare", "a", "c.csv", "--out", "cmp")

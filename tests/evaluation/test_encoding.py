@@ -70,7 +70,9 @@ def test_files_are_read_once_and_equal_preprocessing_decodes_once(
         found = embed(encoder, split, cache=tmp_path / "cache", run=scratch_run, **KNOBS)
         assert torch.equal(found.projected_ND, alone.projected_ND)
         assert encoder.pictures_seen == 35
-    (tmp_path / "cache/embeddings").joinpath(embeddings._key(encoders[1], split), "000000010.safetensors").unlink()
+    (tmp_path / "cache/embeddings").joinpath(
+        embeddings._folder(tmp_path / "cache", encoders[1], split.pictures_hash), "000000010.safetensors"
+    ).unlink()
     assert fill_cache(encoders, split, cache=tmp_path / "cache", run=scratch_run, **KNOBS) == 10
 
 
@@ -135,5 +137,5 @@ def test_two_processes_leave_the_files_of_one(color_files: Path, tmp_path: Path)
     finally:
         for rank in ranks:
             rank.kill()
-    assert len(contents(tmp_path / "one/cache")) == 4
+    assert len(contents(tmp_path / "one/cache")) == 5  # four blocks, and what the pictures are
     assert contents(tmp_path / "one/cache") == contents(tmp_path / "two/cache")

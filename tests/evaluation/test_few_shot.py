@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import ttest_1samp
-from sklearn.linear_model import RidgeClassifier
+from sklearn.linear_model import LogisticRegression, RidgeClassifier
+from sklearn.metrics import roc_auc_score
 
 from clipkit import UserError
 from clipkit.evaluation.compare.reading import read_results
@@ -108,6 +109,30 @@ def test_ridges_strength_is_the_greatest_of_those_that_scikit_learn_finds_best_o
         assert found.score == pytest.approx(model.score(*noisy(1, 60)))
 
 
+@pytest.mark.parametrize("classifier", ["logistic", "ridge"])
+def test_the_strength_is_chosen_by_the_metric_of_the_task(classifier: str) -> None:
+    """Each strength that was tried is scored again by scikit-learn's ROC AUC; accuracy would have chosen others."""
+    train, test, knobs = noisy(0, 90), noisy(1, 60), ProbeKnobs(steps_per_decade=1, solver="sklearn")
+    train, test = (Labelled(one.features_NF, (one.labels_N > 0).astype(np.int64)) for one in (train, test))
+    found = {
+        metric: score_few_shot(train, test, shots=(8,), seeds=range(6), knobs=knobs, classifier=classifier, metric=metric)
+        for metric in ("accuracy", "roc-auc")
+    }
+    assert [one.strength for one in found["accuracy"]] != [one.strength for one in found["roc-auc"]]
+
+    def auc(strength: float, seed: int) -> float:
+        draw = draw_shots(train.labels_N, 8, seed=seed)
+        chosen, held = train.take(draw.train_N), train.take(draw.validation_N)
+        model = RidgeClassifier(alpha=strength) if classifier == "ridge" else LogisticRegression(C=1 / strength, max_iter=1_000)
+        scores_N = model.fit(chosen.features_NF.astype(np.float64), chosen.labels_N).decision_function(held.features_NF)
+        return float(roc_auc_score(held.labels_N, scores_N))
+
+    for by_accuracy, by_auc in zip(found["accuracy"], found["roc-auc"], strict=True):
+        assert auc(by_auc.strength, by_auc.seed) >= auc(by_accuracy.strength, by_auc.seed)
+        if classifier == "ridge":  # whose whole grid is tried
+            assert auc(by_auc.strength, by_auc.seed) == max(auc(strength, by_auc.seed) for strength in np.logspace(-6, 6, 13))
+
+
 CURVE = [(1.0, 0.40), (2.0, 0.50), (4.0, 0.60), (16.0, 0.70), (1_600.0, 0.90)]
 
 
@@ -130,6 +155,9 @@ def test_the_interval_over_draws_is_students() -> None:
     theirs = ttest_1samp(accuracies, 0.0).confidence_interval(0.95)
     assert (mean, interval.low, interval.high) == pytest.approx((0.5875, theirs.low, theirs.high))
     assert mean_over_draws([0.4], 0.95) == (0.4, (0.0, 1.0))
+    # Five draws alike have no t: others may be a share q with (1 - q) ** 5 = 0.025, and score 0 or 1.
+    other = 1 - 0.025 ** (1 / 5)
+    assert mean_over_draws([0.4] * 5, 0.95) == (pytest.approx(0.4), pytest.approx((0.4 - 0.4 * other, 0.4 + 0.6 * other)))
 
 
 @pytest.mark.parametrize("strength", [1e-2, 1.0, 100.0])

@@ -1,6 +1,8 @@
 """The report of the modality gap: pairs drawn from shards and captions, several models, figures, what is refused."""
 
 import json
+import sys
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from clipkit.cli import app
 from clipkit.dataset.shards import Pair, Shards, pair_key, write_shards
 from clipkit.evaluation import gap_report
 from clipkit.evaluation.gap_report import pairs_of_shards, pairs_of_split, report_gap
-from clipkit.evaluation.modality_gap import gap
+from clipkit.evaluation.modality_gap import gap, umap_plane
 from clipkit.evaluation.splits import Split
 from clipkit.recipe import EvalRecipe
 
@@ -163,3 +165,55 @@ class Repeated(list[bytes]):
 
     def read(self, start: int, stop: int) -> list[bytes]:
         return [self[i % (len(self) // 2)] for i in range(start, stop)]
+
+
+def test_umap_without_its_package_is_told_before_anything_is_encoded(
+    shards: Shards, color_encoder: Any, scratch_run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "umap", None)
+    recipe = EvalRecipe.model_validate({"modality_gap": {"umap": True}})
+    with pytest.raises(UserError, match=r"pip install 'clipkit\[umap\]'"):
+        report_gap(recipe, {"color": lambda: color_encoder}, pairs_of_shards(shards, 40, seed=0), "s", run=scratch_run, cache=tmp_path)
+    assert color_encoder.pictures_seen == 0
+
+
+def test_umap_is_drawn_where_it_is_asked_for_the_same_for_the_same_seed(
+    shards: Shards, color_encoder: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """With a stand-in for the package: what it is given, where its points go, and that without the knob it is not asked."""
+    layouts: list[dict[str, Any]] = []
+
+    class Layout:
+        def __init__(self, **knobs: Any) -> None:
+            layouts.append(knobs)
+
+        def fit_transform(self, vectors: Any) -> Any:
+            return 3 * vectors[:, :2]
+
+    monkeypatch.setitem(sys.modules, "umap", types.SimpleNamespace(UMAP=Layout))
+    monkeypatch.setattr("clipkit.model.encoder.load_encoder", lambda spec, **_: color_encoder)
+    asked = ["eval", "modality-gap", "--model", "color", "--shards", str(shards.root), "--cache", str(tmp_path / "c"), "--quiet"]
+    asked += ["--pairs", "30", "--set", "modality_gap.resamples=50", "--set", "seed=7"]
+    assert CliRunner().invoke(app, [*asked, "--out", str(tmp_path / "without")]).exit_code == 0
+    assert not layouts
+    assert not (tmp_path / "without/modality-umap.svg").exists()
+    assert pq.read_table(tmp_path / "without/points.parquet")["umap_x"].null_count == 60
+    told = CliRunner().invoke(app, [*asked, "--out", str(tmp_path / "with"), "--set", "modality_gap.umap=true"])
+    assert told.exit_code == 0, told.output
+    assert layouts == [{"n_neighbors": 15, "metric": "cosine", "random_state": 7, "n_jobs": 1}]
+    table = pq.read_table(tmp_path / "with/points.parquet")
+    drawn = pairs_of_shards(shards, 30, seed=7)
+    text_ND = color_encoder.encode_texts(drawn.texts)
+    assert table["umap_y"].to_numpy()[30:] == pytest.approx(3 * text_ND[:, 1].numpy(), abs=1e-6)
+    assert (tmp_path / "with/modality-umap.svg").read_text().rstrip().endswith("</svg>")
+
+
+def test_umap_puts_two_clouds_apart_and_again_the_same() -> None:
+    pytest.importorskip("umap")
+    random = torch.Generator().manual_seed(0)
+    clouds = [torch.randn(60, 16, generator=random) + 8 * torch.eye(16)[i] for i in (0, 1)]
+    image_ND, text_ND = (torch.nn.functional.normalize(cloud, dim=1) for cloud in clouds)
+    first, again = (umap_plane(image_ND, text_ND, seed=3) for _ in range(2))
+    assert all(np.array_equal(one, other) for one, other in zip(first, again, strict=True))
+    apart_ND = np.linalg.norm(np.concatenate(first)[:, None] - np.concatenate(first)[None], axis=2) + np.diag([np.inf] * 120)
+    assert ((apart_ND.argmin(axis=1) < 60) == (np.arange(120) < 60)).mean() > 0.95  # a point's neighbour is of its own cloud

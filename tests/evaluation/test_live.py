@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from clipkit import UserError
-from clipkit.evaluation.live import LiveZeroShot, Ranks
+from clipkit.evaluation.live import LiveZeroShot
+from clipkit.evaluation.shares import Share
 from clipkit.evaluation.splits import Split
 from clipkit.evaluation.suite import Suite, Task, load_task
 from clipkit.evaluation.zero_shot import run_zero_shot
@@ -38,7 +39,7 @@ def on_ranks(count: int, live: LiveZeroShot, encoders: list[Any]) -> list[Any]:
     gathering, found = Gathering(count), [None] * count
 
     def work(rank: int) -> None:
-        found[rank] = live.scores(encoders[rank], Ranks(rank, count, gathering.of(rank)))
+        found[rank] = live.scores(encoders[rank], Share(rank, count, gathering.of(rank)))
 
     threads = [threading.Thread(target=work, args=(rank,)) for rank in range(count)]
     for thread in threads:

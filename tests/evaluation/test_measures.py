@@ -1,6 +1,7 @@
 """Metrics of every kind of task against scikit-learn, slow bootstraps and cases worked by hand."""
 
 import time
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ from scipy.stats import binom
 from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 
 from clipkit import UserError
-from clipkit.evaluation.intervals import bootstrap, clopper_pearson
+from clipkit.evaluation.intervals import bootstrap, clopper_pearson, further
 from clipkit.evaluation.measures import MAIN_METRIC, Outcome, classified, main_value, measure, measure_multilabel, worst_group
 from clipkit.evaluation.metrics import macro_f1, mean_per_class_recall, mean_precisions, softmax
 from clipkit.evaluation.resampling import f1_interval, mean_interval, recall_interval, roc_auc_interval
@@ -167,8 +168,10 @@ def test_intervals_from_counts_are_those_of_the_slow_bootstrap() -> None:
 
 
 def test_a_tie_counts_half_in_every_resample_of_roc_auc() -> None:
-    # All scores are equal, so whatever is drawn, each pair is a tie.
-    assert roc_auc_interval(np.zeros(20), np.arange(20) < 8, confidence=0.95, seed=0) == (0.5, 0.5)
+    # All scores are equal, so whatever is drawn, each pair is a tie: of eight separate pairs some may yet be none.
+    other = clopper_pearson(0, 8, 0.95).high
+    tied = roc_auc_interval(np.zeros(20), np.arange(20) < 8, confidence=0.95, seed=0)
+    assert tied == pytest.approx((0.5 - other / 2, 0.5 + other / 2))
     scores_N, positive_N = np.round(LOGITS_NC[:, 0] - LOGITS_NC[:, 5]), LABELS_N > 3  # about ten distinct scores
     fast = roc_auc_interval(scores_N, positive_N, confidence=0.9, seed=3)
     strata_N = positive_N.astype(np.int64)
@@ -177,16 +180,50 @@ def test_a_tie_counts_half_in_every_resample_of_roc_auc() -> None:
 
 
 def test_the_interval_of_f1_divides_by_the_classes_that_a_resample_has_and_by_both_of_precision_and_recall() -> None:
-    # Every draw of one class that is always right has F1 1, however many other classes there are.
-    assert f1_interval(FREE_N, FREE_N, classes=7, confidence=0.95, seed=0) == (1.0, 1.0)
-    # Two classes, one picture of the second: a third of the draws lack it, and then class 0 alone counts.
-    labels_N, said_N = np.array([0] * 11 + [1]), np.array([0] * 11 + [1])
-    assert f1_interval(said_N, labels_N, classes=2, confidence=0.95, seed=0) == (1.0, 1.0)
     # Class 1 is said of n - k pictures of class 0 and has none: of k right, F1 is 2k / (n + k), a function of a binomial k alone.
     labels_N, said_N = np.zeros(400, np.int64), np.repeat([0, 1], [300, 100])
     k_low, k_high = binom.ppf([0.05, 0.95], 400, 0.75)
     fast = f1_interval(said_N, labels_N, classes=2, confidence=0.9, seed=0)
     assert fast == pytest.approx((2 * k_low / (400 + k_low), 2 * k_high / (400 + k_high)), abs=0.003)
+
+
+def test_of_pictures_that_are_all_right_or_all_wrong_f1_is_not_sure() -> None:
+    # Of 60 pictures none was wrong: (1 - q) ** 60 = 0.025 at q = 5.96%, which is 3.8 pictures beside 60. Four more of the class of 20,
+    # taken for that of 40: F1 of 2 x 20 / (24 + 20) and 2 x 40 / (40 + 44).
+    labels_N = np.repeat([0, 1], [40, 20])
+    knobs: dict[str, Any] = {"classes": 3, "confidence": 0.95, "seed": 0}
+    assert further(60, 0.95) == 4
+    assert f1_interval(labels_N, labels_N, **knobs) == (pytest.approx((40 / 44 + 80 / 84) / 2), 1.0)
+    # None was right: four more of the class of 20 that are, beside 40 others taken for it: 2 x 4 / (24 + 44); class 0 stays at 0.
+    assert f1_interval(1 - labels_N, labels_N, **knobs) == (0.0, pytest.approx(8 / 68 / 2))
+    # One class alone.
+    assert f1_interval(FREE_N, FREE_N, **knobs)[0] == pytest.approx(2 * len(FREE_N) / (2 * len(FREE_N) + further(len(FREE_N), 0.95)))
+
+
+@pytest.mark.parametrize("lowest", [0.0, -1.0])
+def test_a_mean_of_values_that_are_all_equal_is_as_sure_as_others_are_rare(lowest: float) -> None:
+    for value, count in ((0.0, 40), (1.0, 40), (0.5, 7)):
+        other = clopper_pearson(0, count, 0.9).high
+        low, high = mean_interval(np.full(count, value), confidence=0.9, seed=0, lowest=lowest)
+        assert (low, high) == pytest.approx((value + other * (lowest - value), value + other * (1 - value)))
+    assert mean_interval(np.ones(30), confidence=0.9, seed=0) == pytest.approx(clopper_pearson(30, 30, 0.9))
+
+
+def test_a_ranking_without_a_mistake_is_not_sure() -> None:
+    is_class_NC = np.eye(2, dtype=bool)[np.repeat([0, 1], [40, 20])]
+    values = {
+        value.metric: value for value in measure_multilabel(is_class_NC * 9.0, is_class_NC, is_softmax=False, confidence=0.95, seed=0)
+    }
+    assert further(60, 0.95) == 4
+    # Four of no class before all: the k-th of n has the precision k / (k + 4). Four of class 1 behind all: found among 44 of no other.
+    ahead = [average_precision_score(np.append(own_N, [0] * 4), np.append(own_N, [2.0] * 4)) for own_N in is_class_NC.T]
+    behind = [
+        average_precision_score(np.append(own_N, [c == 1] * 4), np.append(own_N, [-1.0] * 4)) for c, own_N in enumerate(is_class_NC.T)
+    ]
+    assert values["mean_average_precision"].interval == (pytest.approx(min(np.mean(ahead), np.mean(behind))), 1.0)
+    # Eleven points: the best precision from a recall on is that of all, 40 of 44 and 20 of 24; behind, recalls over 20 / 24 have 24 of 64.
+    eleven = min((40 / 44 + 20 / 24) / 2, (1 + (9 + 2 * 24 / 64) / 11) / 2)
+    assert values["map_11_point"].interval == (pytest.approx(eleven), 1.0)
 
 
 @pytest.mark.parametrize(("pictures", "classes", "share"), [(2, 50, 0.7), (10, 100, 0.9)])

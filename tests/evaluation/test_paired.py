@@ -14,6 +14,7 @@ from scipy.stats import binomtest
 from sklearn.metrics import f1_score, roc_auc_score
 
 from clipkit import UserError
+from clipkit.evaluation.intervals import clopper_pearson, further
 from clipkit.evaluation.measures import MAIN_METRIC, classified
 from clipkit.evaluation.paired import compare_metric, compare_runs
 from clipkit.evaluation.significance import holm, mcnemar
@@ -75,7 +76,8 @@ def test_mean_per_class_and_retrieval_are_paired_by_bootstrap() -> None:
         )
 
     found = compare_metric("mean_recall@1", ranks(1), ranks(0), confidence=0.95, seed=0)
-    assert (found.difference, found.interval) == (0.5, (0.5, 0.5))
+    other = clopper_pearson(0, 30, 0.95).high  # the share of images that may yet differ by something else, from -1 to 1
+    assert (found.difference, found.interval) == (0.5, pytest.approx((0.5 - 1.5 * other, 0.5 + 0.5 * other)))
 
 
 def few(right_ND: np.ndarray, labels_N: np.ndarray) -> pa.Table:
@@ -90,7 +92,10 @@ def test_few_shots_are_paired_over_pictures_and_draws() -> None:
     assert (found.difference, found.test) == (pytest.approx(0.2), "bootstrap of pictures and draws")
     assert found.interval.low < 0.2 < found.interval.high
     by_class = compare_metric("mean_per_class_recall_16_shot_ridge", few(worse, labels), few(better, labels), confidence=0.95, seed=0)
-    assert (by_class.difference, by_class.interval) == (pytest.approx(0.5), pytest.approx((0.5, 0.5)))
+    # No draw within the classes strays. Others may differ by something from -1 to 1, and their share is over that of 100 equal pictures.
+    assert by_class.difference == pytest.approx(0.5)
+    assert clopper_pearson(0, 100, 0.95).high < 2 * (by_class.interval.high - 0.5) < clopper_pearson(0, 20, 0.95).high
+    assert 0.5 - by_class.interval.low == pytest.approx(3 * (by_class.interval.high - 0.5))
     one = compare_metric("acc1_1_shot_logistic", few(worse[:, :1], labels), few(better[:, :1], labels), confidence=0.95, seed=0)
     assert (one.difference, one.interval, one.p_value) == (pytest.approx(0.2), (-1, 1), 1)
     with pytest.raises(UserError, match="other numbers of draws"):
@@ -214,10 +219,40 @@ def test_a_value_that_is_no_share_is_told(two_runs: tuple[Path, Path], value: st
         compare_runs(*two_runs)
 
 
-def test_equal_runs_do_not_differ() -> None:
+def test_equal_runs_do_not_differ_and_further_pictures_could() -> None:
     right = np.arange(50) % 3 == 0
     found = compare_metric("acc1", table(right, right * 1), table(right, right * 1), confidence=0.95, seed=0)
-    assert (found.difference, found.interval, found.p_value) == (0.0, (0.0, 0.0), 1.0)
+    other = clopper_pearson(0, 50, 0.95).high  # the share of pictures on which the two may yet differ
+    assert (found.difference, found.p_value) == (0.0, 1.0)
+    assert found.interval == pytest.approx((-other, other))
+    # Two classes of 17 and 33: the mean of their shares is over that of equal classes, and below that of 17 pictures alone.
+    found = compare_metric("mean_per_class_recall", table(right, right * 1), table(right, right * 1), confidence=0.95, seed=0)
+    assert other < found.interval.high < clopper_pearson(0, 17, 0.95).high
+    assert found.interval.low == -found.interval.high
+    wrong = compare_metric("acc1", table(right | True, right * 1), table(right & False, right * 1), confidence=0.95, seed=0)
+    assert wrong.interval == pytest.approx((-1.0, -1 + 2 * other))
+
+
+@pytest.mark.parametrize("metric", ["roc_auc", "f1_macro", "acc1_worst_group", "mean_acc1_acc5"])
+def test_a_difference_that_no_draw_changes_is_as_sure_as_pictures_that_change_it_are_rare(metric: str) -> None:
+    """Two runs agree on every picture. That the second is wrong on as many others as could go unseen is in the interval."""
+    labels, count = np.arange(60) % 2, 60
+    more = further(count // 2 if metric == "acc1_worst_group" else count, 0.95) - 1  # all of one class, which is one group too
+
+    def predictions(extra: int, *, extra_is_right: bool = True) -> pa.Table:
+        label = np.append(labels, np.zeros(extra, int))
+        said = np.append(labels, np.full(extra, int(not extra_is_right)))
+        columns = {"index": np.arange(len(label)), "label": label, "prediction": said, "is_right": said == label, "margin": said - 0.5}
+        return pa.table({**columns, "group": [str(g) for g in label], "top5": [[s] for s in said.tolist()]})
+
+    knobs = {"confidence": 0.95, "seed": 0}
+    found = compare_metric(metric, predictions(0), predictions(0), **knobs)
+    changed = compare_metric(metric, predictions(more), predictions(more, extra_is_right=False), **knobs)
+    assert found.difference == 0
+    assert changed.difference < 0
+    assert found.interval.low <= changed.difference
+    assert found.interval.low > 6 * changed.difference  # nor is it far wider
+    assert found.interval.high == -found.interval.low
 
 
 @pytest.fixture

@@ -102,6 +102,7 @@ SUITES = {
     "small-real": 8,
     "small-captions": 1,
     "small-probes": 5,
+    "wilds": 3,
 }
 
 
@@ -123,10 +124,33 @@ def test_a_shipped_task_has_no_template_twice_and_opens_with_its_source(name: st
     assert max(map(len, lines)) <= 140
 
 
-@pytest.mark.parametrize("name", [name for name in names("benchmarks/tasks") if not name.startswith("imagenet")])
+@pytest.mark.parametrize("name", [name for name in names("benchmarks/tasks") if not name.startswith(("imagenet", "iwildcam"))])
 def test_two_classes_of_a_shipped_task_never_share_a_name(name: str) -> None:
     every = [text for names_ in load_task(name).classes for text in names_]
     assert len({text.casefold() for text in every}) == len(every)
+
+
+def test_wilds_has_the_classes_and_sizes_of_datacomps_list_and_four_animals_have_two_numbers() -> None:
+    tasks = tasks_of(load_suite("wilds"))
+    found = {name: (len(task.classes), task.sizes["test"], task.metric, task.protocol) for name, task in tasks.items()}
+    assert found == {
+        "iwildcam": (182, 42_791, "macro-f1", "own"),
+        "fmow": (62, 22_108, "accuracy", "own"),  # DataComp's is the worst region's
+        "camelyon17": (2, 85_054, "accuracy", "own"),
+    }
+    animals = [alike[0] for alike in tasks["iwildcam"].classes]
+    assert {name for name in animals if animals.count(name) > 1} == {
+        "lowland paca",
+        "jaguarundi",
+        "unknown bird",
+        "central american red brocket",
+    }
+    # In the order of WILDS' numbers: empty is 0, a motorcycle 172; the 62 of FMoW are sorted.
+    assert (animals[0], animals[14], animals[96], animals[172]) == ("empty", "crab-eating raccoon", "zebra", "motorcycle")
+    places = [alike[0] for alike in tasks["fmow"].classes]
+    assert (places[0], places[30], places[61]) == ("airport", "multi-unit residential", "zoo")
+    assert places == sorted(places)
+    assert tasks["camelyon17"].classes == load_task("pcam").classes
 
 
 @pytest.mark.parametrize(("name", "count"), SUITES.items())

@@ -9,7 +9,7 @@ from PIL import Image
 from clipkit.evaluation.suite import Suite
 from clipkit.evaluation.zero_shot import run_zero_shot
 from clipkit.recipe import EvalRecipe
-from clipkit.report.classifying import class_tables, gain_tables, write_figures
+from clipkit.report.classifying import class_tables, gain_tables, pool_tables, write_figures
 from clipkit.run import Run
 
 
@@ -32,3 +32,12 @@ def test_a_run_is_told_by_classes_and_templates(color_encoder: Any, color_suite:
         with Image.open(path) as image:
             assert min(image.size) > 150
             assert len(image.convert("RGB").getcolors(1_000_000) or []) > 20
+
+
+def test_super_classes_stand_beside_their_own_names(color_encoder: Any, color_suite: Suite, color_data: Path, scratch_run: Run) -> None:
+    kinds = ("red", "green", "red", "green", "white", "white")  # the pictures that are taken for another colour are of the same kind
+    suite = color_suite.model_copy(update={"tasks": (color_suite.tasks[0].model_copy(update={"super_classes": kinds}),)})
+    run_zero_shot(EvalRecipe(batch_size=8, workers=0), color_encoder, suite, color_data, run=scratch_run, cache=scratch_run.path / "cache")
+    (table,) = pool_tables(scratch_run.path, ["colors"])
+    assert (table.rows[0][:3], table.rows[0][4:7]) == (("colors", 3, 6), ("100.00%",) * 3)
+    assert pool_tables(scratch_run.path, []) == []

@@ -22,7 +22,7 @@ class Figure(NamedTuple):
     metric: str
     value: float
     pictures: int | None  # how many, where known
-    main: int  # 0: not the task's main metric, 1: taken for it, 2: said to be it
+    main: int  # 0: not the task's main metric, 1: taken for it, 2 and more: said to be it, the greatest is
     source: str
 
 

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.special import expit, logit
 
 from clipkit import UserError
@@ -95,20 +94,6 @@ def above_line(fit: ReferenceFit, x: float, y: float, confidence: float) -> dict
     effective = effective_robustness(np.array(x), np.array(y), LogitFit(fit.line.slope, fit.line.intercept))
     low, high = fit.line.band(np.array([logit(x)]), confidence)
     return {"effective": float(effective), "low": float(y - expit(high[0])), "high": float(y - expit(low[0]))}
-
-
-def pool_superclasses(logits_NC: NDArray[np.floating], class_map: Sequence[Sequence[int]]) -> NDArray[np.floating]:
-    """Logits of S super-classes (N, S): the greatest logit of each one's sub-classes (Taori et al. 2020).
-
-    `class_map`: the sub-classes of each super-class. Sub-classes of none are left out. Raises ValueError for an empty one, a class
-    out of range or one in two super-classes.
-    """
-    flat = [label for part in class_map for label in part]
-    if not class_map or not all(len(part) for part in class_map):
-        raise ValueError("a super-class has no sub-class")
-    if len(set(flat)) != len(flat) or min(flat) < 0 or max(flat) >= logits_NC.shape[1]:
-        raise ValueError(f"sub-classes should be different labels from 0 to {logits_NC.shape[1] - 1}")
-    return np.stack([logits_NC[:, list(part)].max(axis=1) for part in class_map], axis=1)
 
 
 def _of_shift(

@@ -139,7 +139,9 @@ def _described(search: Search, asked: Sequence[Asked]) -> Described:
 
 def _state(search: Search, asked: Sequence[Asked], what: str) -> SearchState:
     shaping = [*(shard.sha256 for shard in search.training), *((one.pictures.pictures_hash, one.rows_R.tolist()) for one in asked)]
-    return SearchState(search.folder, [what, *method_of(search.detector), search.detector.candidates, *search.share, shaping])
+    return SearchState(
+        search.folder, [what, *method_of(search.detector), search.detector.candidates, search.share.rank, search.share.ranks, shaping]
+    )
 
 
 def _indexed(search: Search, views_VND: Tensor, number: int) -> Neighbours:

@@ -13,7 +13,6 @@ from clipkit.evaluation.compare.deltas import newcombe
 from clipkit.evaluation.compare.figure import Figure, Figures, Runner
 from clipkit.evaluation.compare.humans import rates, read_answers
 from clipkit.evaluation.compare.question import Question
-from clipkit.evaluation.compare.shifts import pool_superclasses
 from clipkit.evaluation.compare.shipped import paper_lists, shifts
 from clipkit.evaluation.suite import load_suite
 
@@ -241,14 +240,6 @@ def test_what_cannot_be_made_says_what_it_misses_and_is_an_error_where_asked_for
         compare(asked(TABLE_1), ["delta"])
     with pytest.raises(UserError, match="names no model"):
         compare(asked(TABLE_1, references=frozenset(["no such"])))
-
-
-def test_a_super_class_has_the_greatest_logit_of_its_sub_classes():
-    logits = np.array([[1.0, 5.0, 2.0, 9.0], [4.0, 3.0, 8.0, 0.0]])
-    assert pool_superclasses(logits, [[0, 2], [1]]).tolist() == [[2.0, 5.0], [8.0, 3.0]]
-    for wrong in ([[0], []], [[0, 1], [1]], [[4]], []):
-        with pytest.raises(ValueError, match="class"):
-            pool_superclasses(logits, wrong)
 
 
 PEOPLE = """rater,picture,answer,truth
