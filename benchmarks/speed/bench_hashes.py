@@ -18,7 +18,6 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +29,7 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 from threadpoolctl import threadpool_limits
 
+from clipkit.evaluation.embeddings import _decoded_batches
 from clipkit.model.hashes import NAMES, PerceptualHash
 from clipkit.recipe import OverlapRecipe
 
@@ -76,15 +76,26 @@ def their_bits(name: str, opened: Sequence[Image.Image]) -> np.ndarray:
     return np.stack([getattr(imagehash, name)(image).hash.ravel() for image in opened])
 
 
+class Files:
+    """Pictures as `embed` takes them."""
+
+    name = "files"
+
+    def __init__(self, files: Sequence[Any]) -> None:
+        """`files`: encoded or opened pictures."""
+        self.files = files
+
+    def read(self, start: int, stop: int) -> Sequence[Any]:
+        """Pictures start..stop."""
+        return self.files[start:stop]
+
+
 def our_bits(encoder: PerceptualHash, pictures: Sequence[Any], workers: int) -> np.ndarray:
-    """The report's way: thumbnails, in threads where there are workers, then bits by the batch."""
-    parts = []
-    with ThreadPoolExecutor(max(1, workers)) as pool:
-        for start in range(0, len(pictures), BATCH):
-            batch = pictures[start : start + BATCH]
-            small = pool.map(encoder.preprocess, batch) if workers else map(encoder.preprocess, batch)
-            parts.append(encoder.encode_images(torch.stack(list(small))).features_BF.bool().numpy())
-    return np.concatenate(parts)
+    """The report's way: what is hashed of each picture, in threads where that pays, then bits by the batch."""
+    batches = _decoded_batches(
+        [encoder], Files(pictures), range(0, len(pictures), BATCH), stop=len(pictures), workers=workers, digests=None
+    )
+    return np.concatenate([encoder.encode_images(small).features_BF.bool().numpy() for _, (small,) in batches])
 
 
 def contestants(name: str, files: Sequence[bytes], workers: int) -> dict[str, Work]:

@@ -7,12 +7,14 @@ run goes on behind the last whole block. Of a split each file is hashed again as
 """
 
 import hashlib
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
+from threading import Lock
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
@@ -28,6 +30,10 @@ from clipkit.model.preprocess import Preprocess, UndecodableImage
 from clipkit.run import Run, save_tensors
 
 BLOCK = 4_096
+QUICK = 150e-6
+"""Seconds of a core for a picture. Threads that decode quicker ones wait for Python's lock most of the time."""
+
+TRIED = 4
 WHOLE = Share()
 Begun = TypeVar("Begun")
 
@@ -251,26 +257,59 @@ def one_ahead(started: Iterable[Begun]) -> Iterator[Begun]:
     yield from ahead
 
 
+Decoding = Callable[[], list[Tensor]]
+"""Waits for some pictures of a batch."""
+
+
+class _Turns:
+    """How threads decode for an encoder: all at once, or one after the other, a batch each, where pictures are quick."""
+
+    def __init__(self, encoder: Encoder, pictures: Pictures, pool: ThreadPoolExecutor | None) -> None:
+        self._encoder, self._pictures, self._pool = encoder, pictures, pool
+        self._seconds: float | None = None  # for a picture, as last measured; what comes out does not depend on it
+        self._alone = Lock()
+
+    def begin(self, files: Sequence[bytes], start: int) -> list[Decoding]:
+        if self._pool is None:
+            return [partial(self._decode, files, start)]
+        first: list[Decoding] = []
+        if self._seconds is None:  # the first pictures are decoded here, to see how long one takes
+            tried = [pixels for i, file in enumerate(files[:TRIED]) for pixels in self._decode([file], start + i)]
+            first, files, start = [lambda: tried], files[TRIED:], start + TRIED
+        size = max(1, len(files)) if self._is_quick else 1
+        parts = [self._pool.submit(self._decode, files[i : i + size], start + i) for i in range(0, len(files), size)]
+        return [*first, *(part.result for part in parts)]
+
+    @property
+    def _is_quick(self) -> bool:
+        return self._seconds is not None and self._seconds < QUICK
+
+    def _decode(self, files: Sequence[bytes], start: int) -> list[Tensor]:
+        with self._alone if self._is_quick else nullcontext():
+            began = time.thread_time()
+            decoded = [_decode(self._encoder, file, pictures=self._pictures, index=start + i) for i, file in enumerate(files)]
+            self._seconds = (time.thread_time() - began) / max(1, len(files))
+        return decoded
+
+
 def _decoded_batches(
     eyes: Sequence[Encoder], pictures: Pictures, starts: range, *, stop: int, workers: int, digests: Digests | None
 ) -> Iterator[tuple[int, list[Tensor]]]:
     """Batches of decoded pictures, once for each of `eyes`, with the index they start at."""
     with ThreadPoolExecutor(workers) if workers else nullcontext() as pool:
+        turns = [_Turns(eye, pictures, pool) for eye in eyes]
 
-        def begin(start: int) -> tuple[int, list[list[Callable[[], Tensor]]]]:
+        def begin(start: int) -> tuple[int, list[list[Decoding]]]:
             files = pictures.read(start, min(start + starts.step, stop))
             if digests is not None:
                 _check_unchanged(files, digests[start : start + len(files)], start, pictures=pictures)
-            decodes: list[list[Callable[[], Tensor]]] = [
-                [partial(_decode, eye, file, pictures=pictures, index=start + i) for i, file in enumerate(files)] for eye in eyes
-            ]
-            return start, decodes if pool is None else [[pool.submit(one).result for one in eye] for eye in decodes]
+            return start, [turn.begin(files, start) for turn in turns]
 
         yield from map(_stacked, one_ahead(map(begin, starts)))
 
 
-def _stacked(batch: tuple[int, Sequence[Sequence[Callable[[], Tensor]]]]) -> tuple[int, list[Tensor]]:
-    return batch[0], [torch.stack([pixels() for pixels in eye]) for eye in batch[1]]
+def _stacked(batch: tuple[int, Sequence[Sequence[Decoding]]]) -> tuple[int, list[Tensor]]:
+    return batch[0], [torch.stack([pixels for part in eye for pixels in part()]) for eye in batch[1]]
 
 
 def _decode(encoder: Encoder, picture: bytes, *, pictures: Pictures, index: int) -> Tensor:

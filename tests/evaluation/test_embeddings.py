@@ -1,7 +1,9 @@
 """The cache of embeddings: the same as without it, never stale, resumable, and clear about broken pictures."""
 
+import contextlib
 import shutil
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -153,19 +155,30 @@ def test_nan_from_the_encoder_is_told_and_not_cached(make_picture: Callable[...,
     assert not list(tmp_path.rglob("*.safetensors"))
 
 
-def test_pictures_are_decoded_by_as_many_threads_as_asked_for(
-    make_picture: Callable[..., bytes], color_encoder: Any, tmp_path: Path
+@pytest.mark.parametrize("seconds", [0.01, 0.0])
+def test_threads_decode_at_once_what_takes_long_and_quick_pictures_one_after_the_other(
+    make_picture: Callable[..., bytes], color_encoder: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: float
 ) -> None:
-    pictures = Drawn([make_picture("red", i) for i in range(4)])
-    together, preprocess = threading.Barrier(2, timeout=20), color_encoder.preprocess
+    monkeypatch.setattr(embeddings, "QUICK", 0.005)
+    pictures = Drawn([make_picture("red", i) for i in range(24)])
+    together, preprocess = threading.Barrier(2, timeout=20 if seconds else 0.1), color_encoder.preprocess
     encoder = SimpleNamespace(**vars(color_encoder), encode_images=color_encoder.encode_images)
+    main, most = threading.current_thread(), []
 
     def meet(picture: bytes) -> torch.Tensor:
-        together.wait()  # passes only when two threads are here at once
+        if threading.current_thread() is not main:  # where the first pictures are tried
+            with contextlib.suppress(threading.BrokenBarrierError):
+                together.wait()  # passes only when two threads are here at once
+                most.append(2)
+        began = time.thread_time()
+        while time.thread_time() - began < seconds:
+            pass
         return preprocess(picture)
 
     encoder.preprocess = meet
-    assert len(run_embed(encoder, pictures, tmp_path, batch_size=4, workers=2).features_NF) == 4
+    encoded = run_embed(encoder, pictures, tmp_path, batch_size=8, workers=2).features_NF
+    torch.testing.assert_close(encoded, run_embed(color_encoder, pictures, tmp_path / "alone", workers=0).features_NF)
+    assert len(most) == (20 if seconds else 0)
 
 
 def test_two_protocols_of_the_same_pictures_encode_them_once_and_changed_pictures_anew(
