@@ -173,3 +173,15 @@ def test_the_shipped_maps_pool_every_class_of_imagenet_that_the_shift_has():
         "bicycle",
         "stuffed animal",
     )
+
+
+def test_the_bound_on_texts_counts_those_of_the_sub_task():
+    fine = task_of(tuple(f"c{i}" for i in range(2_000)), super_classes=("warm", "cold") * 1_000)
+    with pytest.raises(ValueError, match="are 6,006,000 texts, at most 5,000,000"):
+        task_of(("warm", "cold"), sub_task=fine, templates=tuple(f"{i} {{}}" for i in range(3_000)))
+
+
+def test_a_task_without_super_classes_keeps_the_fingerprint_that_results_have():
+    assert load_task("cifar10").fingerprint == "5b0b0a9c923537ed177025bad2e3764a883504aa31fc7cd8b7ba0db1a54702e8"
+    task = task_of(("a", "b"))
+    assert len({task.fingerprint, task_of(("a", "b"), super_classes=("c", "d")).fingerprint}) == 2
