@@ -236,8 +236,8 @@ class _State(NamedTuple):
         """The strengths of a mask."""
         if mask_S.all():
             return self
-        point = self.point.at(mask_S.nonzero()[:, 0])
-        return _State(*(point if isinstance(field, _Point) else field[mask_S] for field in self))
+        fields = {name: field[mask_S] for name, field in self._asdict().items() if name != "point"}
+        return _State(**fields, point=self.point.at(mask_S.nonzero()[:, 0]))
 
 
 class _Solver:
