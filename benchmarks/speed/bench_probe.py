@@ -1,9 +1,11 @@
 """The paper's probe sweep (CLIP appendix A.3): clipkit's batched L-BFGS beside scikit-learn's, with the same search.
 
+    python benchmarks/real/efficientnet_lite0.py --out runs/lite0
+    python benchmarks/speed/bench_probe.py --encode runs/lite0/encoder.toml --features lite0.safetensors
     python benchmarks/speed/bench_probe.py [--only a,b,c,growth,together] [--features FILE] [--rounds 2] [--budget 240] [--tight]
 
-* a: 10,000 x 1,280 x 10. `--features`: safetensors with train, train_labels, test and test_labels, such as those of EfficientNet-Lite0 on
-  CIFAR-10; without it the features are made up, and the line says so.
+* a: 10,000 x 1,280 x 10. `--features`: safetensors with train, train_labels, test and test_labels, such as `--encode` writes of CIFAR-10;
+  without it the features are made up, and the line says so.
 * b: 50,000 x 512 x 100, made up: Gaussian classes whose axes' spreads fall geometrically 150-fold.
 * c: 130,000 x 768 x 1,000, made up. A sweep takes hours of scikit-learn: both sides fit the same two strengths, 10,000 and 100.
 * growth: sweeps of 4,000 x 256 x 20 and with half and twice of each of its dimensions.
@@ -24,6 +26,7 @@ import json
 import multiprocessing
 import os
 import statistics
+import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -33,15 +36,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 from scipy.special import log_softmax
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
 from clipkit.evaluation.linear_probe import Classifier, Labelled, Probe, choose_strength, fit_all, held_out
 from clipkit.evaluation.logistic import fit_strengths
+from clipkit.model.encoder import load_encoder
 from clipkit.model.linear import linear
 from clipkit.recipe import ProbeKnobs
+from clipkit.run import replacing
 
 SIZES = {"a": (10_000, 1_280, 10), "b": (50_000, 512, 100), "c": (130_000, 768, 1_000)}
 SMALL = (4_000, 256, 20)
@@ -77,6 +82,26 @@ def real(features: Path) -> Problem:
     tensors = load_file(features)
     train, test = (Labelled(tensors[name].astype(np.float32), tensors[f"{name}_labels"].astype(np.int64)) for name in ("train", "test"))
     return Problem(features.name, train, test)
+
+
+def encode(model: str, features: Path) -> None:
+    """Write the features of 10,000 pictures of CIFAR-10 to train on and 2,000 to test on, by a model that `--model` would take."""
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "real"))
+    from fetch import DATA
+    from test_sets import cifar10, thin
+
+    encoder = load_encoder(model)
+    tensors: dict[str, np.ndarray] = {}
+    for split, count in (("train", 10_000), ("test", 2_000)):
+        known = thin(cifar10(DATA, split), count)
+        parts = []
+        for first in range(0, count, 100):
+            pixels_BCHW = torch.stack([encoder.preprocess(picture) for picture, _ in known[first : first + 100]])
+            parts.append(encoder.encode_images(pixels_BCHW).features_BF.float().numpy())
+            print(f"\r{split} {first + 100:,} of {count:,}", end="", file=sys.stderr)
+        tensors |= {split: np.concatenate(parts), f"{split}_labels": np.array([int(label) for _, label in known])}
+    with replacing(features) as temporary:
+        save_file(tensors, temporary)
 
 
 def size_of(given: Problem) -> Told:
@@ -258,10 +283,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="a,b,c,growth,together")
     parser.add_argument("--features", type=Path, help="real features for problem a")
+    parser.add_argument("--encode", metavar="MODEL", help="write --features of CIFAR-10 by this model, and end")
     parser.add_argument("--rounds", type=int, default=2, help="of problem a; the others have one")
     parser.add_argument("--budget", type=float, default=240.0, help="seconds for each side and round")
     parser.add_argument("--tight", action="store_true", help="scikit-learn stops as it did when the paper was written")
     options = parser.parse_args()
+    if options.encode:
+        return encode(options.encode, options.features or parser.error("`--encode` needs `--features FILE` to write"))
     if options.tight:
         import clipkit.evaluation.linear_probe as probes
 
