@@ -7,11 +7,13 @@
 * a: 10,000 x 1,280 x 10. `--features`: safetensors with train, train_labels, test and test_labels, such as `--encode` writes of CIFAR-10;
   without it the features are made up, and the line says so.
 * b: 50,000 x 512 x 100, made up: Gaussian classes whose axes' spreads fall geometrically 150-fold.
-* c: 130,000 x 768 x 1,000, made up. A sweep takes hours of scikit-learn: both sides fit the same two strengths, 10,000 and 100.
-* growth: sweeps of 4,000 x 256 x 20 and with half and twice of each of its dimensions.
+* c: 130,000 x 768 x 1,000, made up.
+* growth: sweeps of 2,000 x 128 x 10 and with half and twice of each of its dimensions.
 * together: ours at 1, 2, 4, 8 and 16 strengths from 1 to 10 at once.
 
-A side takes the search (a fifth validates) and the refit on all pictures, in a process of its own with all threads, by turns. Each has
+Of a, b and c both sides fit the same few strengths (10,000, 100 and, but for c, 1), ours at once and scikit-learn's one by one. In a sweep
+a side takes the search (a fifth validates) and the refit on all pictures. Sides take turns, each in a process of its own with all threads
+and from a cold start. A sweep of c would take scikit-learn hours. Each side has
 `--budget` seconds for a round; one that is out of time is ended. If that is scikit-learn, the ratio is what it had spent over what ours
 took: `ratio_is_at_least`, a lower bound, nothing is extrapolated. Ratios are the median with the range over the rounds. `--tight` gives
 scikit-learn the tolerance that it had when the paper was written, 1e-4 on the gradient of the summed loss, and float64 features.
@@ -29,7 +31,8 @@ import statistics
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -49,8 +52,8 @@ from clipkit.recipe import ProbeKnobs
 from clipkit.run import replacing
 
 SIZES = {"a": (10_000, 1_280, 10), "b": (50_000, 512, 100), "c": (130_000, 768, 1_000)}
-SMALL = (4_000, 256, 20)
-FEW = (1e4, 1e2)
+SMALL = (2_000, 128, 10)
+FEW = {"a": (1e4, 1e2, 1.0), "b": (1e4, 1e2, 1.0), "c": (1e4, 1e2)}
 Told = Mapping[str, Any]
 
 
@@ -141,18 +144,18 @@ def sweep(solver: str, given: Problem, wire: Connection) -> None:
     wire.send({**found, **failed, **tested(final, given, strength), "pictures_passed": pictures, "seconds": seconds})
 
 
-def at_few(solver: str, given: Problem, wire: Connection) -> None:
-    """The strengths of FEW: ours together, scikit-learn's one by one; then what was found at each."""
+def at_few(strengths: Sequence[float], solver: str, given: Problem, wire: Connection) -> None:
+    """A few strengths: ours together, scikit-learn's one by one; then what was found at each."""
     start, knobs = time.perf_counter(), ProbeKnobs(solver=solver)
-    parts = [FEW] if solver == "batched" else [(strength,) for strength in FEW]
+    parts = [strengths] if solver == "batched" else [(strength,) for strength in strengths]
     fitted: list[Probe] = []
     for part in parts:
         fitted += fit_all(given.train, part, knobs=knobs)
-        wire.send({"fits": len(fitted), "strengths": FEW[: len(fitted)], "seconds_so_far": time.perf_counter() - start})
+        wire.send({"fits": len(fitted), "strengths": strengths[: len(fitted)], "seconds_so_far": time.perf_counter() - start})
     seconds = time.perf_counter() - start
-    found = [{"at": strength, **tested(one, given, strength)} for strength, one in zip(FEW, fitted, strict=True)]
+    found = [{"at": strength, **tested(one, given, strength)} for strength, one in zip(strengths, fitted, strict=True)]
     pictures = len(given.train.labels_N) * sum(one.iterations + 1 for one in fitted)
-    wire.send({"fits": len(FEW), "each": found, "pictures_passed": pictures, "seconds": seconds})
+    wire.send({"fits": len(fitted), "each": found, "pictures_passed": pictures, "seconds": seconds})
 
 
 def tested(probe: Probe, given: Problem, strength: float) -> Told:
@@ -185,7 +188,7 @@ def apart(task: Callable[..., None], *given: Any, budget: float) -> Told:
         while "seconds" not in found and ours.poll(max(0.0, end - time.monotonic())):
             found = ours.recv()
     except EOFError as error:
-        raise SystemExit(f"{task.__name__} of {given[0]} ended without an answer") from error
+        raise SystemExit("a side ended without an answer") from error
     finally:
         process.terminate()
         process.join()
@@ -262,13 +265,14 @@ def together(given: Problem, count: int, wire: Connection) -> None:
 
 def lines(options: argparse.Namespace) -> Iterator[Told]:
     """What is measured, one after the other."""
-    ways = {"rounds": options.rounds, "budget": options.budget}
     for letter in options.only.split(","):
-        if letter in ("a", "b"):
+        if letter in SIZES:
             given = real(options.features) if letter == "a" and options.features else made_up(*SIZES[letter])
-            yield {"what": letter, **beside(sweep, given, **(ways if letter == "a" else {**ways, "rounds": 1}))}
-        elif letter == "c":
-            yield {"what": "c, two strengths", **beside(at_few, made_up(*SIZES["c"]), rounds=1, budget=options.budget)}
+            rounds = options.rounds if letter == "a" else 1
+            few = partial(at_few, FEW[letter])
+            yield {"what": f"{letter}, a few strengths", **beside(few, given, rounds=rounds, budget=options.budget)}
+            if letter != "c":
+                yield {"what": f"{letter}, sweep", **beside(sweep, given, rounds=1, budget=options.budget)}
         elif letter == "growth":
             yield from ({"what": f"growth, {name}", **beside(sweep, given, rounds=1, budget=options.budget)} for name, given in grown())
         elif letter == "together":
