@@ -19,7 +19,7 @@ class ProbeKnobs(Section):
     memory_mb: int = Field(
         1_024, ge=1, le=2**30, json_schema_extra=FREE, description="megabytes that the strengths fitted at once may hold (batched)"
     )
-    tolerance: float = Field(4e-6, gt=0, le=1, description="share of its loss that a fit may have left to fall (batched)")
+    tolerance: float = Field(1e-6, gt=0, le=1, description="share of its loss that a fit may have left to fall (batched)")
     sklearn_tolerance: float = Field(
         1e-4,
         gt=0,

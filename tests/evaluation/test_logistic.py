@@ -247,3 +247,15 @@ def test_a_fit_takes_a_fifth_of_the_iterations_of_scikit_learn_and_gets_as_low(p
     assert found.iterations_S[0] <= theirs.n_iter_.max() / 5
     decisions = theirs.decision_function(train.features_NF)
     assert found.loss_S[0] <= objective(train, decisions, float((theirs.coef_**2).sum()) / 2) * (1 + 1e-4)
+
+
+@pytest.mark.parametrize("problem", ["digits", "many classes", "two classes"])
+def test_scores_of_a_search_are_those_of_cold_fits(problem: str) -> None:
+    train, validation = SEARCHED[problem]()
+    knobs = ProbeKnobs(steps_per_decade=2, min_strength=1e-2)
+    _, fits = choose_strength(train, validation, metric="accuracy", knobs=knobs)
+    cold = fit_all(train, [one["strength"] for one in fits], knobs=knobs)
+    assert sum(one["iterations"] for one in fits) < sum(one.iterations for one in cold)
+    for one, own in zip(fits, cold, strict=True):
+        score = (own.logits(validation.features_NF, 60).argmax(axis=1) == validation.labels_N).mean()
+        assert one["score"] == pytest.approx(score, abs=max(0.001, 2 / len(validation.labels_N)))
