@@ -20,7 +20,7 @@ scikit-learn the tolerance that it had when the paper was written, 1e-4 on the g
 
 `least_seconds` is the time of our two products for every fit and iteration that was made, at the speed of this machine's largest product
 at that moment. `loss` is the whole objective of the refit in float64, of each side at its own strength, and of ours at scikit-learn's.
-One line of JSON for each.
+One line of JSON for each. Threads that wait for each other are slow on a machine with other work: OMP_NUM_THREADS=1 there, for both sides.
 """
 
 import argparse

@@ -133,9 +133,9 @@ def fit_strengths(
     order = sorted(range(len(strengths)), key=lambda i: -strengths[i])
     parts = [order[first : first + at_once] for first in range(0, len(order), at_once)]
     begun = [None if start is None else start.take(part) for part in parts]
-    solved = [
-        _Solver(problem, [strengths[i] for i in part], tolerance).solve(max_iterations, one) for part, one in zip(parts, begun, strict=True)
-    ]
+    with torch.inference_mode():  # a tenth of the time of small problems
+        pairs = zip(parts, begun, strict=True)
+        solved = [_Solver(problem, [strengths[i] for i in part], tolerance).solve(max_iterations, one) for part, one in pairs]
     joined = (np.concatenate(fields)[np.argsort(order)] for fields in zip(*solved, strict=True))
     weights_SCF, bias_SC, loss_S, iterations_S, converged_S = joined
     return Fitted(weights_SCF, bias_SC, classes_C, loss_S, iterations_S, converged_S)
