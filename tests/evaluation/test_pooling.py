@@ -76,6 +76,8 @@ def test_pictures_labelled_with_sub_classes_are_scored_by_their_super_classes():
     assert values[2].interval == clopper_pearson(3, 4, 0.95)
     assert facts["acc1"] == {"own_names": 0.5, "max": 0.5, "mean": 0.5, "sum": 0.75}
     assert facts["gain_from_own_names"]["p"] == 1  # one picture won, one lost
+    later = score_pools(lambda worded: logits[tuple(names[0] for names in worded.classes)], pools, np.array([0, 2, 2, 2]), **KNOBS)[1]
+    assert later["gain_from_own_names"]["gain"] == 0.5  # the greatest is right on the third alone, own names on the first three
     assert (facts["super_classes"], facts["sub_classes"], facts["without_sub_classes"]) == (2, 3, [])
 
 
