@@ -19,13 +19,13 @@ from clipkit.overlap.matches.within import (
     DrawnPictures,
     Repeats,
     equal_vectors,
+    kept_counts,
     near_in_training,
     repeated,
     repeats_in_test,
     stored_hashes,
 )
 from clipkit.overlap.search.asking import ask_among, ask_deeper
-from clipkit.overlap.search.kept import kept_counts
 from clipkit.overlap.search.neighbours import Neighbours
 from clipkit.overlap.search.passes import Asked, Search
 from clipkit.overlap.search.scale import threshold_of

@@ -47,7 +47,7 @@ DEEPER = 4
 Deepening = Generator[tuple[NDArray[np.int64], int], Neighbours, "Deepened"]
 """Yields (indices of test pictures, k) and is sent their k best candidates, in any order, with the similarity that decides."""
 
-Search = Callable[[Mapping[int, NDArray[np.int64]], int], Sequence[Neighbours]]
+AskDeeper = Callable[[Mapping[int, NDArray[np.int64]], int], Sequence[Neighbours]]
 """({task: indices of its test pictures}, k) -> of each task in that order the k best candidates."""
 
 
@@ -115,7 +115,7 @@ def deepening(
         pairs.append(more._replace(test_P=rows[more.test_P]))
 
 
-def deepen_together(walks: Sequence[Deepening], search: Search) -> list[Deepened]:
+def deepen_together(walks: Sequence[Deepening], search: AskDeeper) -> list[Deepened]:
     """Several tasks' pairs: those that ask for the same number of candidates are searched for together."""
     asked: dict[int, tuple[NDArray[np.int64], int]] = {}
     ended: dict[int, Deepened] = {}

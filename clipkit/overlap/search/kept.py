@@ -5,8 +5,7 @@ name, as a hash of contents: pictures that changed, another shard, another detec
 picture is searched for where the file lacks it. A damaged file counts as none.
 """
 
-import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,10 +15,9 @@ from numpy.typing import NDArray
 from clipkit.evaluation.embeddings import Pictures
 from clipkit.evaluation.shard_pictures import KEY_TYPE
 from clipkit.overlap.search.neighbours import Neighbours
-from clipkit.overlap.search.state import load_neighbours, named, save_neighbours
-from clipkit.run import write_json
+from clipkit.overlap.search.state import file_name, load_neighbours, save_neighbours
 
-__all__ = ["Kept", "KeptNeighbours", "joined", "kept_counts", "none_found"]
+__all__ = ["Kept", "KeptNeighbours", "joined", "none_found"]
 
 
 class Kept(NamedTuple):
@@ -55,7 +53,7 @@ class KeptNeighbours:
         save_neighbours(self._path(self._folder, pictures), joined([known.found, found]).rows(first), rows)
 
     def _path(self, folder: Path, pictures: Pictures) -> Path:
-        return folder / f"{named([*self._shaping, self._k, pictures.pictures_hash])}.safetensors"
+        return folder / f"{file_name([*self._shaping, self._k, pictures.pictures_hash])}.safetensors"
 
 
 def none_found(k: int) -> Neighbours:
@@ -66,20 +64,6 @@ def none_found(k: int) -> Neighbours:
 def joined(parts: Sequence[Neighbours]) -> Neighbours:
     """The neighbours of all parts' pictures, one part behind the other."""
     return Neighbours(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
-
-
-def kept_counts(folder: Path, shaping: Sequence[object], count: Callable[[], dict[str, int]]) -> dict[str, int]:
-    """What `count` finds, counted once. A damaged file is counted again."""
-    path = folder / f"{named(shaping)}.json"
-    try:
-        known = json.loads(path.read_bytes())
-        if known["hash"] == named([known["counts"]]):
-            return dict(known["counts"])
-    except (FileNotFoundError, ValueError, KeyError, TypeError, RecursionError):
-        pass
-    found = count()
-    write_json(path, {"counts": found, "hash": named([found])})
-    return found
 
 
 def _are_rows(rows_R: NDArray[np.int64], count: int) -> bool:

@@ -16,7 +16,7 @@ from clipkit.evaluation.shard_pictures import KEY_TYPE
 from clipkit.overlap.search.neighbours import Neighbours
 from clipkit.run import save_tensors
 
-__all__ = ["SearchState", "load_neighbours", "named", "save_neighbours"]
+__all__ = ["SearchState", "file_name", "load_neighbours", "save_neighbours"]
 
 SECONDS_BETWEEN_SAVES = 10.0
 FORMAT = 3
@@ -32,7 +32,7 @@ class SearchState:
 
     def __init__(self, folder: Path, shaping: Sequence[object]) -> None:
         """`shaping`: what shapes the answer, as JSON takes it."""
-        self.path = folder / f"unfinished-{named(shaping)}.safetensors"
+        self.path = folder / f"unfinished-{file_name(shaping)}.safetensors"
         self._saved = time.monotonic()
 
     def load(self, count: int, k: int) -> tuple[Neighbours, set[str]] | None:
@@ -54,7 +54,7 @@ class SearchState:
         self.path.unlink(missing_ok=True)
 
 
-def named(shaping: Sequence[object]) -> str:
+def file_name(shaping: Sequence[object]) -> str:
     """A file's name for what is found under these circumstances."""
     return hashlib.sha256(json.dumps([FORMAT, *shaping]).encode()).hexdigest()[:32]
 
