@@ -50,8 +50,11 @@ DRAWN = ""
 
 _HEX = "^[0-9a-f]{64}$"
 
-Look = Callable[[Pictures, Sequence[Any], int], Neighbours]
-"""(pictures, among, k) -> of each the k best of the pictures `among`, on the scale of the threshold; places as `place_of` makes them."""
+Look = Callable[[Pictures, int], Neighbours]
+"""(pictures, k) -> of each the k best training pictures, on the scale of the threshold; places as `place_of` makes them."""
+
+LookAmong = Callable[[Pictures, Sequence[Any], int], Neighbours]
+"""(pictures, among, k) -> the same of the pictures `among`."""
 
 WITHIN_SCHEMA = pa.schema(
     [
@@ -87,7 +90,7 @@ class _SplitAsShard:
         return len(self._split)
 
 
-def repeats_in_test(task: str, split: Pictures, digests: Sequence[str], look: Look, *, k: int, threshold: float) -> Repeats:
+def repeats_in_test(task: str, split: Pictures, digests: Sequence[str], look: LookAmong, *, k: int, threshold: float) -> Repeats:
     """Search a test set in itself and join what is similar, or equal to the byte, into groups.
 
     Of each picture the `k` most similar others are looked at, so that of a large group not every pair is seen: links through others
@@ -177,17 +180,14 @@ class DrawnPictures:
         return self._known
 
 
-def near_in_training(
-    drawn: DrawnPictures, training: Sequence[ShardPictures], look: Look, *, k: int, threshold: float, confidence: float
-) -> dict[str, Any]:
-    """The share of training pictures with a near-duplicate among the others, by those that are drawn.
+def near_in_training(drawn: DrawnPictures, look: Look, *, total: int, k: int, threshold: float, confidence: float) -> dict[str, Any]:
+    """The share of the `total` training pictures with a near-duplicate among the others, by those that are drawn.
 
     The interval is Clopper-Pearson's, None where every picture was searched for.
     """
-    places, found = drawn.places_N, look(drawn, training, k + 1)
+    places, found = drawn.places_N, look(drawn, k + 1)
     others = found.place_NK != places[:, None]
     repeated_count = int(((found.similarity_NK.round(5) >= threshold) & others & (found.place_NK >= 0)).any(1).sum())
-    total = sum(map(len, training))
     low, high = clopper_pearson(repeated_count, len(places), confidence) if 0 < len(places) < total else (None, None)
     return {
         "pictures": total,
