@@ -65,7 +65,7 @@ def drawn_pool() -> list[bytes]:
 
 
 class Drawn:
-    """An encoder whose vectors follow from the numbers of the pictures; `encode_texts` draws from the texts' lengths and first letters."""
+    """An encoder whose vectors follow from the numbers of the pictures; `encode_texts` draws by the whole text."""
 
     name, precision, has_text, logit_scale = "drawn", "fp32", True, 10.0
 

@@ -53,7 +53,7 @@ BACKGROUND = "background.safetensors"
 
 
 ENTRIES: Mapping[str, tuple[tuple[type, ...], Callable[[Any], bool], str]] = {
-    "threshold": ((int, float), lambda value: -1 <= value <= 1, "a number from -1 to 1"),
+    "threshold": ((int, float), lambda value: 0 < value <= 1, "a number above 0, up to 1"),
     "measured_on": ((str,), lambda value: len(value) <= 1_000, "a text of at most 1,000 characters"),
     "weight": ((int, float), lambda value: 0 <= value <= 10, "a number from 0 to 10"),
     "nearest": ((int,), lambda value: 1 <= value <= 1_000, "a whole number from 1 to 1,000"),

@@ -1,9 +1,9 @@
 """The overlap report, stage by stage: describe, search, verify, split the test sets, compare the scores, write the page.
 
 Training pictures are described shard by shard into the same cache as every other embedding, so a killed report goes on where it was. The
-search keeps the detector's candidates for the test pictures of all tasks in one pass over the shards; a detector that can verifies them in
-another. Where a test picture has overlap, further passes ask for more candidates, until all that resemble it are listed. What was found is
-in the cache, too: a report by other thresholds or verdicts searches for nothing again.
+search keeps the detector's candidates for the test pictures of all tasks together, in as many passes over the shards as `search_memory_mb`
+needs; a detector that can verifies them. Where a test picture has overlap, further passes ask for more candidates, until all that resemble
+it are listed. What was found is in the cache, too: a report by other thresholds or verdicts searches for nothing again.
 """
 
 from collections.abc import Callable, Sequence

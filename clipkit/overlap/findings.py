@@ -13,7 +13,7 @@ from clipkit.overlap.answers.test_sets import TestSet
 from clipkit.overlap.matches.equal_pictures import with_equal
 from clipkit.overlap.matches.every import Deepened, Deepening, Listed, deepen_together, deepening, listed, merged
 from clipkit.overlap.review import TaskReview, Verdict, note_on_threshold
-from clipkit.overlap.search.asking import ask_deeper
+from clipkit.overlap.search.asking import ask_first
 from clipkit.overlap.search.neighbours import Neighbours
 from clipkit.overlap.search.passes import Asked, Nearest, Search, nearest_of
 from clipkit.overlap.search.scale import normalised, threshold_of
@@ -94,7 +94,7 @@ def every_match(search: Search, findings: Sequence[Finding]) -> list[Finding]:
     """
 
     def deeper(rows_of: Mapping[int, NDArray[np.int64]], k: int) -> list[Neighbours]:
-        return ask_deeper(search, [Asked(findings[place].test.split, rows) for place, rows in rows_of.items()], k)
+        return ask_first(search, [Asked(findings[place].test.split, rows) for place, rows in rows_of.items()], k)
 
     matched = deepen_together([_deepening(search, finding) for finding in findings], deeper)
     return [replace(finding, matched=one) for finding, one in zip(findings, matched, strict=True)]

@@ -13,19 +13,19 @@ from clipkit.evaluation.embeddings import Pictures
 from clipkit.evaluation.splits import Split
 from clipkit.evaluation.suite import Task
 from clipkit.overlap.findings import Finding
-from clipkit.overlap.matches.hosts import ADDRESSES, ALL, overlap_by_host
+from clipkit.overlap.matches.hosts import ADDRESSES, ALL, NO_HOST, overlap_by_host
 from clipkit.overlap.matches.within import (
     WITHIN_SCHEMA,
     DrawnPictures,
     Repeats,
     equal_vectors,
+    kept_counts,
     near_in_training,
     repeated,
     repeats_in_test,
     stored_hashes,
 )
 from clipkit.overlap.search.asking import ask_among, ask_deeper
-from clipkit.overlap.search.kept import kept_counts
 from clipkit.overlap.search.neighbours import Neighbours
 from clipkit.overlap.search.passes import Asked, Search
 from clipkit.overlap.search.scale import threshold_of
@@ -110,8 +110,11 @@ def _told(rows: Sequence[Mapping[str, Any]], pairs: int, pairs_of_hosts: int) ->
     names = ("host", "pairs", "overlap_pairs", "test_pictures", "share", "per_million")
     rest = rows[HOSTS_TOLD:]
     pooled = {name: sum(row[name] for row in rest) for name in ("pairs", "overlap_pairs")}
+    named = [row for row in rows if row["host"] != NO_HOST]
     return {
         "hosts": len(rows),
+        "named": len(named),
+        "first": {name: named[0][name] for name in ("host", "share")} if named else None,
         "top": [{name: row[name] for name in names} for row in rows[:HOSTS_TOLD]],
         "rest": {"hosts": len(rest), **pooled},
         "pairs_without": pairs - pairs_of_hosts,
@@ -136,13 +139,13 @@ def _repeats(search: Search, finding: Finding) -> Repeats:
 def _training_repeats(search: Search, shards: Shards) -> dict[str, Any]:
     recipe, run, training = search.recipe, search.run, search.training
 
-    def look(pictures: Pictures, among: Sequence[Any], k: int) -> Neighbours:
+    def look(pictures: Pictures, k: int) -> Neighbours:
         return ask_deeper(search, [Asked.all_of(pictures)], k)[0]
 
     near = near_in_training(
         DrawnPictures(training, recipe.within_drawn, seed=recipe.seed),
-        training,
         look,
+        total=shards.count,
         k=search.detector.candidates,
         threshold=threshold_of(recipe, search.detector, ""),
         confidence=recipe.confidence,

@@ -10,12 +10,13 @@ import pyarrow.parquet as pq
 from clipkit.dataset.shards import Shards, made_from
 from clipkit.overlap.findings import Finding
 from clipkit.overlap.matches.every import MATCH_SCHEMA, keys_by_test, match_table
-from clipkit.overlap.pages.curves import CURVES
 from clipkit.overlap.places import shard_of
 from clipkit.overlap.statistics.curve import CURVE_SCHEMA, curve
 from clipkit.run import replacing
 
-__all__ = ["TABLE_SCHEMA", "write_finding_tables", "write_table"]
+__all__ = ["CURVES", "TABLE_SCHEMA", "write_finding_tables", "write_table"]
+
+CURVES = "overlap-curve.parquet"
 
 TABLE_SCHEMA = pa.schema(
     [

@@ -51,7 +51,7 @@ def similarity_histogram(similarities: Sequence[float], *, threshold: float) -> 
         axes.set_xlim(low, 1.0)
         axes.set_xlabel(f"similarity of the nearest training picture (threshold {threshold:g})")
         axes.set_ylabel("test pictures")
-        return _svg(figure)
+        return svg(figure)
 
 
 def accuracy_curves(curves: Mapping[str, Sequence[tuple[int, float]]], *, chance: float) -> str:
@@ -68,7 +68,7 @@ def accuracy_curves(curves: Mapping[str, Sequence[tuple[int, float]]], *, chance
         axes.set_xlabel("pictures seen")
         axes.set_ylabel("zero-shot accuracy (%)")
         axes.xaxis.set_major_formatter("{x:,.0f}")
-        return _svg(figure)
+        return svg(figure)
 
 
 def training_curves(lines: Sequence[Mapping[str, Any]]) -> str:
@@ -95,7 +95,7 @@ def training_curves(lines: Sequence[Mapping[str, Any]]) -> str:
             _draw_steps(fourth, [line for line in steps if name in line], name, label)
         for axes in (rate, fourth):
             axes.set_xlabel("step")
-        return _svg(figure)
+        return svg(figure)
 
 
 def _draw_loss(axes: Axes, steps: Sequence[Mapping[str, Any]]) -> None:
@@ -122,7 +122,8 @@ def _draw_scores(axes: Axes, scores: Mapping[str, Sequence[tuple[int, float]]]) 
     axes.legend(fontsize=7, frameon=False)
 
 
-def _svg(figure: Figure) -> str:
+def svg(figure: Figure) -> str:
+    """A figure as SVG text, without a date; to be called within `house_style`."""
     out = io.StringIO()
     figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
     return out.getvalue()
@@ -155,4 +156,4 @@ def few_shot_figure(result: Mapping[str, Any]) -> str:
         axes.set_ylabel(f"{result['metric']}, %")
         axes.set_title(result["dataset"], loc="left", fontsize=9)
         axes.legend(frameon=False)
-        return _svg(figure)
+        return svg(figure)

@@ -5,13 +5,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from clipkit.report.figures import _STYLE, BLUE, FAINT, INK, ORANGE, _svg
+from clipkit.report.figures import BLUE, FAINT, INK, ORANGE, house_style, svg
 from clipkit.report.pages import one_line, write_page
 
 __all__ = ["gap_points", "gap_sphere", "gap_umap", "shift_curves", "write_gap_figures"]
@@ -62,14 +61,14 @@ def gap_umap(points: Mapping[str, Plane]) -> str:
 
 
 def _planes(points: Mapping[str, Plane], axes: Mapping[str, tuple[str, str]]) -> str:
-    with mpl.rc_context(_STYLE):
+    with house_style():
         figure = Figure(figsize=(4.4 * len(points), 4.2), layout="constrained")
         for panel, (name, (images, texts)) in zip(figure.subplots(1, len(points), squeeze=False)[0], points.items(), strict=True):
             _draw_points(panel, images[:MOST_POINTS], texts[:MOST_POINTS])
             panel.set_title(one_line(name, 50), fontsize=9, loc="left")
             panel.set_xlabel(axes[name][0])
             panel.set_ylabel(axes[name][1])
-        return _svg(figure)
+        return svg(figure)
 
 
 def gap_sphere(points: Mapping[str, tuple[Sequence[Sequence[float]], Sequence[Sequence[float]]]], shown: Mapping[str, float]) -> str:
@@ -77,7 +76,7 @@ def gap_sphere(points: Mapping[str, tuple[Sequence[Sequence[float]], Sequence[Se
 
     `shown`: the share of the vectors' squared length that the three axes hold.
     """
-    with mpl.rc_context(_STYLE):
+    with house_style():
         figure = Figure(figsize=(4.4 * len(points), 4.4), layout="constrained")
         for number, (name, sides) in enumerate(points.items(), start=1):
             panel: Any = figure.add_subplot(1, len(points), number, projection="3d")
@@ -87,7 +86,7 @@ def gap_sphere(points: Mapping[str, tuple[Sequence[Sequence[float]], Sequence[Se
                 panel.scatter(*columns, s=4, color=colour, alpha=0.5, linewidths=0, label=label, depthshade=False)
             panel.set_title(f"{one_line(name, 50)}\nthree axes hold {shown[name]:.0%} of the squared length", fontsize=9, loc="left")
             panel.legend(fontsize=8, frameon=False, markerscale=2)
-        return _svg(figure)
+        return svg(figure)
 
 
 def _draw_globe(axes: Any) -> None:
@@ -113,7 +112,7 @@ def _draw_points(axes: Axes, images: Sequence[Sequence[float]], texts: Sequence[
 
 def shift_curves(models: Sequence[Mapping[str, Any]], *, confidence: float) -> str:
     """Contrastive loss and recall at 1 of each model against the shift along the gap vector, with bands of the bootstrap."""
-    with mpl.rc_context(_STYLE):
+    with house_style():
         figure = Figure(figsize=(8.4, 3.5), layout="constrained")
         left, right = figure.subplots(1, 2)
         for number, model in enumerate(models):
@@ -129,7 +128,7 @@ def shift_curves(models: Sequence[Mapping[str, Any]], *, confidence: float) -> s
         right.set_ylim(bottom=0)
         left.legend(fontsize=8, frameon=False)
         right.set_title(f"whole: image to text, dashed: text to image\n{confidence:.0%} bands", fontsize=8, loc="left")
-        return _svg(figure)
+        return svg(figure)
 
 
 def _draw_curve(axes: Axes, model: Mapping[str, Any], metric: str, colour: str, *, style: str, scale: float) -> None:

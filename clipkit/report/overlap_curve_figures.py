@@ -1,13 +1,12 @@
 """What the report would say at other thresholds, as a small figure for a task: a finding at one threshold only is about the threshold."""
 
-import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from clipkit.report.figures import BLUE, FAINT, INK, ORANGE, house_style
+from clipkit.report.figures import BLUE, FAINT, INK, ORANGE, house_style, svg
 
 __all__ = ["threshold_curve"]
 
@@ -34,9 +33,7 @@ def threshold_curve(points: Sequence[Point], *, threshold: float, confidence: fl
         _draw_share(share, shown)
         for axes in (score, share):
             axes.axvline(threshold, color=INK, linewidth=1, linestyle="--")
-        out = io.StringIO()
-        figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
-        return out.getvalue()
+        return svg(figure)
 
 
 def _draw_score(axes: Axes, points: Sequence[Point], confidence: float) -> None:

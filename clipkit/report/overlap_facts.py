@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 from clipkit.report.pages import one_line, p_value, percent, points
 
-__all__ = ["Fact", "FactGroup", "fact_groups"]
+__all__ = ["Fact", "FactGroup", "fact_groups", "scores_of"]
 
 MAX_FACT = 300
 Unit = Literal["points", "percent", "p", "count", "yes", "text"]
@@ -118,6 +118,11 @@ ANSWERS_TO = {
     "is_imbalanced": "imbalance_p",
 }
 """Fields that say nothing where another is None."""
+
+
+def scores_of(row: Row) -> list[Row]:
+    """The leading comparison of a task and the others, which know no more than their scores."""
+    return [row, *({"task": row["task"], **further} for further in row.get("further", ()))]
 
 
 def fact_groups(row: Row) -> list[FactGroup]:

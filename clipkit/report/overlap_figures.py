@@ -1,6 +1,5 @@
 """Figure 17 of the CLIP paper: what the overlap did to each task, against how much of it there is. For the page, and as files."""
 
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,7 +13,7 @@ from matplotlib.text import Annotation, Text
 from matplotlib.ticker import LogLocator, NullFormatter
 from matplotlib.transforms import Bbox
 
-from clipkit.report.figures import BLUE, FAINT, INK, ORANGE, house_style
+from clipkit.report.figures import BLUE, FAINT, INK, ORANGE, house_style, svg
 from clipkit.run import replacing
 
 __all__ = ["OverlapPoint", "overlap_panels", "overlap_point", "write_overlap_figure"]
@@ -90,9 +89,7 @@ def overlap_point(row: Mapping[str, Any]) -> OverlapPoint:
 def overlap_panels(points: Sequence[OverlapPoint], *, confidence: float) -> str:
     """The two panels as SVG text."""
     with house_style():
-        out = io.StringIO()
-        _drawn(points, confidence).savefig(out, format="svg", metadata={"Date": None, "Creator": None})
-        return out.getvalue()
+        return svg(_drawn(points, confidence))
 
 
 def write_overlap_figure(folder: Path, rows: Sequence[Mapping[str, Any]], *, confidence: float) -> None:

@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from clipkit.report.overlap_details import host_tables, text_tables, within_tables
+from clipkit.report.overlap_facts import scores_of
+from clipkit.report.pages import p_value, points
 from clipkit.report.tables import Cell, Paragraphs, Share, Shown, Table
 
 __all__ = ["further_tables", "overlap_tables"]
@@ -25,7 +27,7 @@ def further_tables(report: Report) -> list[Shown]:
 
 
 def _rows(report: Report) -> list[tuple[str, Row]]:
-    return [(_name(row, leading), row) for leading in report["tasks"] for row in (leading, *leading.get("further", ()))]
+    return [(_name(row, leading), row) for leading in report["tasks"] for row in scores_of(leading)]
 
 
 def _name(row: Row, leading: Row) -> str:
@@ -42,8 +44,8 @@ def _scores(report: Mapping[str, Any], rows: Sequence[tuple[str, Row]]) -> Table
             row["count"],
             _share(row["contamination"]),
             *(_share(row[f"accuracy_{part}"]) for part in ("all", "overlap", "clean")),
-            _points(row["all_minus_clean"]),
-            _p(row["p_value"]),
+            points(row["all_minus_clean"]),
+            p_value(row["p_value"]),
         )
         for name, row in rows
     ]
@@ -92,8 +94,8 @@ def _told_of_texts(texts: Row) -> str:
 
 
 def _told_of_hosts(hosts: Row) -> str:
-    told, top = f"hosts of the overlap: {hosts['image_url']['hosts']:,}", hosts["image_url"]["top"]
-    return told + (f", the most from {top[0]['host']} ({top[0]['share']:.1%})" if top else "")
+    count, first = (hosts["image_url"][name] for name in ("named", "first"))
+    return f"hosts of the overlap: {count:,}" + (f", the most from {first['host']} ({first['share']:.1%})" if first else "")
 
 
 def _told_of_repeats(within: Row) -> str:
@@ -108,7 +110,7 @@ def _notes_once(tasks: Sequence[Row]) -> list[tuple[str, str]]:
     found: list[tuple[str, str]] = []
     for leading in tasks:
         said: dict[str, str] = {}
-        for row in (leading, *leading.get("further", ())):
+        for row in scores_of(leading):
             for note in _notes(row):
                 said.setdefault(note, _name(row, leading))
         found += [(name, note) for note, name in said.items()]
@@ -119,10 +121,14 @@ def _notes(row: Row) -> list[str]:
     """What a reader should know before he believes a row."""
     notes = [row["note"]] if row["note"] else []
     if row.get("is_imbalanced"):
-        notes.append(f"Overlap has another mix of classes than Clean (p {_p(row['imbalance_p'])}): read the difference at one mix.")
+        notes.append(f"Overlap has another mix of classes than Clean (p {p_value(row['imbalance_p'])}): read the difference at one mix.")
     if row.get("blank_overlap"):
-        without = _points(row["overlap_minus_clean_without_blank"])
-        told = f"without them Overlap - Clean is {without} points" if without else "there is no Overlap or no Clean without them"
+        without = row["overlap_minus_clean_without_blank"]
+        told = (
+            f"without them Overlap - Clean is {points(without)} points"
+            if without is not None
+            else "there is no Overlap or no Clean without them"
+        )
         notes.append(f"{row['blank_overlap']:,} pictures of Overlap and {row['blank_clean']:,} of Clean are all but blank: {told}.")
     return notes
 
@@ -131,11 +137,11 @@ def _sureness(rows: Sequence[tuple[str, Row]], confidence: float) -> Table:
     cells = [
         (
             name,
-            _points(row["overlap_minus_clean"]),
+            points(row["overlap_minus_clean"]),
             _ends(row["all_minus_clean_low"], row["all_minus_clean_high"]),
-            _p(row["p_holm"]),
-            _p(row["p_two_sided"]),
-            _p(row["p_exchange"]),
+            p_value(row["p_holm"]),
+            p_value(row["p_two_sided"]),
+            p_value(row["p_exchange"]),
         )
         for name, row in rows
     ]
@@ -151,12 +157,12 @@ def _other_reasons(rows: Sequence[tuple[str, Row]]) -> Table:
     cells = [
         (
             name,
-            _points(row["detectable"]),
-            _points(row["standardised_difference"]),
-            _p(row["standardised_p"]),
+            points(row["detectable"]),
+            points(row["standardised_difference"]),
+            p_value(row["standardised_p"]),
             _share(row["standardised_cover"]),
             _share(row["class_distance"]),
-            _p(row["imbalance_p"]),
+            p_value(row["imbalance_p"]),
         )
         for name, row in rows
     ]
@@ -201,13 +207,5 @@ def _share(share: float | None) -> Share | None:
     return None if share is None else Share(share)
 
 
-def _points(difference: float | None) -> str | None:
-    return None if difference is None else f"{100 * difference:+.2f}"
-
-
 def _ends(low: float | None, high: float | None) -> str | None:
-    return None if low is None or high is None else f"{_points(low)} to {_points(high)}"
-
-
-def _p(p: float | None) -> str | None:
-    return None if p is None else "<.001" if p < 0.001 else f"{p:.3f}"
+    return None if low is None or high is None else f"{points(low)} to {points(high)}"

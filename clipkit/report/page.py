@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from clipkit.report.overlap_details import host_tables, text_tables, within_tables
-from clipkit.report.overlap_facts import fact_groups
+from clipkit.report.overlap_facts import fact_groups, scores_of
 from clipkit.report.pages import environment, one_line, p_value, percent, points
 from clipkit.report.tables import text
 
@@ -86,7 +86,7 @@ def render_overlap_page(page: OverlapPage) -> str:
         panels=_image_uri(overlap_panels([overlap_point(section.row) for section in compared], confidence=page.report["confidence"]))
         if compared
         else None,
-        scores_note=scores_note([row for section in page.sections for row in _scores_of(section.row)]),
+        scores_note=scores_note([row for section in page.sections for row in scores_of(section.row)]),
         sections=[_shown_section(section, page) for section in page.sections],
         beside=beside(page.report),
     )
@@ -104,13 +104,8 @@ def _shown_section(section: TaskSection, page: OverlapPage) -> dict[str, Any]:
         "curve": None if curve is None else _image_uri(curve),
         "sentences": sentences(row, confidence=confidence),
         "example": verdict_example(section),
-        "scores": [{"row": one, "told": _told_beside(row, one, confidence), "groups": fact_groups(one)} for one in _scores_of(row)],
+        "scores": [{"row": one, "told": _told_beside(row, one, confidence), "groups": fact_groups(one)} for one in scores_of(row)],
     }
-
-
-def _scores_of(row: Row) -> list[Row]:
-    """The leading comparison of a task and the others, which know no more than their scores."""
-    return [row, *({"task": row["task"], **further} for further in row.get("further", ()))]
 
 
 def _told_beside(leading: Row, row: Row, confidence: float) -> list[str]:

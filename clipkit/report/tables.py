@@ -3,14 +3,12 @@
 import json
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import typer
-from rich.console import Console, RenderableType
-from rich.constrain import Constrain
-from rich.padding import Padding
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.table import Table as RichTable
 from rich.text import Text
 
@@ -82,7 +80,21 @@ class Paragraphs:
 
     def to_rich(self) -> RenderableType:
         """For the terminal. Markup in data is shown, not obeyed."""
-        return Padding(Constrain(Text("\n\n".join(printable(one) for one in self.texts)), LINE), (1, 0))
+        return _Folded("\n\n".join(printable(one) for one in self.texts))
+
+
+@dataclass(frozen=True)
+class _Folded:
+    """A text between empty lines, in lines of at most LINE characters that end where they end: a pipe gets no spaces behind them."""
+
+    text: str
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Text]:
+        yield Text()
+        for line in Text(self.text).wrap(console, min(LINE, options.max_width)):
+            line.rstrip()
+            yield line
+        yield Text()
 
 
 def text(cell: Cell) -> str:

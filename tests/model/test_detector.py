@@ -85,7 +85,7 @@ def test_a_run_called_duplicates_is_the_users_own(tmp_path: Path, monkeypatch: p
 
 
 WRONG = {
-    "threshold": ["0.5", None, True, 1.5, [0.5]],
+    "threshold": ["0.5", None, True, 1.5, [0.5], 0, -0.5],
     "measured_on": [3, "x" * 1_001],
     "weight": [-1, 11, "1"],
     "nearest": [0, 1.5, 1_001, False],

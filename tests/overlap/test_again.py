@@ -201,6 +201,9 @@ def test_killed_between_two_files_it_goes_on_to_the_same_report(
     assert contents(tmp_path, "out") == contents(tmp_path / "fresh", "out")
 
 
+ALL = np.arange(5)
+
+
 class Five:
     """A test set that nobody opens."""
 
@@ -219,13 +222,77 @@ def test_keys_of_any_length_come_back_as_they_were(tmp_path: Path) -> None:
     store, five = KeptNeighbours(tmp_path, ["x"], 1), cast("Pictures", Five())
     store.add(five, np.array([3, 1]), found(b"b", b""))
     store.add(five, np.array([4]), found(b"k" * 64))
-    rows, there = store.load(five)
+    rows, there = store.load(five, ALL)
     assert rows.tolist() == [1, 3, 4]
     assert there.key_NK[:, 0].tolist() == [b"", b"b", b"k" * 64]
     assert there.similarity_NK[:, 0].tolist() == [1, 0, 0]
     assert there.key_NK.dtype == np.dtype("S64")
-    assert len(KeptNeighbours(tmp_path, ["x"], 2).load(five).rows_R) == 0
-    assert len(KeptNeighbours(tmp_path, ["y"], 1).load(five).rows_R) == 0
+    assert len(KeptNeighbours(tmp_path, ["x"], 2).load(five, ALL).rows_R) == 0
+    assert len(KeptNeighbours(tmp_path, ["y"], 1).load(five, ALL).rows_R) == 0
+
+
+def test_of_two_reports_at_a_time_neither_loses_what_the_other_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second one's file is whole before the first one's is: nobody writes over what was there when he began."""
+    stores, five, save = [KeptNeighbours(tmp_path, ["x"], 1) for _ in range(2)], cast("Pictures", Five()), state.save_neighbours
+
+    def late(*given: Any, **ways: Any) -> None:
+        monkeypatch.setattr(keeping, "save_neighbours", save)
+        stores[1].add(five, np.array([0, 2, 4]), found(b"e", b"f", b"g"))
+        save(*given, **ways)
+
+    monkeypatch.setattr(keeping, "save_neighbours", late)
+    stores[0].add(five, np.array([2, 3]), found(b"f", b"h"))
+    rows, there = stores[0].load(five, ALL)
+    assert (rows.tolist(), there.key_NK[:, 0].tolist()) == ([0, 2, 3, 4], [b"e", b"f", b"h", b"g"])
+
+
+def test_only_files_with_what_is_asked_for_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, five, load = KeptNeighbours(tmp_path, ["x"], 1), cast("Pictures", Five()), state.load_neighbours
+    for row, key in enumerate((b"a", b"b", b"c")):
+        store.add(five, np.array([row]), found(key))
+    read: list[Path] = []
+    monkeypatch.setattr(keeping, "load_neighbours", lambda path, k: load(read.append(path) or path, k))  # type: ignore[func-returns-value]
+    rows, there = store.load(five, np.array([2, 1]))
+    assert (rows.tolist(), there.key_NK[:, 0].tolist(), len(read)) == ([1, 2], [b"b", b"c"], 2)
+
+
+def test_deeper_searches_hold_no_more_than_a_pass(
+    tmp_path: Path, suite: Suite, shards: Shards, color_encoder: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Room for two pictures of 16 candidates, eight of 4: the same report, whether they are kept or not."""
+    ask, sizes = asking.ask_first, list[tuple[int, int]]()
+
+    def watched_ask(search: Any, asked: Any, k: int) -> list[Neighbours]:
+        given = ask(search, asked, k)
+        sizes.append((sum(len(one.rows_R) for one in asked), sum(len(one.place_NK) for one in given)))
+        return given
+
+    monkeypatch.setattr("clipkit.overlap.findings.ask_first", watched_ask)
+    whole = analyse(tmp_path, color_encoder, shards, suite, threshold=0.3)
+    assert sizes
+    assert all(wanted == given for wanted, given in sizes)
+    sizes.clear()
+    monkeypatch.setattr(asking, "BYTES_PER_NEIGHBOUR", 2**20 // 36)
+    parted = analyse(tmp_path / "fresh", color_encoder, shards, _moved(suite, tmp_path), threshold=0.3, search_memory_mb=1)
+    assert len(sizes) > 2
+    assert max(given for _, given in sizes) == 2 < max(wanted for wanted, _ in sizes)
+    assert contents_of(tmp_path / "out") == contents_of(tmp_path / "fresh" / "out")
+    assert parted["matches"] == whole["matches"]
+    with watched() as work:
+        analyse(tmp_path / "fresh", color_encoder, shards, suite, out="again", threshold=0.3, search_memory_mb=1)
+    assert work.compared == 0
+
+
+def test_an_unfinished_search_that_nobody_goes_on_with_is_removed(tmp_path: Path, suite: Suite, shards: Shards, color_encoder: Any) -> None:
+    """Of what lies there only what is unfinished, and old."""
+    folder = tmp_path / "cache" / "neighbours"
+    folder.mkdir(parents=True)
+    old, new, other = (folder / name for name in ("unfinished-a.safetensors", "unfinished-b.safetensors", "c.safetensors"))
+    for path, days in ((old, state.DAYS_KEPT + 1), (new, state.DAYS_KEPT - 1), (other, state.DAYS_KEPT + 1)):
+        path.write_bytes(b"")
+        os.utime(path, (path.stat().st_atime, path.stat().st_mtime - 86_400 * days))
+    analyse(tmp_path, color_encoder, shards, suite)
+    assert [path.exists() for path in (old, new, other)] == [False, True, True]
 
 
 def test_no_flipped_bit_goes_unnoticed(tmp_path: Path) -> None:
@@ -236,7 +303,7 @@ def test_no_flipped_bit_goes_unnoticed(tmp_path: Path) -> None:
     data, lost = path.read_bytes(), 0
     for place in range(len(data)):
         path.write_bytes(data[:place] + bytes([data[place] ^ 4]) + data[place + 1 :])
-        rows, there = store.load(five)
+        rows, there = store.load(five, ALL)
         lost += not len(rows)
         assert not len(rows) or (rows.tolist() == [1, 3] and all(map(np.array_equal, there, found(b"b", b"a"))))
     assert lost > 0.9 * len(data)

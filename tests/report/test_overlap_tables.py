@@ -42,8 +42,8 @@ def test_the_tables_are_readable_at_a_hundred_columns(text: str) -> None:
     assert max(map(len, text.splitlines())) <= 100
     lines = [line for line in text.splitlines() if line.startswith("│ country211-and-more │")]
     assert [[cell.strip() for cell in line.split("│")[2:-1]] for line in lines] == [
-        ["+1.50", "-0.12 to +0.76", "0.430", "0.025", "0.031"],
-        ["+1.70", "-0.20", "0.710", "97.0%", "31.0%", "<.001"],
+        ["+1.50", "−0.12 to +0.76", "0.430", "0.025", "0.031"],
+        ["+1.70", "−0.20", "0.710", "97.0%", "31.0%", "< 0.001"],
         ["4,536", "21,100", "21.5%", "29.8%", "31.0%", "29.5%", "+0.32", "0.012"],
     ]
     heads = [name.strip() for line in text.splitlines() if "┃" in line for name in line.split("┃")[1:-1]]
@@ -59,7 +59,7 @@ def test_the_four_counts_are_lines_of_their_own(text: str) -> None:
 
 def test_unasked_it_is_three_short_tables_and_the_words() -> None:
     """All that stands beside the paper's test is a line with its file: nothing is printed that scrolls the scores away."""
-    hosts = {"image_url": {"hosts": 2, "top": [{"host": "a.example", "share": 0.75}]}}
+    hosts = {"image_url": {"hosts": 3, "named": 2, "first": {"host": "a.example", "share": 0.75}}}
     texts = {"tasks": [{"ngram": 3, "texts": 9}, {"ngram": 0, "texts": 4}]}
     within = {"tests": [{"repeated": 2, "count": 21_100}, {"repeated": 0, "count": 10_000}], "training": {"share": 0.039}}
     matches = {"pairs": 5_000, "training_pictures": 4_900}
@@ -81,12 +81,13 @@ def test_the_words_are_paragraphs_of_readable_lines_in_which_nothing_is_obeyed()
     assert max(len(line.rstrip()) for line in lines[start : start + 3]) <= 100
     assert [line.rstrip() for line in lines if "Two" in line] == ["[bold]Two[/bold][31m."]
     assert "\x1b" not in "".join(lines)
+    assert all(line == line.rstrip() for line in lines[start : lines.index("[bold]Two[/bold][31m.") + 2])  # nothing but the words in a pipe
 
 
 def test_what_stands_in_the_way_is_told_below(text: str) -> None:
     told = " ".join(text.split())
     assert "mnist: Nothing is tested." in told
-    assert "another mix of classes than Clean (p <.001): read the difference at one mix." in told
+    assert "another mix of classes than Clean (p < 0.001): read the difference at one mix." in told
     assert "3 pictures of Overlap and 1 of Clean are all but blank: without them Overlap - Clean is +1.60 points." in told
 
 

@@ -45,10 +45,12 @@ DEEPER = 4
 """How many times as many candidates each further search asks for."""
 
 Deepening = Generator[tuple[NDArray[np.int64], int], Neighbours, "Deepened"]
-"""Yields (indices of test pictures, k) and is sent their k best candidates, in any order, with the similarity that decides."""
+"""Yields (indices of test pictures, k) and is sent the k best candidates of the first of them, of as many as there is room for, in any
+order, with the similarity that decides."""
 
-Search = Callable[[Mapping[int, NDArray[np.int64]], int], Sequence[Neighbours]]
-"""({task: indices of its test pictures}, k) -> of each task in that order the k best candidates."""
+AskDeeper = Callable[[Mapping[int, NDArray[np.int64]], int], Sequence[Neighbours]]
+"""({task: indices of its test pictures}, k) -> of each task in that order the k best candidates of the first of them: of one at least,
+where not of all."""
 
 
 class Listed(NamedTuple):
@@ -96,27 +98,40 @@ def deepening(
     pictures that no verdict keeps apart from what resembles them. A test picture is searched for again, DEEPER, while of its candidates
     fewer than `enough` would stay: the next search over what stays sees no others. That goes for test pictures without overlap, too, where
     others' drops clear the way for new candidates. At most `most` candidates of each are looked at, and never more than the `total`
-    training pictures.
+    training pictures. What is held of candidates that were looked at is their places (8 bytes) and the pairs.
     """
     pairs, most = [found], min(most, total)
-    groups = [(np.flatnonzero(may_match_N), candidates.rows(may_match_N), enough)]
+    groups = [(np.flatnonzero(may_match_N), candidates.place_NK[may_match_N], enough)]
     while True:
         gone = np.unique(np.concatenate([pair.place_P for pair in pairs]))
-        is_short = [_is_short(group, gone, enough=enough, total=total) for _, group, _ in groups]
+        is_short = [_is_short(place_NK, gone, enough=enough, total=total) for _, place_NK, _ in groups]
         goes_on = [short & (k < most) for (_, _, k), short in zip(groups, is_short, strict=True)]
         rows = np.concatenate([rows[on] for (rows, _, _), on in zip(groups, goes_on, strict=True)])
         if not len(rows):
             return Deepened(merged(pairs), sum(int(short.sum()) for short in is_short))
         asked = min(DEEPER * max(k for (_, _, k), on in zip(groups, goes_on, strict=True) if on.any()), most)
-        deeper = yield rows, asked
-        groups = [(rows[~on], group.rows(~on), k) for (rows, group, k), on in zip(groups, goes_on, strict=True)] + [(rows, deeper, asked)]
-        similarity_NK = deeper.similarity_NK.round(5)
-        more = _chosen(deeper, similarity_NK, (similarity_NK >= threshold) & (deeper.place_NK >= 0))
-        pairs.append(more._replace(test_P=rows[more.test_P]))
+        place_NK, more = yield from _looked_at(rows, asked, threshold=threshold)
+        groups = [(rows[~on], places[~on], k) for (rows, places, k), on in zip(groups, goes_on, strict=True)] + [(rows, place_NK, asked)]
+        pairs += more
 
 
-def deepen_together(walks: Sequence[Deepening], search: Search) -> list[Deepened]:
-    """Several tasks' pairs: those that ask for the same number of candidates are searched for together."""
+def _looked_at(
+    rows: NDArray[np.int64], k: int, *, threshold: float
+) -> Generator[tuple[NDArray[np.int64], int], Neighbours, tuple[NDArray[np.int64], list[Listed]]]:
+    """The places (N, k) of some test pictures' candidates, and the pairs at the threshold or above."""
+    places, pairs, answered = list[NDArray[np.int64]](), list[Listed](), 0
+    while answered < len(rows):
+        found = yield rows[answered:], k
+        similarity_NK = found.similarity_NK.round(5)
+        more = _chosen(found, similarity_NK, (similarity_NK >= threshold) & (found.place_NK >= 0))
+        pairs.append(more._replace(test_P=rows[answered:][more.test_P]))
+        places.append(found.place_NK)
+        answered += len(found.place_NK)
+    return np.concatenate(places), pairs
+
+
+def deepen_together(walks: Sequence[Deepening], search: AskDeeper) -> list[Deepened]:
+    """Several tasks' pairs: those that ask for the same number of candidates are searched for together, as far as there is room."""
     asked: dict[int, tuple[NDArray[np.int64], int]] = {}
     ended: dict[int, Deepened] = {}
 
@@ -137,10 +152,10 @@ def deepen_together(walks: Sequence[Deepening], search: Search) -> list[Deepened
     return [ended[place] for place in range(len(walks))]
 
 
-def _is_short(group: Neighbours, gone: NDArray[np.int64], *, enough: int, total: int) -> NDArray[np.bool_]:
+def _is_short(place_NK: NDArray[np.int64], gone: NDArray[np.int64], *, enough: int, total: int) -> NDArray[np.bool_]:
     """Which test pictures have fewer than `enough` candidates that stay, although there are more training pictures than they have seen."""
-    is_there_NK = group.place_NK >= 0
-    stays_N = (is_there_NK & ~np.isin(group.place_NK, gone)).sum(1)
+    is_there_NK = place_NK >= 0
+    stays_N = (is_there_NK & ~np.isin(place_NK, gone)).sum(1)
     return np.asarray((stays_N < enough) & (is_there_NK.sum(1) < total) & (stays_N < is_there_NK.sum(1)))
 
 

@@ -7,7 +7,9 @@ gives a share with its interval.
 """
 
 import hashlib
+import json
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,7 +26,8 @@ from clipkit.evaluation.intervals import clopper_pearson
 from clipkit.evaluation.shard_pictures import KEY_TYPE, ShardPictures
 from clipkit.overlap.places import place_of, row_of, shard_of
 from clipkit.overlap.search.neighbours import Neighbours
-from clipkit.run import Run
+from clipkit.overlap.search.state import file_name
+from clipkit.run import Run, write_json
 
 __all__ = [
     "DRAWN",
@@ -32,6 +35,7 @@ __all__ = [
     "DrawnPictures",
     "Repeats",
     "equal_vectors",
+    "kept_counts",
     "near_in_training",
     "repeated",
     "repeats_in_test",
@@ -46,8 +50,11 @@ DRAWN = ""
 
 _HEX = "^[0-9a-f]{64}$"
 
-Look = Callable[[Pictures, Sequence[Any], int], Neighbours]
-"""(pictures, among, k) -> of each the k best of the pictures `among`, on the scale of the threshold; places as `place_of` makes them."""
+Look = Callable[[Pictures, int], Neighbours]
+"""(pictures, k) -> of each the k best training pictures, on the scale of the threshold; places as `place_of` makes them."""
+
+LookAmong = Callable[[Pictures, Sequence[Any], int], Neighbours]
+"""(pictures, among, k) -> the same of the pictures `among`."""
 
 WITHIN_SCHEMA = pa.schema(
     [
@@ -70,7 +77,7 @@ class Repeats(NamedTuple):
     table: pa.Table
 
 
-class SplitAsShard:
+class _SplitAsShard:
     """A test set as the search takes training pictures: keys are the pictures' indices."""
 
     def __init__(self, split: Pictures) -> None:
@@ -83,13 +90,13 @@ class SplitAsShard:
         return len(self._split)
 
 
-def repeats_in_test(task: str, split: Pictures, digests: Sequence[str], look: Look, *, k: int, threshold: float) -> Repeats:
+def repeats_in_test(task: str, split: Pictures, digests: Sequence[str], look: LookAmong, *, k: int, threshold: float) -> Repeats:
     """Search a test set in itself and join what is similar, or equal to the byte, into groups.
 
     Of each picture the `k` most similar others are looked at, so that of a large group not every pair is seen: links through others
     join it all the same.
     """
-    found = look(split, [SplitAsShard(split)], k + 1)
+    found = look(split, [_SplitAsShard(split)], k + 1)
     similarity_NK = np.where(found.place_NK == np.arange(len(split))[:, None], -np.inf, found.similarity_NK.round(5))
     equal_N = _equal_to(digests)
     links = np.nonzero((similarity_NK >= threshold) & (found.place_NK >= 0))
@@ -173,17 +180,14 @@ class DrawnPictures:
         return self._known
 
 
-def near_in_training(
-    drawn: DrawnPictures, training: Sequence[ShardPictures], look: Look, *, k: int, threshold: float, confidence: float
-) -> dict[str, Any]:
-    """The share of training pictures with a near-duplicate among the others, by those that are drawn.
+def near_in_training(drawn: DrawnPictures, look: Look, *, total: int, k: int, threshold: float, confidence: float) -> dict[str, Any]:
+    """The share of the `total` training pictures with a near-duplicate among the others, by those that are drawn.
 
     The interval is Clopper-Pearson's, None where every picture was searched for.
     """
-    places, found = drawn.places_N, look(drawn, training, k + 1)
+    places, found = drawn.places_N, look(drawn, k + 1)
     others = found.place_NK != places[:, None]
     repeated_count = int(((found.similarity_NK.round(5) >= threshold) & others & (found.place_NK >= 0)).any(1).sum())
-    total = sum(map(len, training))
     low, high = clopper_pearson(repeated_count, len(places), confidence) if 0 < len(places) < total else (None, None)
     return {
         "pictures": total,
@@ -251,3 +255,21 @@ def equal_vectors(
             hashed = b"".join(hashlib.blake2b(row.tobytes(), digest_size=8).digest() for row in rows)
             yield np.frombuffer(hashed, np.uint64)
             advance(len(shard))
+
+
+def kept_counts(folder: Path, shaping: Sequence[object], count: Callable[[], dict[str, int]]) -> dict[str, int]:
+    """What `count` finds, counted once. A damaged file is counted again."""
+    path = folder / f"{file_name(shaping)}.json"
+    try:
+        known = json.loads(path.read_bytes())
+        if known["hash"] == _hash(known["counts"]):
+            return dict(known["counts"])
+    except (FileNotFoundError, ValueError, KeyError, TypeError, RecursionError):
+        pass
+    found = count()
+    write_json(path, {"counts": found, "hash": _hash(found)})
+    return found
+
+
+def _hash(counts: dict[str, int]) -> str:
+    return hashlib.sha256(json.dumps(counts).encode()).hexdigest()

@@ -6,9 +6,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-__all__ = ["CURVES", "leading_curves"]
-
-CURVES = "overlap-curve.parquet"
+__all__ = ["leading_curves"]
 
 
 def leading_curves(path: Path, tasks: Sequence[Mapping[str, Any]]) -> dict[str, list[dict[str, Any]]]:

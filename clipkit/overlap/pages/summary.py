@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from clipkit import __version__, printable
-from clipkit.overlap.matches.hosts import NO_HOST
 from clipkit.overlap.statistics.effect import LEVEL
-from clipkit.report.pages import p_value, percent
+from clipkit.report.pages import p_value, percent, points
 from clipkit.run import replacing
 
 __all__ = ["counted", "tell", "write_summary"]
@@ -154,7 +153,7 @@ def _side(is_below: Any) -> str:
 
 
 def _points(row: Report) -> str:
-    return f"{100 * row['all_minus_clean']:+.2f} points"
+    return f"{points(row['all_minus_clean'])} points"
 
 
 def _tests(report: Report) -> list[str]:
@@ -190,10 +189,9 @@ def _texts(texts: Report | None) -> list[str]:
 
 
 def _hosts(hosts: Report | None) -> list[str]:
-    top = [row for row in hosts["image_url"]["top"] if row["host"] != NO_HOST] if hosts else []
-    if not hosts or not top:
+    first, count = (hosts["image_url"][name] for name in ("first", "named")) if hosts else (None, 0)
+    if not first:
         return []
-    first, count = top[0], hosts["image_url"]["hosts"] - (len(hosts["image_url"]["top"]) - len(top))
     if count == 1 and first["share"] == 1:
         return [f"All of the overlap comes from one host, {_code(first['host'])}."]
     return [

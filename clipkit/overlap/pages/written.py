@@ -5,10 +5,11 @@ from typing import Any
 
 from clipkit.dataset.shards import Shards
 from clipkit.overlap.findings import Finding
-from clipkit.overlap.pages.curves import CURVES, leading_curves
+from clipkit.overlap.pages.curves import leading_curves
 from clipkit.overlap.pages.shown import Compared, draw_pages, live_hits
 from clipkit.overlap.search.passes import Search
 from clipkit.overlap.search.scale import threshold_of
+from clipkit.overlap.tables import CURVES
 from clipkit.report.page import OVERLAP_PAGE, OverlapPage, render_overlap_page
 from clipkit.report.pages import write_page
 from clipkit.report.review_page import REVIEW_PAGE, ReviewPage, render_review_page

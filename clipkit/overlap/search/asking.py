@@ -26,7 +26,7 @@ from clipkit.overlap.search.neighbours import Neighbours
 from clipkit.overlap.search.passes import Asked, Search, check_training, method_of, one_pass
 from clipkit.overlap.search.scale import normalised
 
-__all__ = ["answer", "ask", "ask_among", "ask_deeper"]
+__all__ = ["answer", "ask", "ask_among", "ask_deeper", "ask_first"]
 
 BYTES_PER_NEIGHBOUR = 2 * (4 + 64 + 8)
 """Similarity, key and place, once more while they are merged."""
@@ -48,19 +48,42 @@ class Question(NamedTuple):
     rows: tuple[NDArray[np.int64], ...] = ()
 
 
+class Size(NamedTuple):
+    """What a picture takes: vectors through all views, and their width; and how many pictures a pass holds by `search_memory_mb`.
+
+    Bytes of a picture are its vectors in float32 and as codes, features, and the neighbours.
+    """
+
+    views: int
+    width: int
+    at_once: int
+
+
 def ask(search: Search, asked: Sequence[Asked]) -> list[Neighbours]:
     """The candidates of the pictures asked for, with the similarity that decides: the verified one where the detector verifies.
 
     On rank 0. Raises UserError as `embed` does, for the mistake of any rank, and where a shard was changed after it was written.
     """
-    _count_effort(search, asked)
-    return _ask(search, asked, k=None)
+    size = _size(search, asked)
+    if size is not None:
+        _count_effort(search, asked, size)
+    return _ask(search, asked, size, k=None)
 
 
 def ask_deeper(search: Search, asked: Sequence[Asked], k: int) -> list[Neighbours]:
     """The same of more candidates, `k` of each, always exactly, on the scale of the threshold."""
-    found = _ask(_deeper(search, k), asked, k=k)
-    return [_normalised(search, *pair) for pair in zip(asked, found, strict=True)]
+    deeper = _deeper(search, k)
+    return _ask_deeper(search, asked, _size(deeper, asked), k)
+
+
+def ask_first(search: Search, asked: Sequence[Asked], k: int) -> list[Neighbours]:
+    """The same of the first pictures alone, as many as one pass holds: those asked for behind them have no row."""
+    size = _size(_deeper(search, k), asked)
+    room, first = size.at_once if size else 0, list[Asked]()
+    for pictures, rows_R in asked:
+        first.append(Asked(pictures, rows_R[:room]))
+        room -= len(first[-1].rows_R)
+    return _ask_deeper(search, first, size, k)
 
 
 def ask_among(search: Search, asked: Asked, among: Sequence[ShardPictures], k: int) -> Neighbours:
@@ -78,6 +101,11 @@ def answer(share: Share, prepared: Prepared) -> None:
         with suppress(UserError):  # rank 0 has heard of it, and says what comes next
             search, asked = share.agreed(partial(_understood, question, prepared))
             _do(search, asked, question, keep=lambda found: None)
+
+
+def _ask_deeper(search: Search, asked: Sequence[Asked], size: Size | None, k: int) -> list[Neighbours]:
+    found = _ask(_deeper(search, k), asked, size, k=k)
+    return [_normalised(search, *pair) if len(pair[0].rows_R) else pair[1] for pair in zip(asked, found, strict=True)]
 
 
 def _understood(question: Question, prepared: Prepared) -> tuple[Search, list[Asked]]:
@@ -100,12 +128,12 @@ def _do(search: Search, asked: Sequence[Asked], question: Question, keep: Callab
 # ---------------------------------------------------------------- on rank 0
 
 
-def _ask(search: Search, asked: Sequence[Asked], *, k: int | None) -> list[Neighbours]:
+def _ask(search: Search, asked: Sequence[Asked], size: Size | None, *, k: int | None) -> list[Neighbours]:
     """What is kept, and by passes what is not."""
     kept = _kept(search)
-    known = [[kept.load(one.pictures)] for one in asked]
+    known = [[kept.load(one.pictures, one.rows_R)] for one in asked]
     lacking = [Asked(one.pictures, np.setdiff1d(one.rows_R, there.rows_R)) for one, (there,) in zip(asked, known, strict=True)]
-    for number, (places, pieces) in enumerate(_passes(search, lacking), 1):
+    for number, (places, pieces) in enumerate(_passes(lacking, size), 1):
         found = _led(search, pieces, Question(number, k), kept)
         for place, piece, part in zip(places, pieces, found, strict=True):
             known[place].append(Kept(piece.rows_R, part))
@@ -154,12 +182,11 @@ def _normalised(search: Search, asked: Asked, found: Neighbours) -> Neighbours:
 # ------------------------------------------------------------------- passes
 
 
-def _passes(search: Search, asked: Sequence[Asked]) -> Iterator[tuple[list[int], list[Asked]]]:
+def _passes(asked: Sequence[Asked], size: Size | None) -> Iterator[tuple[list[int], list[Asked]]]:
     """What is searched for together, with its places in `asked`: as much as `search_memory_mb` holds."""
-    first = next((one for one in asked if len(one.rows_R)), None)
-    if first is None:
+    if size is None:
         return
-    room = most = _tests_at_once(search, first.pictures)
+    room = most = size.at_once
     places: list[int] = []
     pieces: list[Asked] = []
     for place, (pictures, rows_R) in enumerate(asked):
@@ -176,24 +203,21 @@ def _passes(search: Search, asked: Sequence[Asked]) -> Iterator[tuple[list[int],
         yield places, pieces
 
 
-def _tests_at_once(search: Search, pictures: Pictures) -> int:
-    return max(1, search.recipe.search_memory_mb * 2**20 // _bytes_per_test(search, pictures))
-
-
-def _bytes_per_test(search: Search, pictures: Pictures) -> int:
-    """Vectors in float32 and as codes, features, and the neighbours."""
-    described = search.describe(pictures)
-    views, _, width = search.detector.views(Encoded(*(of[:1] for of in described))).shape
-    features = 4 * described.features_NF.shape[1] if search.detector.verify else 0
-    return 8 * views * width + features + BYTES_PER_NEIGHBOUR * search.detector.candidates
-
-
-def _count_effort(search: Search, asked: Sequence[Asked]) -> None:
-    """What the search takes where nothing is kept."""
-    count = sum(len(one.rows_R) for one in asked)
+def _size(search: Search, asked: Sequence[Asked]) -> Size | None:
+    """None where nothing is asked for."""
     first = next((one.pictures for one in asked if len(one.rows_R)), None)
     if first is None:
-        return
-    views, _, search.effort.width = search.detector.views(Encoded(*(of[:1] for of in search.describe(first)))).shape
-    search.effort.rows += views * count
-    search.effort.passes += -(-count // _tests_at_once(search, first))
+        return None
+    described = search.describe(first)
+    views, _, width = search.detector.views(Encoded(*(of[:1] for of in described))).shape
+    features = 4 * described.features_NF.shape[1] if search.detector.verify else 0
+    room = search.recipe.search_memory_mb * 2**20
+    return Size(views, width, max(1, room // (8 * views * width + features + BYTES_PER_NEIGHBOUR * search.detector.candidates)))
+
+
+def _count_effort(search: Search, asked: Sequence[Asked], size: Size) -> None:
+    """What the search takes where nothing is kept."""
+    count = sum(len(one.rows_R) for one in asked)
+    search.effort.width = size.width
+    search.effort.rows += size.views * count
+    search.effort.passes += -(-count // size.at_once)

@@ -14,7 +14,11 @@ TERAFLOPS = 1e12
 
 @dataclass
 class Effort:
-    """What a search did: counted while it runs. What a former start of it did is not in `operations` and `seconds`."""
+    """What a search takes, and what this start of it did.
+
+    `rows` and `passes` are counted before it begins, what is kept among them; `operations` and `seconds` while it compares, so that what
+    a former start did is not in them.
+    """
 
     rows: int = 0  # test pictures through all views
     width: int = 0

@@ -24,7 +24,7 @@ from clipkit.overlap.places import place_of, row_of, shard_of
 from clipkit.overlap.search.cost import Effort
 from clipkit.overlap.search.faiss_index import FaissSearch, draw_tests
 from clipkit.overlap.search.neighbours import NearestSearch, Neighbours
-from clipkit.overlap.search.state import SearchState
+from clipkit.overlap.search.state import SearchState, forget_abandoned
 from clipkit.recipe import OverlapRecipe
 from clipkit.run import Run
 
@@ -89,6 +89,7 @@ def one_pass(search: Search, asked: Sequence[Asked], *, number: int, keep: Calla
     Called by all ranks, and the same on all. `number`: of the pass, which seeds an index's recall. `keep` is given what was found before
     its unfinished state is removed. Raises UserError as `embed` does, on all ranks for the mistake of any.
     """
+    forget_abandoned(search.folder)
     described = search.share.agreed(lambda: _described(search, asked))
     search.effort.width = described.views_VND.shape[2]
     searched, verified = (_state(search, asked, what) for what in ("searched", "verified"))

@@ -4,6 +4,7 @@ import hashlib
 import json
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,13 @@ from clipkit.evaluation.shard_pictures import KEY_TYPE
 from clipkit.overlap.search.neighbours import Neighbours
 from clipkit.run import save_tensors
 
-__all__ = ["SearchState", "load_neighbours", "named", "save_neighbours"]
+__all__ = ["SearchState", "file_name", "forget_abandoned", "load_neighbours", "load_rows", "save_neighbours"]
 
+UNFINISHED = "unfinished-"
 SECONDS_BETWEEN_SAVES = 10.0
+DAYS_KEPT = 14
+"""Days without a save after which nobody is taken to go on with an unfinished search."""
+
 FORMAT = 3
 """To be counted up where a file means something else: an earlier one is then not gone on with."""
 
@@ -32,7 +37,7 @@ class SearchState:
 
     def __init__(self, folder: Path, shaping: Sequence[object]) -> None:
         """`shaping`: what shapes the answer, as JSON takes it."""
-        self.path = folder / f"unfinished-{named(shaping)}.safetensors"
+        self.path = folder / f"{UNFINISHED}{file_name(shaping)}.safetensors"
         self._saved = time.monotonic()
 
     def load(self, count: int, k: int) -> tuple[Neighbours, set[str]] | None:
@@ -54,7 +59,16 @@ class SearchState:
         self.path.unlink(missing_ok=True)
 
 
-def named(shaping: Sequence[object]) -> str:
+def forget_abandoned(folder: Path) -> None:
+    """Remove unfinished searches that nobody has saved for DAYS_KEPT: killed, and not gone on with, or only by other verdicts."""
+    oldest = time.time() - 86_400 * DAYS_KEPT
+    for path in folder.glob(f"{UNFINISHED}*.safetensors"):
+        with suppress(FileNotFoundError):  # another rank or report was quicker
+            if path.stat().st_mtime < oldest:
+                path.unlink()
+
+
+def file_name(shaping: Sequence[object]) -> str:
     """A file's name for what is found under these circumstances."""
     return hashlib.sha256(json.dumps([FORMAT, *shaping]).encode()).hexdigest()[:32]
 
@@ -72,6 +86,15 @@ def save_neighbours(path: Path, found: Neighbours, rows_N: NDArray[np.int64], *,
     }
     tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
     save_tensors(path, tensors, metadata={"note": note, "hash": _hash(arrays, note)})
+
+
+def load_rows(path: Path) -> NDArray[np.int64]:
+    """Whose neighbours a file says it holds, unchecked, without reading them; nobody's where it cannot be read."""
+    try:
+        with safe_open(path, "pt") as file:
+            return np.asarray(file.get_tensor("row").numpy(), np.int64)
+    except (FileNotFoundError, SafetensorError, ValueError):
+        return np.zeros(0, np.int64)
 
 
 def load_neighbours(path: Path, k: int) -> tuple[Neighbours, NDArray[np.int64], str] | None:

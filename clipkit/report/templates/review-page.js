@@ -6,6 +6,7 @@
   const { tasks, confidence } = State;
   const PRECISION_CONFIDENCE = 0.95;
   const BARS = 60;
+  const LEAST = 0.001; // of a threshold, as the slider moves
   const SVG = "http://www.w3.org/2000/svg";
   const at = (id) => document.getElementById(id);
   let current = tasks[0];
@@ -105,18 +106,18 @@
     parent.append(element);
   }
 
-  /* The ends of the plot: all similarities, the threshold and 1 are on it. */
+  /* The ends of the plot and of the slider, which no threshold can leave: all similarities between are on it, the threshold and 1. What
+     lies beyond an end is in the bar there. */
   function similarityRange() {
-    const high = Math.max(current.highest, current.threshold);
-    const low = Math.floor(Math.min(current.lowest, current.threshold) * 20) / 20;
-    return { low: low < high ? low : high - 0.05, high };
+    const low = Math.floor(Math.min(current.lowest, current.threshold, 0.95) * 20) / 20;
+    return { low: Math.max(LEAST, low), high: 1 };
   }
 
   /* How many pictures each bar stands for; counted again only where the ends have moved. */
   function barCounts(low, high) {
     if (current.bars?.low !== low || current.bars.high !== high) {
       const counts = new Array(BARS).fill(0);
-      for (const similarity of current.known) counts[Math.min(BARS - 1, Math.floor(((similarity - low) / (high - low)) * BARS))] += 1;
+      for (const similarity of current.known) counts[Math.max(0, Math.min(BARS - 1, Math.floor(((similarity - low) / (high - low)) * BARS)))] += 1;
       current.bars = { low, high, counts };
     }
     return current.bars.counts;
@@ -158,7 +159,7 @@
       svg(plot, "text", { x: left - 6, y: height + 4, "text-anchor": "end" }, Statistics.whole(10 ** power));
     }
     const step = (high - low) / (width / 70) > 0.1 ? 0.2 : (high - low) / (width / 70) > 0.05 ? 0.1 : 0.05;
-    for (let mark = Math.ceil(low / step) * step; mark <= high + 1e-9; mark += step) {
+    for (let mark = Math.ceil((low - LEAST) / step - 1e-9) * step; mark <= high + 1e-9; mark += step) {
       svg(plot, "text", { x: x(mark), y: y(0) + 17, "text-anchor": "middle" }, String(Number(mark.toFixed(2))));
     }
     svg(plot, "line", { x1: left, x2: width - right, y1: y(0), y2: y(0), class: "axis" });
@@ -269,8 +270,8 @@
     current = one;
     position = 0;
     const { low, high } = similarityRange();
-    at("slider").min = Math.max(0.001, low).toFixed(3);
-    at("slider").max = Math.min(1, Math.max(high, low, 0.002)).toFixed(3);
+    at("slider").min = low.toFixed(3);
+    at("slider").max = high.toFixed(3);
     at("task-title").textContent = one.title;
     at("task-name").textContent = one.name;
     makeCards();

@@ -134,6 +134,36 @@ def test_deepening_drops_what_report_after_report_would(seed: int) -> None:
     assert naive_drops(similarity[:, left], decides[:, left], k=3, threshold=0.8) == set()
 
 
+@pytest.mark.parametrize("room", [1, 3, 7])
+@pytest.mark.parametrize("seed", range(4))
+def test_answered_a_few_at_a_time_it_is_the_same(seed: int, room: int) -> None:
+    """Two tasks, and never more than `room` test pictures looked at in one go."""
+    rng, asked = np.random.default_rng(seed), list[int]()
+    similarity = rng.random((2, 12, 60)).astype(np.float32)
+    decides = np.where(rng.random((2, 12, 60)) < 0.3, 0.9, 0.5).astype(np.float32)
+    searches = [ranked_search(*of) for of in zip(similarity, decides, strict=True)]
+
+    def walks() -> list[Any]:
+        firsts = [search(np.arange(12), 3) for search in searches]
+        limits = {"threshold": 0.8, "may_match_N": np.ones(12, bool), "enough": 3, "most": 40, "total": 60}
+        return [deepening(first, listed(first, (first.similarity_NK >= 0.8).any(1), threshold=0.8), **limits) for first in firsts]
+
+    def some(rows_of: Any, k: int) -> list[Neighbours]:
+        left, found = room, []
+        for place, rows in rows_of.items():
+            found.append(searches[place](rows[:left], k))
+            left -= len(found[-1].place_NK)
+        asked.append(room - left)
+        return found
+
+    whole = deepen_together(walks(), lambda rows_of, k: [searches[place](rows, k) for place, rows in rows_of.items()])
+    parted = deepen_together(walks(), some)
+    assert max(asked) == room
+    for one, other in zip(parted, whole, strict=True):
+        assert one.cut_short == other.cut_short
+        assert all(map(np.array_equal, one.pairs, other.pairs))
+
+
 def test_what_only_resembles_a_picture_judged_different_is_not_dropped() -> None:
     """Both test pictures have seen training picture 0, which goes; behind it the second would find 1, were it not judged different."""
     similarity = np.array([[0.9, 0.1, 0.8], [0.9, 0.8, 0.1]])

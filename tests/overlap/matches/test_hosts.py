@@ -125,11 +125,21 @@ def test_the_report_names_the_first_hosts_and_pools_the_rest(tmp_path: Path, mon
     assert [(row["host"], row["test_pictures"]) for row in told["top"]] == [("h0.example", 3), ("h1.example", 2)]
     assert told["rest"] == {"hosts": 2, "pairs": 6, "overlap_pairs": 2}
     assert (told["hosts"], told["pairs_without"]) == (4, 3)
+    assert (told["named"], told["first"]) == (4, {"host": "h0.example", "share": 1.0})
+
+
+def test_pairs_without_a_host_are_no_host_even_where_they_are_the_most(tmp_path: Path) -> None:
+    urls = ["nowhere", "neither", "http://b.example/2.png", "http://a.example/3.png"]
+    rows = [("t", 0, 0), ("t", 1, 1), ("t", 2, 2), ("t", 3, 3), ("t", 1, 2)]
+    told = report_hosts(matched(rows, urls), shards_from(urls, tmp_path / "shards"), run=run(tmp_path))["image_url"]
+    assert [row["host"] for row in told["top"]] == ["(none)", "b.example", "a.example"]
+    assert (told["named"], told["first"]) == (2, {"host": "b.example", "share": 0.5})
 
 
 def test_without_overlap_there_are_no_hosts(tmp_path: Path) -> None:
     told = report_hosts(MATCH_SCHEMA.empty_table(), shards_from([URLS[0]], tmp_path / "shards"), run=run(tmp_path))
-    assert told["image_url"] == {"hosts": 0, "top": [], "rest": {"hosts": 0, "pairs": 0, "overlap_pairs": 0}, "pairs_without": 1}
+    rest = {"hosts": 0, "pairs": 0, "overlap_pairs": 0}
+    assert told["image_url"] == {"hosts": 0, "named": 0, "first": None, "top": [], "rest": rest, "pairs_without": 1}
 
 
 def test_a_table_that_was_changed_is_told(tmp_path: Path) -> None:

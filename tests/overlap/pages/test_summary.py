@@ -108,7 +108,7 @@ def test_over_many_tasks_the_counts_and_chance_are_told() -> None:
 
 def test_texts_hosts_and_repeats_are_told_where_they_were_looked_at() -> None:
     texts = {"ngram": 13, "tasks": [{"kind": "caption", "texts": 1, "exact": 1, "contained": 1, "ngram": 1}]}
-    hosts = {"image_url": {"hosts": 1, "top": [{"host": "a.example", "share": 1.0}]}}
+    hosts = {"image_url": {"named": 1, "first": {"host": "a.example", "share": 1.0}}}
     within = {
         "tests": [{"task": "birds", "repeated": 2, "count": 100, "distinct": 99}],
         "training": {"share": 0.1, "low": 0.05, "high": 0.2, "drawn": 50},
@@ -124,7 +124,7 @@ def test_texts_hosts_and_repeats_are_told_where_they_were_looked_at() -> None:
 
 def test_texts_that_are_nowhere_and_pairs_without_a_host_are_not_spoken_of_as_found() -> None:
     texts = {"ngram": 13, "tasks": [{"kind": "prompt", "texts": 12, "exact": 0, "contained": 0, "ngram": 0}]}
-    hosts = {"image_url": {"hosts": 1, "top": [{"host": "(none)", "share": 1.0}]}}
+    hosts = {"image_url": {"named": 0, "first": None}}
     told = words(report(("birds", 20, 19, 80, 60), texts=texts, hosts=hosts))
     assert "None of the 12 prompts is found in the training texts." in told
     assert "host" not in told

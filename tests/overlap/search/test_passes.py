@@ -127,7 +127,7 @@ def test_no_cut_changes_what_is_found(tmp_path: Path, knobs: dict[str, Any], mon
     passes = []
     monkeypatch.setattr(asking, "one_pass", lambda *given, whole=asking.one_pass, **ways: passes.append(given[1]) or whole(*given, **ways))
     if many := knobs.pop("memory", None):
-        monkeypatch.setattr(asking, "_bytes_per_test", lambda *given: 2**20 // many)
+        monkeypatch.setattr(asking, "_size", lambda *given, whole=asking._size: whole(*given)._replace(at_once=many))
         knobs["search_memory_mb"] = 1
     assert equal(search_tests(a_search(tmp_path, state="other", **knobs), tests), expected)
     assert [[(piece.pictures.name, *piece.rows_R[[0, -1]].tolist()) for piece in one] for one in passes] == (
