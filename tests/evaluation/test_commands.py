@@ -158,6 +158,19 @@ def right(run: str) -> int:
     return round(score["value"] * 35)
 
 
+def test_diff_of_runs_that_share_a_part_of_their_tasks_notes_the_others_and_is_no_failure(command: Command, runs: tuple[str, str]) -> None:
+    other = Path(runs[0], "results", "colors.json")
+    other.with_name("mnist.json").write_text(other.read_text())
+    found = command("eval", "diff", *runs)
+    assert found.exit_code == 0, found.output
+    assert f"note: mnist: only `{runs[0]}` has it" in found.stderr
+    assert "error" not in found.output
+    told = report(command("eval", "diff", *runs, "--json"))
+    assert (told["failed"], list(told["not_shared"])) == ({}, ["mnist"])
+    other.unlink()
+    assert_mistake(command("eval", "diff", *runs), "have no task in common")
+
+
 def test_diff_is_the_difference_of_the_two_scores(command: Command, runs: tuple[str, str]) -> None:
     (task,) = report(command("eval", "diff", *runs, "--json"))["tasks"]
     assert right("a") == 32
