@@ -1,5 +1,6 @@
 """Two models task by task (CLIP figures 5 and 11): differences, sorted, and who wins."""
 
+import shlex
 from math import sqrt
 from typing import Any
 
@@ -62,7 +63,7 @@ def _not_two(question: Question) -> str:
     of = f"{models} model{'s' if models > 1 else ''} by {kinds} kind{'s' if kinds > 1 else ''} of evaluation"
     first = runners[0]
     second = next((one for one in runners[1:] if one.kind == first.kind), runners[1])
-    named = " ".join(f"--between {one.model}:{one.kind}" for one in (first, second))
+    named = " ".join(f"--between {shlex.quote(f'{one.model}:{one.kind}')}" for one in (first, second))
     return f"it compares two results, and there are {len(runners)} ({of}): name two, such as `{named}`"
 
 

@@ -309,10 +309,10 @@ def test_what_is_too_few_is_said_in_plain_sentences():
 
 
 def test_two_models_of_two_kinds_are_four_results_and_a_pair_to_name_is_shown():
-    four = asked({(model, kind): {"x": 0.5} for model in ("m", "n") for kind in ("zero-shot", "linear-probe")})
+    four = asked({(model, kind): {"x": 0.5} for model in ("m", "n o") for kind in ("zero-shot", "linear-probe")})
     assert compare(four)["skipped"]["deltas"] == (
         "it compares two results, and there are 4 (2 models by 2 kinds of evaluation): name two, such as "
-        "`--between m:linear-probe --between n:linear-probe`"
+        "`--between m:linear-probe --between 'n o:linear-probe'`"
     )
     one = asked({("m", "zero-shot"): {"x": 0.5}})
     assert compare(one)["skipped"]["deltas"].endswith("and there is m (zero-shot)")
