@@ -306,6 +306,10 @@ def test_what_is_too_few_is_said_in_plain_sentences():
         "it needs three models or more with multiply-adds (`--gmacs FILE`) and the same tasks, and by linear-probe, "
         "none of 2 models has multiply-adds"
     )
+    two = asked({(model, "zero-shot"): {"imagenet": 0.5, "x": 0.4} for model in "mn"})
+    assert compare(two)["skipped"]["task-shift"] == (
+        "it needs three models or more with `imagenet` and a list of other tasks, and by zero-shot over all 2 tasks, 2 models have both"
+    )
 
 
 def test_two_models_of_two_kinds_are_four_results_and_a_pair_to_name_is_shown():
@@ -314,6 +318,8 @@ def test_two_models_of_two_kinds_are_four_results_and_a_pair_to_name_is_shown():
         "it compares two results, and there are 4 (2 models by 2 kinds of evaluation): name two, such as "
         "`--between m:linear-probe --between 'n o:linear-probe'`"
     )
+    two = asked({("m", kind): {"x": 0.5} for kind in ("zero-shot", "linear-probe")})
+    assert made(two, "deltas")["names"] == ("linear-probe", "zero-shot")
     one = asked({("m", "zero-shot"): {"x": 0.5}})
     assert compare(one)["skipped"]["deltas"].endswith("and there is m (zero-shot)")
 
