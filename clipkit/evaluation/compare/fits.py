@@ -13,7 +13,7 @@ FEWEST = 3
 """Points of a line: through two there is always one."""
 FEWEST_RESAMPLED = 5
 """Points that a bootstrap needs. Three give only four different lines: their 95% interval of the slope held the truth in 66% of 1,000
-trials of normal points without correlation (400 draws each); four in 93%, but by lines through two points that are nearly upright;
+trials of normal points without correlation (400 draws each); four in 93%;
 five to 27 in 91% to 92%. Student's interval is exact there."""
 
 
