@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import tomllib
 from typing import Any
 
@@ -131,6 +132,28 @@ def test_the_outside_world_failing_is_one_sentence(error, code, sentence, monkey
     assert result.exit_code == code
     assert sentence in result.stderr
     assert "Traceback" not in result.output
+
+
+@pytest.mark.parametrize(
+    ("at", "said"),
+    [
+        ("pictures", "cannot be written (Permission denied: `{}/pictures`): make it writable, or name another folder by `--cache DIR`"),
+        ("there", "cannot be read (Permission denied: `{}/there`): make it readable, or name another folder by `--cache DIR`"),
+        ("../cache-2", "Permission denied: `{}-2`: make it accessible, or choose another place"),
+    ],
+)
+def test_a_cache_that_cannot_be_written_or_read_is_called_so_and_the_option_named(at, said, tmp_path, monkeypatch):
+    cache = tmp_path / "cache"
+
+    def fail(*_):
+        (cache_dir(cache) / "there").write_text("")
+        raise PermissionError(errno.EACCES, "Permission denied", os.path.normpath(f"{cache}/{at}"))
+
+    monkeypatch.setattr("clipkit.cli.recipes.names", fail)
+    result = runner.invoke(app, ["recipes", "list"])
+    assert result.exit_code == 2
+    assert said.format(cache) in result.stderr
+    assert result.stderr.startswith("error: Permission" if ".." in at else f"error: the cache `{cache}`")
 
 
 def test_a_mistake_of_ours_keeps_its_traceback(monkeypatch):

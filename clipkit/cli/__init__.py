@@ -10,6 +10,7 @@ import errno
 import os
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -17,6 +18,7 @@ from typer.core import TyperGroup
 
 from clipkit import UserError, __version__, printable
 from clipkit.cli import dataset, demo, doctor, evaluation, model, overlap, pictures, probing, queries, recipes, score, shards, training
+from clipkit.cli.options import cache_of
 
 __all__ = ["app", "main"]
 
@@ -44,13 +46,23 @@ class _Clipkit(TyperGroup):
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS):
                 raise
-            remedy = "make it accessible" if error.errno in (errno.EACCES, errno.EROFS) else "free space, then run again to resume"
-            where = f": `{error.filename}`" if error.filename else ""
-            _complain(f"error: {error.strerror}{where}: {remedy}, or choose another place")
+            _complain(f"error: {_told(error)}")
             raise typer.Exit(2) from None
         except KeyboardInterrupt:
             _complain("interrupted: run the same command again to resume")
             raise typer.Exit(INTERRUPTED) from None
+
+
+def _told(error: OSError) -> str:
+    """What the disk or its rights refuse, and the remedy: of the cache, the option that names another."""
+    is_forbidden = error.errno in (errno.EACCES, errno.EROFS)
+    where = f": `{error.filename}`" if error.filename else ""
+    if is_forbidden and (cache := cache_of(error.filename)):
+        is_there = Path(str(error.filename)).is_file()  # it is written under a new name: a file that is there is only read
+        deed, right = ("read", "readable") if is_there else ("written", "writable")
+        return f"the cache `{cache}` cannot be {deed} ({error.strerror}{where}): make it {right}, or name another folder by `--cache DIR`"
+    remedy = "make it accessible" if is_forbidden else "free space, then run again to resume"
+    return f"{error.strerror}{where}: {remedy}, or choose another place"
 
 
 app = typer.Typer(

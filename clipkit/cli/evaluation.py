@@ -1,12 +1,13 @@
 """`clipkit eval ...` and `clipkit suites ...`."""
 
 import importlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
-from clipkit import UserError
+from clipkit import UserError, printable
 from clipkit.cli import comparing
 from clipkit.cli.options import (
     CacheOption,
@@ -232,9 +233,21 @@ def diff(
     from clipkit.evaluation.paired import compare_runs
 
     report = compare_runs(run_a, run_b, confidence=confidence, seed=seed)
+    report |= _set_apart(report["failed"], run_a, run_b)
     if report["tasks"] or as_json:
         show(report, diff_tables(report), as_json=as_json)
+    for task, reason in report["not_shared"].items():
+        typer.echo(printable(f"note: {task}: {reason}"), err=True)
     exit_for_failures(report["failed"], has_results=bool(report["tasks"]))
+
+
+def _set_apart(failed: Mapping[str, str], run_a: Path, run_b: Path) -> dict[str, dict[str, str]]:
+    """Tasks that both runs have and that could not be compared; and those of one run alone, which is no failure."""
+    single = {task for task in failed if not all((run / "results" / f"{task}.json").is_file() for run in (run_a, run_b))}
+    return {
+        "failed": {task: reason for task, reason in failed.items() if task not in single},
+        "not_shared": {task: reason for task, reason in failed.items() if task in single},
+    }
 
 
 @suites_app.command("list")

@@ -7,6 +7,7 @@ import os
 import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -52,6 +53,9 @@ CacheOption = Annotated[
 ]
 
 
+_cache: ContextVar[Path | None] = ContextVar("cache", default=None)
+
+
 def cache_dir(given: Path | None) -> Path:
     """The embeddings' directory, made: the option, the environment, or the user's cache. Raises UserError where it cannot be one."""
     folder = given or Path(os.environ.get("CLIPKIT_CACHE") or Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "clipkit")
@@ -63,7 +67,14 @@ def cache_dir(given: Path | None) -> Path:
         raise UserError(
             f"the cache `{folder}` cannot be made ({error.strerror}): name a folder by `--cache DIR` or $CLIPKIT_CACHE"
         ) from None
+    _cache.set(folder)
     return folder
+
+
+def cache_of(path: object) -> Path | None:
+    """The cache that this command asked for, where `path` is it or lies in it."""
+    folder = _cache.get()
+    return folder if folder is not None and isinstance(path, str) and Path(path).is_relative_to(folder) else None
 
 
 def identity(model: str, suite: "Suite", data: Path) -> dict[str, str]:

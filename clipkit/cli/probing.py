@@ -47,7 +47,9 @@ def modality_gap(
         str | None, typer.Option("--suite", metavar="SUITE", help="A suite with one retrieval task, instead of shards.")
     ] = None,
     data: Annotated[Path | None, typer.Option("--data", metavar="ROOT", help="The folder that holds the suite's data.")] = None,
-    pairs: Annotated[int | None, typer.Option("--pairs", help="Pairs measured; default 5,000. The knob `modality_gap.pairs`.")] = None,
+    pairs: Annotated[
+        int | None, typer.Option("--pairs", min=10, max=50_000, help="Pairs measured; default 5,000. The knob `modality_gap.pairs`.")
+    ] = None,
     recipe: RecipeOption = None,
     set_: SetOption = None,
     cache: CacheOption = None,
@@ -62,8 +64,10 @@ def modality_gap(
     """
     changes = [*(set_ or ()), *([f"modality_gap.pairs={pairs}"] if pairs is not None else [])]
     knobs = load_recipe(EvalRecipe, find("recipes/eval", recipe) if recipe else None, changes)
-    if len(set(model)) != len(model) or len(model) > MOST_MODELS:
-        raise UserError(f"{len(model)} models were named: name from 1 to {MOST_MODELS}, each once")
+    if twice := next((name for name in model if model.count(name) > 1), None):
+        raise UserError(f"`--model {twice}` is there {model.count(twice)} times: name each model once")
+    if len(model) > MOST_MODELS:
+        raise UserError(f"{len(model)} models were named: name from 1 to {MOST_MODELS}")
     source, inputs, chosen = _pairs(shards, suite, data, knobs)
     for number, name in enumerate(model, start=1):
         inputs |= {f"{key} {number}": value for key, value in model_identity(name).items()}

@@ -162,7 +162,7 @@ def _batches(paths: Iterable[Path], size: int) -> Iterator[list[Path]]:
 
 def _check(labels: Sequence[str], templates: Sequence[str]) -> None:
     if len(labels) < 2:
-        raise UserError(f"{len(labels)} label was given: two or more are compared, such as dog, cat and car")
+        raise UserError(f"{'one label' if labels else 'no label'} was given: two or more are compared, such as dog, cat and car")
     if not all(label.strip() for label in labels):
         raise UserError("a label is empty: say what it is")
     if repeated := next((label for label, times in Counter(labels).items() if times > 1), None):

@@ -25,6 +25,7 @@ from torch import Tensor
 from clipkit import UserError
 from clipkit.evaluation.known_pictures import Digests, OtherSplits, digests_of, remember
 from clipkit.evaluation.shares import Share
+from clipkit.evaluation.splits.split import Split
 from clipkit.model.encoder import Encoded, Encoder
 from clipkit.model.preprocess import Preprocess, UndecodableImage
 from clipkit.run import Run, save_tensors
@@ -316,7 +317,9 @@ def _decode(encoder: Encoder, picture: bytes, *, pictures: Pictures, index: int)
     try:
         return encoder.preprocess(picture)
     except UndecodableImage as error:
-        raise UserError(f"picture {index} of `{pictures.name}` cannot be decoded ({error}): fetch or pack that file again") from None
+        path = pictures.path_of(index) if isinstance(pictures, Split) else None
+        where = f", in `{path}`," if path else ""
+        raise UserError(f"picture {index} of `{pictures.name}`{where} cannot be decoded ({error}): fetch or pack that file again") from None
 
 
 def _check_unchanged(files: Sequence[bytes], digests_B32: Digests, start: int, *, pictures: Pictures) -> None:

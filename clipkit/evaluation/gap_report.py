@@ -185,11 +185,11 @@ def _chosen(total: int, count: int, seed: int) -> NDArray[np.int64]:
 
 def _encoded(encoder: Encoder, pairs: Pairs, *, recipe: EvalRecipe, run: Run, cache: Path) -> tuple[Tensor, Tensor, float]:
     if not encoder.has_text:
-        raise UserError(f"model `{encoder.name}` encodes images only: the gap lies between pictures and texts")
+        raise UserError("it encodes images only: the gap lies between pictures and texts")
     image_ND = embed(encoder, pairs.pictures, cache=cache, run=run, batch_size=recipe.batch_size, workers=recipe.workers).projected_ND
     text_ND = encoder.encode_texts(pairs.texts)
     if not text_ND.isfinite().all():
-        raise UserError(f"model `{encoder.name}` gives NaN or infinity for a text: its weights are damaged, or they need `precision=fp32`")
+        raise UserError("it gives NaN or infinity for a text: its weights are damaged, or they need `precision=fp32`")
     return image_ND, text_ND, encoder.logit_scale
 
 

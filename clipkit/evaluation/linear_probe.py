@@ -128,7 +128,7 @@ def search_strength(
     """
     if min_strength > max_strength:
         raise UserError(f"knob `probe.min_strength` is {min_strength:g}: it should be at most `probe.max_strength`, {max_strength:g}")
-    last = round(math.log10(max_strength / min_strength) * steps_per_decade)
+    last = _last_step(min_strength, max_strength, steps_per_decade)
     scores: dict[int, float] = {}
 
     def strength(i: int) -> float:
@@ -140,11 +140,34 @@ def search_strength(
         return max(scores, key=lambda i: (scores[i], i))
 
     step = DECADES_AT_FIRST * steps_per_decade
-    peak = peak_among([*range(0, last, step), last])
+    peak = peak_among(_first_steps(last, step))
     while step > 1:
-        step = (step + 1) // 2
+        step = _halved(step)
         peak = peak_among([peak - step, peak + step])
     return Search(strength(peak), [(strength(i), value) for i, value in scores.items()])
+
+
+def most_fits(knobs: ProbeKnobs) -> int:
+    """How many fits a search by these knobs makes at most, with the last one on train and validation together."""
+    last = _last_step(knobs.min_strength, knobs.max_strength, knobs.steps_per_decade)
+    step = DECADES_AT_FIRST * knobs.steps_per_decade
+    fits = len(_first_steps(last, step)) + 1
+    while step > 1:
+        step = _halved(step)
+        fits += 2
+    return min(fits, last + 2)
+
+
+def _last_step(min_strength: float, max_strength: float, steps_per_decade: int) -> int:
+    return round(math.log10(max_strength / min_strength) * steps_per_decade)
+
+
+def _first_steps(last: int, step: int) -> list[int]:
+    return [*range(0, last, step), last]
+
+
+def _halved(step: int) -> int:
+    return (step + 1) // 2
 
 
 def fit(train: Labelled, *, strength: float, max_iterations: int, tolerance: float = 1e-4) -> Classifier:
@@ -264,9 +287,10 @@ def probe_logits(
         embeddings = embed(encoder, split, cache=cache, run=run, batch_size=recipe.batch_size, workers=recipe.workers)
         labelled[name] = Labelled(embeddings.features_NF.numpy(), split.labels_N)
     train, validation = search_parts(labelled, task, recipe=recipe)
-    with run.progress(f"probing {task.name}", total=None, unit="fits") as advance:
+    with run.progress(f"probing {task.name}", total=most_fits(recipe.probe), unit="fits") as advance:
         strength, fits = choose_strength(train, validation, metric=task.metric, knobs=recipe.probe, advance=advance)
         [final] = fit_all(train.joined(validation), [strength], knobs=recipe.probe)
+        advance(1)
     facts = _facts(recipe.probe.solver, strength, fits, final) | {
         "train_count": len(train.labels_N),
         "validation_count": len(validation.labels_N),
@@ -288,7 +312,7 @@ def _probe_multilabel(
     held_out_N = held_out_marked(len(train.features_NF), share=recipe.probe.validation_share, seed=recipe.seed)
     train, validation = (train, marked["validation"]) if "validation" in marked else (train.take(~held_out_N), train.take(held_out_N))
     is_eleven = task.metric == "11-point-map"
-    with run.progress(f"probing {task.name}", total=None, unit="fits") as advance:
+    with run.progress(f"probing {task.name}", total=most_fits(recipe.probe), unit="fits") as advance:
         test_NF = marked["test"].features_NF
         ways: dict[str, Any] = {**ways_of(recipe.probe), "advance": advance}
         scores_NC, facts = probe_marked(train, validation, test_NF, eleven_points=is_eleven, **ways)

@@ -90,6 +90,7 @@ def probe_marked(
 
     strength = search(scores_of)
     [scores_NC], converged = margins(train.joined(validation), test_NF, [strength], fit=fit, is_turned=is_turned)
+    advance(1)
     counts = {"train_count": len(train.features_NF), "validation_count": len(validation.features_NF)}
     known = {"strength": strength, "C": 1 / strength, "search": tried, "converged": converged}
     return scores_NC, {**known, **counts, "classifiers": "each class against the rest"}

@@ -12,6 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
 
 from clipkit import UserError
 from clipkit.evaluation.splits import READERS, Asked, Split, is_address, only_labels
@@ -159,7 +160,9 @@ class Task(_Entry):
         if self.super_classes is not None and self.sub_task is not None:
             raise ValueError("super_classes and sub_task exclude each other: the pictures are labelled with one or with the other")
         if self.super_classes is not None and len(self.super_classes) != len(self.classes):
-            raise ValueError(f"super_classes names {len(self.super_classes)} for {len(self.classes)} classes")
+            raise ValueError(
+                f"super_classes names {len(self.super_classes)} for {len(self.classes)} classes: give one for each class, in label order"
+            )
         if self.sub_task is not None and parents is None:
             raise ValueError(f"sub_task `{self.sub_task.name}` has no super_classes: they say what its classes are pooled to")
         if parents is not None and len(set(parents)) < 2:
@@ -340,4 +343,16 @@ def _validated(kind: type[Kind], raw: Mapping[str, Any], path: Path) -> Kind:
             hint = f"did you mean `{near[0]}`?" if near else f"it has {', '.join(kind.model_fields)}"
             raise UserError(f"{what} `{path}` has an unknown key `{key}`: {hint}") from None
         where = f"{what} `{path}`, key `{key}`" if key else f"{what} `{path}`"
-        raise UserError(f"{where}: {error['msg'].removeprefix('Value error, ')}") from None
+        raise UserError(f"{where}: {_expected(error)}") from None
+
+
+def _expected(error: ErrorDetails) -> str:
+    """What an entry should have been. pydantic speaks of tuples, which no TOML file has."""
+    shown = repr(error["input"])[:50]
+    match error["type"]:
+        case "tuple_type":
+            return f'it is {shown}, and a list was expected, as in `["one", "other"]`'
+        case "string_type":
+            return f"it is {shown}, and a text in quotes was expected"
+        case _:
+            return error["msg"].removeprefix("Value error, ")

@@ -1,11 +1,13 @@
 """The report of `clipkit eval compare` as tables."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from clipkit.report.tables import Cell, Share, Table
 
 Facts = Mapping[str, Any]
+FEWEST_RESAMPLED = 5
+"""Points below which no bootstrap is made: `evaluation.compare.fits` says why."""
 SHOWN = 60
 """Rows of a table; the report has them all."""
 
@@ -52,11 +54,19 @@ def _fit(one: Facts) -> dict[str, Cell]:
     }
 
 
+def _few(counts: Iterable[int]) -> str:
+    """A line for the note where some lines have too few points for a bootstrap."""
+    if min(counts, default=FEWEST_RESAMPLED) >= FEWEST_RESAMPLED:
+        return ""
+    return (
+        f"\nof fewer than {FEWEST_RESAMPLED} points slope by Student's t, no band: draws from so few repeat one another and look too sure"
+    )
+
+
 def _probe(facts: Facts, confidence: float) -> list[Table]:
     rows = [{"model": one["model"], "tasks": one["tasks"], **_fit(one)} for one in facts["models"]]
-    return [
-        Table.from_dicts("zero-shot against linear probe", rows, f"{confidence:.0%} intervals: r by Fisher, slope by bootstrap over tasks")
-    ]
+    note = f"{confidence:.0%} intervals: r by Fisher, slope by bootstrap over tasks" + _few(one["tasks"] for one in facts["models"])
+    return [Table.from_dicts("zero-shot against linear probe", rows, note)]
 
 
 def _scaling(facts: Facts, confidence: float) -> list[Table]:
@@ -65,6 +75,7 @@ def _scaling(facts: Facts, confidence: float) -> list[Table]:
         for one in facts["kinds"]
     ]
     note = f"log10 of the mean error against log10 of multiply-adds; {confidence:.0%} intervals, slope by bootstrap over models"
+    note += _few(one["models"] for one in facts["kinds"])
     return [Table.from_dicts("error against multiply-adds", rows, note)]
 
 
@@ -85,19 +96,15 @@ def _averages(facts: Facts, _: float) -> list[Table]:
 
 
 def _deltas(facts: Facts, confidence: float) -> list[Table]:
-    rows = [
-        {
-            "task": row["task"],
-            "first": _share(row["first"]),
-            "second": _share(row["second"]),
-            "points": points(row["delta"]),
-            f"{confidence:.0%} interval": _range(row["low"], row["high"], points),
-        }
+    first, second = facts["names"]
+    rows: list[tuple[Cell, ...]] = [
+        (row["task"], _share(row["first"]), _share(row["second"]), points(row["delta"]), _range(row["low"], row["high"], points))
         for row in facts["rows"]
     ]
-    wins = f"second better on {facts['wins']} of {facts['tasks']} tasks, worse on {facts['losses']}, equal on {facts['ties']}"
+    columns = ("task", first, second, "points", f"{confidence:.0%} interval")  # a model may be called `points`: no dict
+    wins = f"{second} better on {facts['wins']} of {facts['tasks']} tasks, worse on {facts['losses']}, equal on {facts['ties']}"
     sure = f"; {facts['interval_excludes_0']} of {facts['with_interval']} intervals exclude 0\n{facts['method']}"
-    return [Table.from_dicts(f"{facts['second']} minus {facts['first']}", rows, wins + (sure if facts["with_interval"] else ""))]
+    return [Table(f"{facts['second']} minus {facts['first']}", columns, rows, wins + (sure if facts["with_interval"] else ""))]
 
 
 def _task_shift(facts: Facts, confidence: float) -> list[Table]:
@@ -113,7 +120,8 @@ def _task_shift(facts: Facts, confidence: float) -> list[Table]:
             }
             for point in sorted(one["points"], key=lambda point: -point["transfer"])
         ]
-        note = f"transfer: mean of {one['tasks']} tasks; r = {one['r']:.2f} over {one['models']} models; * reference model"
+        few = _few([sum(point["is_reference"] for point in one["points"])] if one["band"] else [])
+        note = f"transfer: mean of {one['tasks']} tasks; r = {one['r']:.2f} over {one['models']} models; * reference model{few}"
         tables.append(Table.from_dicts(f"task shift, {one['kind']}, {one['over']}", rows, note))
     return tables
 
@@ -134,6 +142,7 @@ def _robustness(facts: Facts, confidence: float) -> list[Table]:
         if not point["is_reference"]
     ]
     note = f"line through {len(facts['references'])} reference models in logit space, band by resampling them; points beyond that line"
+    note += _few(one["fitted"] for one in facts["shifts"])
     tables = [Table.from_dicts("effective robustness", rows, "\n".join([note, *facts["notes"]]))]
     if facts["relative"] and facts["relative"]["rows"]:
         gains = [(row["shift"], points(row["in_distribution"]), points(row["relative"])) for row in facts["relative"]["rows"]]

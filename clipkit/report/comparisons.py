@@ -83,7 +83,13 @@ def _draw_band(axes: Axes, band: Facts | None, x_scale: Callable[[float], float]
         return
     x = list(map(x_scale, band["x"]))
     axes.plot(x, list(map(y_scale, band["y"])), color=ORANGE, linewidth=1.3)
-    axes.fill_between(x, list(map(y_scale, band["low"])), list(map(y_scale, band["high"])), color=ORANGE, alpha=0.18, linewidth=0)
+    if band["low"] is not None:
+        axes.fill_between(x, list(map(y_scale, band["low"])), list(map(y_scale, band["high"])), color=ORANGE, alpha=0.18, linewidth=0)
+
+
+def _told(band: Facts | None, confidence: float) -> str:
+    """What a title says of the band, where one is drawn."""
+    return f"; band {confidence:.0%}" if band is not None and band["low"] is not None else ""
 
 
 def _hundred(value: float) -> float:
@@ -110,7 +116,7 @@ def _probe(facts: Facts, confidence: float) -> Figure:
         axes.set_xlabel("linear probe (%)")
         axes.set_ylabel("zero-shot (%)")
         axes.set_ylim(bottom=max(axes.get_ylim()[0], -3))  # a band may go below what a share can be
-        _titled(axes, f"{_name(one['model'])}\nr = {one['r']:.2f}, slope {one['slope']:.2f}; band {confidence:.0%}")
+        _titled(axes, f"{_name(one['model'])}\nr = {one['r']:.2f}, slope {one['slope']:.2f}{_told(one['band'], confidence)}")
         _label(axes, list(zip(x, y, (point["task"] for point in one["points"]), strict=True)))
     return figure
 
@@ -134,7 +140,8 @@ def _scaling(facts: Facts, confidence: float) -> Figure:
             axis.set_major_formatter("{x:g}")
         _titled(
             axes,
-            f"{one['kind']}, mean of {one['tasks']} tasks (grey)\nr = {one['r']:.2f}, slope {one['slope']:.2f}, {confidence:.0%} band",
+            f"{one['kind']}, mean of {one['tasks']} tasks (grey)\nr = {one['r']:.2f}, slope {one['slope']:.2f}"
+            + _told(one["band"], confidence),
         )
         _label(axes, [(point["gmacs"], 100 * point["error"], point["model"]) for point in one["points"]])
     return figure
@@ -190,7 +197,7 @@ def _task_shift(facts: Facts, confidence: float) -> Figure:
         _scatter(axes, one["points"], "imagenet", "transfer")
         axes.set_xlabel(f"{_name(facts['imagenet'])} (%)")
         axes.set_ylabel("transfer (%)")
-        band = f"; band {confidence:.0%}" if one["band"] else ""
+        band = _told(one["band"], confidence)
         _titled(axes, f"{one['kind']}, {_name(one['over'])}\nmean of {one['tasks']} tasks, r = {one['r']:.2f}{band}")
         _label(axes, [(100 * point["imagenet"], 100 * point["transfer"], point["model"]) for point in one["points"]])
     return figure
@@ -211,7 +218,7 @@ def _robustness(facts: Facts, confidence: float) -> Figure:
         _scatter(axes, one["points"], "in_distribution", "under_shift")
         axes.set_xlabel("ImageNet, matching classes (%)")
         axes.set_ylabel("under shift (%)")
-        _titled(axes, f"{one['shift']}: line through {one['fitted']} references (squares)\nband {confidence:.0%}; dashed: no loss")
+        _titled(axes, f"{one['shift']}: line through {one['fitted']} references (squares)\ndashed: no loss{_told(one['band'], confidence)}")
         kinds = {point["kind"] for point in one["points"]}
         named = [point for point in one["points"] if not point["is_reference"]]
         _label(

@@ -158,6 +158,19 @@ def right(run: str) -> int:
     return round(score["value"] * 35)
 
 
+def test_diff_of_runs_that_share_a_part_of_their_tasks_notes_the_others_and_is_no_failure(command: Command, runs: tuple[str, str]) -> None:
+    other = Path(runs[0], "results", "colors.json")
+    other.with_name("mnist.json").write_text(other.read_text())
+    found = command("eval", "diff", *runs)
+    assert found.exit_code == 0, found.output
+    assert f"note: mnist: only `{runs[0]}` has it" in found.stderr
+    assert "error" not in found.output
+    told = report(command("eval", "diff", *runs, "--json"))
+    assert (told["failed"], list(told["not_shared"])) == ({}, ["mnist"])
+    other.unlink()
+    assert_mistake(command("eval", "diff", *runs), "have no task in common")
+
+
 def test_diff_is_the_difference_of_the_two_scores(command: Command, runs: tuple[str, str]) -> None:
     (task,) = report(command("eval", "diff", *runs, "--json"))["tasks"]
     assert right("a") == 32
@@ -298,3 +311,17 @@ def test_a_mistake_leaves_no_new_directory(command: Command, engine: str) -> Non
         result = command("eval", engine, "--model", "m", *(word for pair in given.items() for word in pair), "--out", "new/out", "--quiet")
         assert result.exit_code == 2, result.output
         assert not Path("new").exists()
+
+
+@pytest.mark.parametrize(("labels", "said"), [("", "no label was given"), ("red", "one label was given")])
+def test_too_few_labels_are_told_in_a_sentence(labels: str, said: str, command: Command) -> None:
+    told = command("classify", "data/colors/test/red/000.png", "--labels", labels, "--model", "m", "--quiet")
+    assert_mistake(told, f"{said}: two or more are compared")
+
+
+def test_an_image_only_model_is_named_once_by_the_gap(
+    command: Command, shards: str, image_only_encoder: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("clipkit.model.encoder.load_encoder", lambda spec, **_: image_only_encoder)
+    told = command("eval", "modality-gap", "--model", "its/name", "--shards", shards, "--out", "gap", "--quiet")
+    assert told.stderr == "error: its/name: it encodes images only: the gap lies between pictures and texts\n"

@@ -93,7 +93,8 @@ def test_a_broken_picture_is_named_and_the_other_splits_go_on(
         cache=tmp_path / "cache",
         share=Share(),
     )
-    assert "picture 2 of `colors/test` cannot be decoded" in report["failed"]["colors/test"]
+    broken = own_color_files / "data/colors/test/red/002.png"
+    assert f"picture 2 of `colors/test`, in `{broken}`, cannot be decoded" in report["failed"]["colors/test"]
     assert [(row["split"], row["encoded"]) for row in report["splits"]] == [("colors/train", 48)]
 
 

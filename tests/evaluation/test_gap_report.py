@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from pydantic import ValidationError
 from typer.testing import CliRunner
 
 from clipkit import UserError
@@ -136,6 +137,34 @@ def test_pairs_come_from_one_place(more: list[str], tmp_path: Path) -> None:
     told = CliRunner().invoke(app, ["eval", "modality-gap", "--model", "m", "--out", str(tmp_path / "o"), *more])
     assert told.exit_code == 2
     assert "say what the pairs are of" in told.stderr
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--pairs", "1"], "--pairs"),
+        (["--model", "n", "--model", "m"], "`--model m` is there 2 times: name each model once"),
+        ([word for i in range(8) for word in ("--model", f"m{i}")], "9 models were named: name from 1 to 8"),
+    ],
+)
+def test_a_mistake_is_told_in_the_words_that_were_typed(more: list[str], said: str, tmp_path: Path) -> None:
+    told = CliRunner().invoke(app, ["eval", "modality-gap", "--model", "m", "--shards", "s", "--out", str(tmp_path / "o"), *more])
+    assert told.exit_code == 2
+    assert said in told.stderr
+    assert "--set" not in told.stderr
+    assert told.stderr.count("\n") == 1
+
+
+def test_the_option_pairs_takes_what_its_knob_takes() -> None:
+    for pairs in (10, 50_000):
+        assert EvalRecipe(modality_gap={"pairs": pairs}).modality_gap.pairs == pairs
+        told = CliRunner().invoke(app, ["eval", "modality-gap", "--model", "m", "--shards", "no-such", "--out", "o", "--pairs", str(pairs)])
+        assert "--pairs" not in told.stderr
+    for pairs in (9, 50_001):
+        with pytest.raises(ValidationError):
+            EvalRecipe(modality_gap={"pairs": pairs})
+        told = CliRunner().invoke(app, ["eval", "modality-gap", "--model", "m", "--shards", "no-such", "--out", "o", "--pairs", str(pairs)])
+        assert "--pairs" in told.stderr
 
 
 def test_pairs_whose_files_are_the_same_have_one_picture_and_too_few_pictures_are_told(

@@ -1,8 +1,9 @@
 """The probe's search against exhaustive search, its fit against the optimum, and the whole on coloured pictures."""
 
+import contextlib
 import json
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from scipy.special import log_softmax
 from sklearn.metrics import f1_score, roc_auc_score
 
 from clipkit import UserError
-from clipkit.evaluation.linear_probe import Labelled, choose_strength, fit, held_out, run_linear_probe, search_strength
+from clipkit.evaluation.linear_probe import Labelled, choose_strength, fit, held_out, most_fits, run_linear_probe, search_strength
 from clipkit.evaluation.suite import Suite
 from clipkit.recipe import EvalRecipe, ProbeKnobs
 from clipkit.run import Run
@@ -91,6 +92,33 @@ def test_of_equal_scores_the_stronger_regularisation_wins() -> None:
 def test_no_strength_is_tried_twice() -> None:
     tried = [strength for strength, _ in search_strength(each(lambda strength: -abs(np.log(strength))), **PAPER).tried]
     assert len(set(tried)) == len(tried)
+
+
+@pytest.mark.parametrize(("low", "high", "steps"), [(1e-6, 1e6, 8), (1e-6, 1e6, 2), (1e-3, 1e3, 3), (1.0, 1.3, 8)])
+def test_the_most_fits_that_are_announced_are_what_the_worst_peak_takes_and_the_last_fit(low: float, high: float, steps: int) -> None:
+    bounds = {"min_strength": low, "max_strength": high, "steps_per_decade": steps}
+    grid = np.arange(np.log10(low), np.log10(high) + 1e-9, 1 / steps)
+    taken = [len(search_strength(each(lambda s, peak=peak: -abs(np.log10(s) - peak)), **bounds).tried) for peak in grid]
+    assert most_fits(ProbeKnobs(**bounds)) == max(taken) + 1
+
+
+def test_the_bar_knows_its_total_and_gets_there(
+    color_suite: Suite, color_data: Path, color_encoder: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bars: dict[str, list[float]] = {}
+
+    @contextlib.contextmanager
+    def progress(_run: Run, description: str, *, total: float, unit: str) -> Iterator[Callable[..., None]]:
+        bars[description] = [total]
+        yield lambda n=1, note=None: bars[description].append(n)
+
+    monkeypatch.setattr(Run, "progress", progress)
+    report = run_linear_probe(EvalRecipe(), color_encoder, color_suite, color_data, run=Run.scratch(tmp_path), cache=tmp_path / "cache")
+    assert not report["failed"]
+    total, *steps = bars["probing colors"]
+    fits = json.loads((tmp_path / "results/colors.json").read_text())["fits"]
+    assert total == 16
+    assert sum(steps) == fits <= total
 
 
 def test_crossed_bounds_are_told() -> None:

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from clipkit import UserError
-from clipkit.evaluation.splits import READERS, Asked, Split
+from clipkit.evaluation.splits import READERS, Asked, FilesAt, Place, Split
+from clipkit.evaluation.splits.split import DrawnFiles
 
 Member = tuple[str, bytes]
 CLASSES = (("red",), ("green", "lime"), ("blue",))
@@ -235,3 +236,11 @@ def test_a_file_that_is_no_picture_by_its_name_is_passed_over(own_color_files: P
     before = len(read("imagefolder", folder, folders=classes))
     (folder / classes[0] / "README.md").write_text("not a picture")
     assert len(read("imagefolder", folder, folders=classes)) == before
+
+
+def test_a_picture_tells_the_file_it_lies_in_through_choices_and_a_drawn_one_tells_none(tmp_path: Path) -> None:
+    places = [Place(str(tmp_path / f"{i}.png"), 0, 1) for i in range(5)]
+    split = Split("pets/test", FilesAt(places), np.arange(5))
+    twice = split.chosen(np.array([4, 0, 2])).chosen(np.array([2, 0]))
+    assert [twice.path_of(i) for i in range(2)] == [places[2].path, places[4].path]
+    assert Split("pets/test", DrawnFiles(1, lambda _: b""), np.zeros(1, np.int64)).path_of(0) is None

@@ -96,6 +96,18 @@ def test_the_fingerprint_changes_with_a_template(tmp_path: Path) -> None:
         ('published = "nowhere"', "", "key `published`: Field required"),
         ('published = "nowhere"', 'published = "nowhere"\nsizes = { train = 3 }', "sizes names the split `train`, which splits does not"),
         ('title = "Pets"', "title = ", "is not valid TOML"),
+        ('title = "Pets"', "title = 3", "key `title`: it is 3, and a text in quotes was expected"),
+        (
+            'published = "nowhere"',
+            'published = "nowhere"\nsuper_classes = "animal"',
+            "key `super_classes`: it is 'animal', and a list was expected, as in",
+        ),
+        ('published = "nowhere"', 'published = "nowhere"\nsuper_classes = [1, 2]', "key `super_classes.0`: it is 1, and a text in quotes"),
+        (
+            'published = "nowhere"',
+            'published = "nowhere"\nsuper_classes = ["animal"]',
+            "super_classes names 1 for 2 classes: give one for each class",
+        ),
     ],
 )
 def test_a_mistake_in_a_task_names_the_file_and_the_key(tmp_path: Path, old: str, new: str, message: str) -> None:

@@ -97,3 +97,20 @@ def test_a_folder_that_holds_something_else_is_left_alone(files, tmp_path):
     result = run(*files, "--percent", "--out", tmp_path / "mine")
     assert result.exit_code == 2
     assert (tmp_path / "mine" / "report.json").read_text() == "{}"
+
+
+def test_of_few_tasks_the_note_says_why_there_is_no_band_and_a_difference_names_its_models(tmp_path):
+    rows = [
+        "model,task,kind,value",
+        *(f"m,t{i},{k},{v}" for k, vs in (("zero-shot", (20, 50, 40)), ("linear-probe", (60, 70, 90))) for i, v in enumerate(vs)),
+    ]
+    rows += [f"points,t{i},zero-shot,{v}" for i, v in enumerate((30, 40, 50))]
+    (tmp_path / "few.csv").write_text("\n".join(rows))
+    result = run(tmp_path / "few.csv", "--percent", "--between", "m:zero-shot", "--between", "points", "--out", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    assert "of fewer than 5 points slope by Student's t, no band" in result.output
+    assert "points better on 2 of 3 tasks" in result.output
+    assert "second" not in result.output
+    [fit] = json.loads((tmp_path / "out/report.json").read_text())["analyses"]["zero-shot-and-probe"]["models"]
+    assert fit["band"]["low"] is None
+    assert fit["slope_low"] < 0 < fit["slope_high"]

@@ -1,6 +1,7 @@
 """Averages over named lists of tasks (CLIP section 3.2, figure 10: 12 and 27 sets)."""
 
 from collections.abc import Sequence
+from statistics import fmean
 from typing import Any
 
 from clipkit import UserError
@@ -32,7 +33,7 @@ def mean_over(question: Question, runner: Runner, tasks: Sequence[str]) -> tuple
     present, missing = [values[task] for task in tasks if task in values], [task for task in tasks if task not in values]
     if not present or (missing and not question.partial):
         return None, missing
-    return sum(present) / len(present), missing
+    return fmean(present), missing  # summed exactly: the order of the tasks does not matter
 
 
 def _of_list(question: Question, name: str, tasks: Sequence[str]) -> list[dict[str, Any]]:

@@ -1,5 +1,6 @@
 """Two models task by task (CLIP figures 5 and 11): differences, sorted, and who wins."""
 
+import shlex
 from math import sqrt
 from typing import Any
 
@@ -37,7 +38,7 @@ def deltas(question: Question) -> dict[str, Any]:
         "with_interval": sum(row["low"] is not None for row in rows),
         "interval_excludes_0": sure,
     }
-    return {"first": str(first), "second": str(second), **counted, "method": METHOD, "rows": rows}
+    return {"first": str(first), "second": str(second), "names": names(first, second), **counted, "method": METHOD, "rows": rows}
 
 
 def sides(question: Question) -> tuple[Runner, Runner]:
@@ -45,12 +46,30 @@ def sides(question: Question) -> tuple[Runner, Runner]:
     runners = question.figures.runners
     if question.between is None:
         if len(runners) != 2:
-            raise Missing(f"it needs two models to compare, the results have {len(runners)}: name two by `--between MODEL --between MODEL`")
+            raise Missing(_not_two(question))
         return runners[0], runners[1]
     for runner in question.between:
         if runner not in runners:
             raise UserError(f"`--between` names `{runner}`, of which there is no figure: there is {', '.join(map(str, runners[:20]))}")
     return question.between
+
+
+def _not_two(question: Question) -> str:
+    """What there is instead of two results, in words."""
+    runners, figures = question.figures.runners, question.figures
+    if len(runners) < 2:
+        return f"it compares two models, or one by two kinds of evaluation, and there is {runners[0] if runners else 'none'}"
+    models, kinds = len(figures.models), len(figures.kinds)
+    of = f"{models} model{'s' if models > 1 else ''} by {kinds} kind{'s' if kinds > 1 else ''} of evaluation"
+    first = runners[0]
+    second = next((one for one in runners[1:] if one.kind == first.kind), runners[1])
+    named = " ".join(f"--between {shlex.quote(f'{one.model}:{one.kind}')}" for one in (first, second))
+    return f"it compares two results, and there are {len(runners)} ({of}): name two, such as `{named}`"
+
+
+def names(first: Runner, second: Runner) -> tuple[str, str]:
+    """What tells the two apart: the models, or of one model the kinds."""
+    return (first.model, second.model) if first.model != second.model else (first.kind, second.kind)
 
 
 def newcombe(successes_1: float, count_1: int, successes_2: float, count_2: int, confidence: float) -> Interval:

@@ -1,6 +1,7 @@
 """One table of figures: what every analysis reads, wherever the figures come from."""
 
 import math
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
@@ -37,6 +38,11 @@ class Runner(NamedTuple):
         return f"{self.model} ({self.kind})"
 
 
+def natural(kind: str) -> list[tuple[int, str]]:
+    """Sorts numbers in a name by their value: `2-shot` before `16-shot`."""
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d{1,9})", kind)]
+
+
 class Figures:
     """Figures by model, task and kind. The order in which they came does not matter.
 
@@ -49,9 +55,9 @@ class Figures:
         for figure in sorted(figures, key=lambda figure: (*figure[:5], figure.source)):
             self._add(figure)
         self._metrics = self._main_metrics()
-        self.runners = sorted({Runner(model, kind) for model, _, kind, _ in self._found})
+        self.runners = sorted({Runner(model, kind) for model, _, kind, _ in self._found}, key=lambda one: (one.model, natural(one.kind)))
         self.models = sorted({runner.model for runner in self.runners})
-        self.kinds = sorted({runner.kind for runner in self.runners})
+        self.kinds = sorted({runner.kind for runner in self.runners}, key=natural)
         self.tasks = sorted({task for _, task, _, _ in self._found})
 
     def __len__(self) -> int:

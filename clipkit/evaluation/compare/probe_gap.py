@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from clipkit.evaluation.compare.figure import Runner
-from clipkit.evaluation.compare.fits import correlate, fit_line
+from clipkit.evaluation.compare.fits import FEWEST, correlate, fit_line
 from clipkit.evaluation.compare.question import Missing, Question, band
 
 
@@ -18,11 +18,14 @@ def zero_shot_and_probe(question: Question) -> dict[str, Any]:
     for model in figures.models:
         probe, zero_shot = figures.values(Runner(model, "linear-probe")), figures.values(Runner(model, "zero-shot"))
         tasks = sorted(probe.keys() & zero_shot.keys())
+        if len(tasks) < FEWEST:
+            reasons.append(f"`{model}` has both on {len(tasks) or 'no'} task{'s' if len(tasks) > 1 else ''}")
+            continue
         x_N, y_N = np.array([probe[task] for task in tasks]), np.array([zero_shot[task] for task in tasks])
         try:
             r = correlate(x_N, y_N, confidence=question.confidence)
         except ValueError as problem:
-            reasons.append(f"of `{model}` {problem}")
+            reasons.append(f"of `{model}`, {problem}")
             continue
         line = fit_line(x_N, y_N, seed=question.seed, resamples=question.resamples)
         low, high = line.slope_interval(question.confidence)
@@ -33,5 +36,5 @@ def zero_shot_and_probe(question: Question) -> dict[str, Any]:
         )
     if not found:
         why = reasons[0] if reasons else "there are no figures"
-        raise Missing(f"it needs zero-shot and linear-probe figures of the same model on three tasks or more: {why}")
+        raise Missing(f"it needs zero-shot and linear-probe figures of one model on three tasks or more, and {why}")
     return {"models": found}

@@ -51,8 +51,8 @@ class Question:
         return [runner for runner in self.figures.runners if runner.model in self.references]
 
 
-def band(line: Line, x_N: Floats, confidence: float) -> dict[str, list[float]]:
-    """The line and its band over the points' range, for the report and the figure."""
+def band(line: Line, x_N: Floats, confidence: float) -> dict[str, list[float] | None]:
+    """The line and its band over the points' range, for the report and the figure; `low` and `high` are None of fewer than five points."""
     x_G = np.linspace(x_N.min(), x_N.max(), POINTS_OF_A_BAND)
-    low_G, high_G = line.band(x_G, confidence)
-    return {"x": x_G.tolist(), "y": line.at(x_G).tolist(), "low": low_G.tolist(), "high": high_G.tolist()}
+    low, high = (end_G.tolist() for end_G in found) if (found := line.band(x_G, confidence)) is not None else (None, None)
+    return {"x": x_G.tolist(), "y": line.at(x_G).tolist(), "low": low, "high": high}

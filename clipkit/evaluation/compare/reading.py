@@ -99,6 +99,17 @@ def checked(value: Any, source: str, what: str) -> float:
     return number
 
 
+def _checked_per_cent(value: str, source: str, what: str) -> float:
+    """A value written from 0 to 100, as a share. Raises UserError with the value as it is written."""
+    try:
+        number = float(value)
+    except ValueError:
+        number = math.nan
+    if not 0 <= number <= 100:
+        raise UserError(f"`{source}` has {value[:50]!r} as {what}: with `--percent` a number from 0 to 100 was expected")
+    return number * 0.01
+
+
 def _score(score: Any, model: str, kind: str, source: str) -> Figure:
     foreign = "it was not written by `clipkit eval`, run that again"
     if not isinstance(score, dict):
@@ -148,7 +159,7 @@ def _load(path: Path) -> Any:
 
 def _read_table(path: Path, inputs: Inputs, *, kind: str | None, percent: bool) -> None:
     table = read_csv(path)
-    scale = 0.01 if percent else 1.0
+    read_value = _checked_per_cent if percent else checked
     if is_human(table):
         inputs.humans.append(table)
         return
@@ -162,21 +173,16 @@ def _read_table(path: Path, inputs: Inputs, *, kind: str | None, percent: bool) 
     if percent and given_figures and all(_is_share(given.value) for given in given_figures):
         raise UserError(f"`{path}` has no figure above 1, as per cent would have: leave out `--percent`")
     for given in given_figures:
-        value = checked(_scaled(given.value, scale), str(path), f"{given.task} of {given.model}")
+        value = read_value(given.value, str(path), f"{given.task} of {given.model}")
         inputs.figures.append(Figure(given.model, given.task, given.kind, given.metric, value, given.pictures, 1, str(path)))
     _read_facts(table, inputs)
 
 
 def _is_share(value: str) -> bool:
-    number = _scaled(value, 1.0)
-    return isinstance(number, float) and 0 <= number <= 1
-
-
-def _scaled(value: str, scale: float) -> Any:
     try:
-        return float(value) * scale
+        return 0 <= float(value) <= 1
     except ValueError:
-        return value
+        return False
 
 
 def _read_facts(table: Csv, inputs: Inputs) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from clipkit.evaluation.compare.figure import Runner, shared_tasks
-from clipkit.evaluation.compare.fits import correlate, fit_line
+from clipkit.evaluation.compare.fits import FEWEST, correlate, fit_line
 from clipkit.evaluation.compare.question import Missing, Question, band
 
 
@@ -19,23 +19,25 @@ def scaling(question: Question) -> dict[str, Any]:
     for kind in question.figures.kinds:
         runners = [runner for runner in question.figures.of_kind(kind) if runner.model in question.gmacs]
         try:
-            found.append({"kind": kind, **_of_kind(question, runners)})
+            found.append({"kind": kind, **_of_kind(question, kind, runners)})
         except ValueError as problem:
-            reasons.append(f"{kind}: {problem}")
+            reasons.append(f"by {kind}, {problem}")
     if not found:
         why = reasons[0] if reasons else "there are no figures"
-        raise Missing(f"it needs three models or more with multiply-adds (`--gmacs FILE`) and the same tasks: {why}")
+        raise Missing(f"it needs three models or more with multiply-adds (`--gmacs FILE`) and the same tasks, and {why}")
     return {"kinds": found}
 
 
-def _of_kind(question: Question, runners: Sequence[Runner]) -> dict[str, Any]:
+def _of_kind(question: Question, kind: str, runners: Sequence[Runner]) -> dict[str, Any]:
     figures = question.figures
-    tasks = shared_tasks(figures, runners) if runners else []
-    if runners and not tasks:
+    if len(runners) < FEWEST:
+        raise ValueError(f"{len(runners) or 'none'} of {len(figures.of_kind(kind))} models has multiply-adds")
+    tasks = shared_tasks(figures, runners)
+    if not tasks:
         raise ValueError("no task has a figure of every model")
     runners = sorted(runners, key=lambda runner: (question.gmacs[runner.model], runner))
     errors_NT = 1 - np.array([[figures.values(runner)[task] for task in tasks] for runner in runners]).reshape(len(runners), len(tasks))
-    mean_N = errors_NT.mean(axis=1) if tasks else np.zeros(0)
+    mean_N = errors_NT.mean(axis=1)
     if (mean_N <= 0).any():
         raise ValueError("a mean error is 0 and has no logarithm")
     x_N, y_N = np.log10([question.gmacs[runner.model] for runner in runners]), np.log10(mean_N)

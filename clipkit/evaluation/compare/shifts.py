@@ -1,6 +1,7 @@
 """Robustness to natural distribution shift over a set of reference models (CLIP section 3.3, figures 13 to 15; Taori et al. 2020)."""
 
 from collections.abc import Sequence
+from statistics import fmean
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,7 +21,7 @@ class ReferenceFit(NamedTuple):
     """A line in logit space, R resampled ones, and what a figure draws of them."""
 
     line: Line
-    drawn: dict[str, list[float]]
+    drawn: dict[str, list[float] | None]
 
 
 def robustness(question: Question) -> dict[str, Any]:
@@ -68,8 +69,7 @@ def accuracies(figures: Figures, runner: Runner, shifts: Sequence[Shift]) -> tup
     frames = [[task for task in (shift.task, shift.worst_frames) if task in figures.tasks] for shift in shifts]
     if not values.keys() >= {task for tasks in frames for task in tasks} | {shift.matching for shift in shifts}:
         return None
-    under = [sum(values[task] for task in tasks) / len(tasks) for tasks in frames]
-    return sum(values[shift.matching] for shift in shifts) / len(shifts), sum(under) / len(shifts)
+    return fmean(values[shift.matching] for shift in shifts), fmean(fmean(values[task] for task in tasks) for tasks in frames)
 
 
 def fit_references(x_N: Floats, y_N: Floats, question: Question) -> ReferenceFit:
@@ -82,18 +82,23 @@ def fit_references(x_N: Floats, y_N: Floats, question: Question) -> ReferenceFit
             )
     line = fit_line(logit(x_N), logit(y_N), seed=question.seed, resamples=question.resamples)
     x_G = np.linspace(x_N.min(), x_N.max(), POINTS_OF_A_BAND)
-    low_G, high_G = line.band(logit(x_G), question.confidence)
-    drawn = {"x": x_G, "y": expit(line.at(logit(x_G))), "low": expit(low_G), "high": expit(high_G)}
-    return ReferenceFit(line, {name: values.tolist() for name, values in drawn.items()})
+    band = line.band(logit(x_G), question.confidence)
+    low, high = (expit(end_G).tolist() for end_G in band) if band is not None else (None, None)
+    return ReferenceFit(line, {"x": x_G.tolist(), "y": expit(line.at(logit(x_G))).tolist(), "low": low, "high": high})
 
 
 def above_line(fit: ReferenceFit, x: float, y: float, confidence: float) -> dict[str, float | None]:
-    """Effective robustness of one model with its band. None where its accuracy in distribution is 0 or 1: it has no logit."""
+    """Effective robustness of one model with its band. None where its accuracy in distribution is 0 or 1: it has no logit.
+
+    No band of fewer than five references.
+    """
     if not 0 < x < 1:
         return {"effective": None, "low": None, "high": None}
     effective = effective_robustness(np.array(x), np.array(y), LogitFit(fit.line.slope, fit.line.intercept))
-    low, high = fit.line.band(np.array([logit(x)]), confidence)
-    return {"effective": float(effective), "low": float(y - expit(high[0])), "high": float(y - expit(low[0]))}
+    if (band := fit.line.band(np.array([logit(x)]), confidence)) is None:
+        return {"effective": float(effective), "low": None, "high": None}
+    (low,), (high,) = band
+    return {"effective": float(effective), "low": float(y - expit(high)), "high": float(y - expit(low))}
 
 
 def _of_shift(

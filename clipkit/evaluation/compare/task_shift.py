@@ -6,7 +6,7 @@ import numpy as np
 
 from clipkit.evaluation.compare.averages import mean_over
 from clipkit.evaluation.compare.figure import Figures
-from clipkit.evaluation.compare.fits import correlate
+from clipkit.evaluation.compare.fits import FEWEST, correlate
 from clipkit.evaluation.compare.question import Missing, Question
 from clipkit.evaluation.compare.shifts import above_line, fit_references
 
@@ -23,9 +23,9 @@ def task_shift(question: Question) -> dict[str, Any]:
             try:
                 found.append({"over": name, "kind": kind, **_of_list(question, kind, [t for t in tasks if t != imagenet], imagenet)})
             except ValueError as problem:
-                reasons.append(f"{name}, {kind}: {problem}")
+                reasons.append(f"by {kind} over {name}, {problem}")
     if not found:
-        raise Missing(f"it needs three models or more with `{imagenet}` and a list of other tasks: {reasons[0]}")
+        raise Missing(f"it needs three models or more with `{imagenet}` and a list of other tasks, and {reasons[0]}")
     return {"imagenet": imagenet, "lists": found}
 
 
@@ -47,6 +47,8 @@ def _of_list(question: Question, kind: str, tasks: list[str], imagenet: str) -> 
         if transfer is not None and (x := question.figures.get(runner, imagenet)) is not None:
             is_reference = runner.model in question.references
             points.append({"model": runner.model, "imagenet": x.value, "transfer": transfer, "is_reference": is_reference})
+    if len(points) < FEWEST:
+        raise ValueError(f"{len(points) or 'no'} model{'s have' if len(points) > 1 else ' has'} both")
     x_N, y_N = (np.array([point[name] for point in points], dtype=np.float64) for name in ("imagenet", "transfer"))
     r = correlate(x_N, y_N, confidence=question.confidence)
     known = {"tasks": len(tasks), "models": len(points), **r._asdict(), "points": points, "band": None}

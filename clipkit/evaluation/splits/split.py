@@ -157,6 +157,10 @@ class Split:
         """Encoded pictures start..stop, in order. Raises UserError where a file has become unreadable."""
         return self.files.read(start, min(stop, len(self)))
 
+    def path_of(self, index: int) -> str | None:
+        """The file that a picture lies in, alone or with others; None where it is a cell of a table, on the web or a bare number."""
+        return _path_of(self.files, index)
+
     def chosen(self, chosen_N: NDArray[np.int64]) -> "Split":
         """Some of the pictures, in the order of the indices, with what is known of them."""
         return Split(
@@ -183,6 +187,12 @@ class Split:
         if not known:
             return str(self.labels_N[i])
         return json.dumps(known | ({"label": int(self.labels_N[i])} if len(self.labels_N) else {}), sort_keys=True)
+
+
+def _path_of(files: Files, index: int) -> str | None:
+    if isinstance(files, ChosenFiles):
+        return _path_of(files.files, int(files.chosen_N[index]))
+    return files.places[index].path if isinstance(files, FilesAt) else None
 
 
 def only_labels(split: Split, labels: Sequence[int]) -> Split:

@@ -1,4 +1,6 @@
 import json
+import math
+from itertools import permutations
 
 import numpy as np
 import pyarrow as pa
@@ -283,3 +285,56 @@ def test_answers_that_cannot_be_true_are_refused(tmp_path, more, said):
     predictions = {"m": pa.table({"index": [0, 1, 2], "label": [7, 7, 4], "prediction": [7, 4, 4]})}
     with pytest.raises(UserError, match=said):
         made(asked({}, humans=[people(tmp_path, PEOPLE + more)], predictions=predictions), "humans")
+
+
+def test_an_average_is_the_same_in_any_order_of_its_tasks():
+    values = {"a": 0.1, "b": 0.2, "c": 0.3, "d": 0.7, "e": 1e-17, "f": 0.15}
+    found = {
+        made(asked({("m", "zero-shot"): values}, over={"mine": tasks}), "averages")["rows"][0]["average"] for tasks in permutations(values)
+    }
+    assert found == {math.fsum(values.values()) / 6}
+
+
+def test_what_is_too_few_is_said_in_plain_sentences():
+    tasks = {"x": 0.5, "y": 0.4, "z": 0.3}
+    few = asked({("m", "zero-shot"): {"x": 0.5}, ("m", "linear-probe"): {"x": 0.6, "y": 0.7}, ("n", "linear-probe"): tasks})
+    skipped = compare(few)["skipped"]
+    assert skipped["zero-shot-and-probe"] == (
+        "it needs zero-shot and linear-probe figures of one model on three tasks or more, and `m` has both on 1 task"
+    )
+    assert skipped["scaling"] == (
+        "it needs three models or more with multiply-adds (`--gmacs FILE`) and the same tasks, and by linear-probe, "
+        "none of 2 models has multiply-adds"
+    )
+    two = asked({(model, "zero-shot"): {"imagenet": 0.5, "x": 0.4} for model in "mn"})
+    assert compare(two)["skipped"]["task-shift"] == (
+        "it needs three models or more with `imagenet` and a list of other tasks, and by zero-shot over all 2 tasks, 2 models have both"
+    )
+
+
+def test_two_models_of_two_kinds_are_four_results_and_a_pair_to_name_is_shown():
+    four = asked({(model, kind): {"x": 0.5} for model in ("m", "n o") for kind in ("zero-shot", "linear-probe")})
+    assert compare(four)["skipped"]["deltas"] == (
+        "it compares two results, and there are 4 (2 models by 2 kinds of evaluation): name two, such as "
+        "`--between m:linear-probe --between 'n o:linear-probe'`"
+    )
+    two = asked({("m", kind): {"x": 0.5} for kind in ("zero-shot", "linear-probe")})
+    assert made(two, "deltas")["names"] == ("linear-probe", "zero-shot")
+    one = asked({("m", "zero-shot"): {"x": 0.5}})
+    assert compare(one)["skipped"]["deltas"].endswith("and there is m (zero-shot)")
+
+
+def test_shots_are_sorted_by_their_number():
+    kinds = ["1-shot", "2-shot", "4-shot", "16-shot", "16-shot ridge", "fully-supervised", "zero-shot"]
+    figures = asked({("m", kind): {"x": 0.5} for kind in reversed(kinds)}).figures
+    assert [kind for kind in figures.kinds if kind[0].isdigit()] == kinds[:5]
+    assert [runner.kind for runner in figures.runners] == figures.kinds
+
+
+def test_few_references_give_a_line_without_a_band():
+    skill = {"a": 0.5, "b": 0.6, "c": 0.75, "clip": 0.7}
+    values = {(m, "zero-shot"): {"imagenet": s, "imagenet-r": s * 0.8} for m, s in skill.items()}
+    [found] = made(asked(values, references=frozenset("abc")), "robustness")["shifts"]
+    assert found["band"]["low"] is None
+    assert len(found["band"]["y"]) == 41
+    assert all(point["low"] is None and point["effective"] is not None for point in found["points"])

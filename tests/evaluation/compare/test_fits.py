@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from scipy.stats import linregress, pearsonr
 from scipy.stats import norm as normal
+from scipy.stats import t as student
 
 from clipkit.evaluation.compare.deltas import newcombe, wilson
 from clipkit.evaluation.compare.fits import correlate, fit_line
@@ -38,7 +39,31 @@ def test_the_band_does_not_depend_on_the_order_of_points_but_on_the_seed():
 
 
 def test_a_draw_without_a_slope_is_drawn_again():
-    assert np.isfinite(fit_line(X[:3], Y[:3], seed=0, resamples=500).slopes_R).all()
+    x = np.array([0.2, 0.2, 0.2, 0.2, 0.9])
+    line = fit_line(x, Y[:5], seed=0, resamples=500)
+    assert len(line.slopes_R) == 500
+    assert np.isfinite(line.slopes_R).all()
+
+
+@pytest.mark.parametrize("count", [3, 4])
+def test_few_points_are_not_resampled_and_the_slopes_interval_is_students(count):
+    line, known = fit_line(X[:count], Y[:count], seed=0, resamples=500), linregress(X[:count], Y[:count])
+    half = student.ppf(0.95, count - 2) * known.stderr
+    assert line.slope_interval(0.9) == pytest.approx((known.slope - half, known.slope + half))
+    assert line.band(X, 0.9) is None
+    assert fit_line(X[:5], Y[:5], seed=0, resamples=500).band(X, 0.9) is not None
+
+
+def test_the_slope_of_few_points_excludes_0_just_where_the_correlation_does():
+    random, sure = np.random.default_rng(1), 0
+    for _ in range(200):
+        x = random.normal(size=3)
+        y = x + random.normal(0, 0.05, 3)
+        low, high = fit_line(x, y, seed=0, resamples=500).slope_interval(0.95)
+        p = correlate(x, y, confidence=0.95).p
+        assert (low > 0 or high < 0) == (p < 0.05)
+        sure += p < 0.05
+    assert 20 < sure < 180
 
 
 def test_the_slopes_interval_covers_as_often_as_it_says():
@@ -50,7 +75,7 @@ def test_the_slopes_interval_covers_as_often_as_it_says():
     assert 165 <= hits <= 195
 
 
-@pytest.mark.parametrize(("x", "why"), [(X[:2], "three points"), (np.full(6, 0.5), "differ")])
+@pytest.mark.parametrize(("x", "why"), [(X[:2], "2 points, and a line needs three"), (np.full(6, 0.5), "differ")])
 def test_too_few_points_or_points_that_do_not_differ_are_refused(x, why):
     with pytest.raises(ValueError, match=why):
         fit_line(x, Y[: len(x)], seed=0, resamples=10)

@@ -170,3 +170,10 @@ def test_the_metric_that_a_task_is_said_to_have_is_compared():
     assert [table.get(Runner(model, "zero-shot"), "birds").value for model in "ab"] == [0.4, 0.3]
     with pytest.raises(UserError, match="cannot be compared"):
         Figures([one(0.5, "x"), one(0.3, "y", model="b", metric="f1_macro", main=2)]).values(Runner("a", "zero-shot"))
+
+
+@pytest.mark.parametrize("written", ["130", "-1", "nan", "many"])
+def test_a_share_outside_of_per_cent_is_shown_as_it_is_written(tmp_path, written):
+    text = f"model,task,kind,value\na,cifar10,zero-shot,91.2\na,digits,zero-shot,{written}\n"
+    with pytest.raises(UserError, match=rf"has '{written}' as digits of a: with `--percent` a number from 0 to 100 was expected"):
+        figures(tmp_path, text, percent=True)
