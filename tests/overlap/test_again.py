@@ -295,6 +295,31 @@ def test_an_unfinished_search_that_nobody_goes_on_with_is_removed(tmp_path: Path
     assert [path.exists() for path in (old, new, other)] == [False, True, True]
 
 
+def test_a_note_that_was_changed_makes_a_saved_search_none(tmp_path: Path) -> None:
+    """The note names the finished shards: with another one a shard would be left out of the search."""
+    saved = state.SearchState(tmp_path, ["x"])
+    saved.save(found(b"b", b"a"), {"a" * 64}, at_last=True)
+    loaded = saved.load(2, 1)
+    assert loaded is not None
+    assert loaded[1] == {"a" * 64}
+    data = saved.path.read_bytes()
+    assert data.count(b"a" * 64) == 1
+    saved.path.write_bytes(data.replace(b"a" * 64, b"b" * 64))
+    assert saved.load(2, 1) is None
+
+
+@pytest.mark.parametrize("rows", [[3, 1], [1, 1], [-1, 2], [1, 5]])
+def test_a_whole_file_of_rows_that_cannot_be_is_none(tmp_path: Path, rows: list[int]) -> None:
+    """Out of order, twice, before the first and behind the last: as another program may have written them, hash and all."""
+    store, five = KeptNeighbours(tmp_path, ["x"], 1), cast("Pictures", Five())
+    store.add(five, np.array([1, 3]), found(b"b", b"a"))
+    (path,) = tmp_path.iterdir()
+    assert store.load(five, ALL).rows_R.tolist() == [1, 3]
+    state.save_neighbours(path, found(b"b", b"a"), np.array(rows))
+    asked = np.arange(-1, 6)
+    assert store.load(five, asked).rows_R.tolist() == []
+
+
 def test_no_flipped_bit_goes_unnoticed(tmp_path: Path) -> None:
     """Whatever byte is damaged, either nothing is there any more or what was kept (the name of a number type may be spelled otherwise)."""
     store, five = KeptNeighbours(tmp_path, ["x"], 1), cast("Pictures", Five())
