@@ -96,7 +96,9 @@ def test_the_second_report_searches_for_nothing_and_has_the_same_bytes(
         again = analyse(tmp_path, color_encoder, shards, suite, out="again", within=True)
     assert (second.compared, second.verified, second.hashed, second.asked) == (0, 0, 0, [])
     assert contents(tmp_path, "again") == contents(tmp_path, "out")
-    timed = ("operations_per_second", "seconds", "large")
+    timed = ("operations_per_second", "compared", "seconds", "note", "large")
+    assert told["search"]["note"] is None
+    assert "earlier searches" in again["search"]["note"]
     assert {**again["search"], **{name: told["search"][name] for name in timed}} == told["search"]
     assert {**again, "page": told["page"], "search": told["search"]} == told
 
