@@ -79,6 +79,6 @@ def _note(compared: int, whole: int) -> str | None:
     if not compared:
         return ALL_KEPT
     return (
-        f"Compared here was {compared / whole:.1%} of the search, the rest by other ranks, or read from what earlier searches kept: the rate "
-        "is that of this part."
+        f"Compared here was {compared / whole:.1%} of the search, the rest by other ranks, or read from what earlier searches kept: "
+        "the rate is that of this part."
     )
