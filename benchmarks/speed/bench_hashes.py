@@ -29,7 +29,7 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 from threadpoolctl import threadpool_limits
 
-from clipkit.evaluation.embeddings import _decoded_batches
+from clipkit.evaluation.embeddings import decoded_batches
 from clipkit.model.hashes import NAMES, PerceptualHash
 from clipkit.recipe import OverlapRecipe
 
@@ -92,9 +92,7 @@ class Files:
 
 def our_bits(encoder: PerceptualHash, pictures: Sequence[Any], workers: int) -> np.ndarray:
     """The report's way: what is hashed of each picture, in threads where that pays, then bits by the batch."""
-    batches = _decoded_batches(
-        [encoder], Files(pictures), range(0, len(pictures), BATCH), stop=len(pictures), workers=workers, digests=None
-    )
+    batches = decoded_batches([encoder], Files(pictures), range(0, len(pictures), BATCH), stop=len(pictures), workers=workers, digests=None)
     return np.concatenate([encoder.encode_images(small).features_BF.bool().numpy() for _, (small,) in batches])
 
 

@@ -48,7 +48,7 @@ SuiteOption = Annotated[str, typer.Option("--suite", metavar="SUITE", help="A su
 DataOption = Annotated[Path, typer.Option("--data", metavar="ROOT", help="The folder that holds the test sets.")]
 CacheOption = Annotated[
     Path | None,
-    typer.Option("--cache", metavar="DIR", help="Where embeddings are kept; default $CLIPKIT_CACHE or ~/.cache/clipkit."),
+    typer.Option("--cache", metavar="DIR", help="Where embeddings and neighbours are kept; default $CLIPKIT_CACHE or ~/.cache/clipkit."),
 ]
 
 

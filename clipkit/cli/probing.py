@@ -1,9 +1,8 @@
 """`clipkit eval modality-gap` and `clipkit eval bias`: what a model's space is like, and whom it calls what."""
 
-from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -29,7 +28,7 @@ from clipkit.cli.options import (
 from clipkit.recipe import EvalRecipe, load_recipe
 from clipkit.report.probe_tables import bias_tables, gap_tables
 from clipkit.resources import find
-from clipkit.run import Run, replacing
+from clipkit.run import Run
 
 __all__ = ["bias", "eval_app", "modality_gap"]
 
@@ -76,7 +75,9 @@ def modality_gap(
             models = {name: partial(load_encoder, name, precision=knobs.precision) for name in model}
             report = report_gap(knobs, models, chosen(), source, run=run, cache=cache_dir(cache))
             if report["models"]:
-                _draw(run.path, report)
+                from clipkit.report.gap_figures import write_gap_figures  # matplotlib takes a second to import
+
+                write_gap_figures(run.path, report)
             if not report["failed"]:
                 run.finish(report)
     if report["models"] or as_json:
@@ -103,34 +104,6 @@ def _pairs(shards: Path | None, suite: str | None, data: Path | None, knobs: Eva
     split = tasks[0].split(Path(str(data)), "test")
     inputs = {"task": tasks[0].fingerprint, "data": str(data)}
     return tasks[0].name, inputs, partial(pairs_of_split, split, knobs.modality_gap.pairs, seed=knobs.seed)
-
-
-def _draw(folder: Path, report: Mapping[str, Any]) -> None:
-    import pyarrow.compute as pc
-    import pyarrow.parquet as pq
-
-    from clipkit.report.gap_figures import gap_points, gap_sphere, gap_umap, shift_curves
-
-    table = pq.read_table(folder / "points.parquet")
-    points: dict[str, dict[str, Any]] = {"": {}, "sphere_": {}, "umap_": {}}
-    for name in (model["model"] for model in report["models"]):
-        own = table.filter(pc.equal(table["model"], name))
-        sides = [own.filter(pc.equal(own["modality"], side)) for side in ("image", "text")]
-        for kind, found in points.items():
-            columns = [kind + axis for axis in ("xyz" if kind == "sphere_" else "xy")]
-            found[name] = tuple(list(zip(*(side[column].to_pylist() for column in columns), strict=True)) for side in sides)
-    axes = {model["model"]: model["axes"] for model in report["models"]}
-    _write(folder / "modality-gap.svg", gap_points(points[""], axes))
-    shown = {model["model"]: model["shown_on_sphere"] for model in report["models"]}
-    _write(folder / "modality-sphere.svg", gap_sphere(points["sphere_"], shown))
-    if not table["umap_x"].null_count:
-        _write(folder / "modality-umap.svg", gap_umap(points["umap_"]))
-    _write(folder / "gap-shift.svg", shift_curves(report["models"], confidence=report["confidence"]))
-
-
-def _write(path: Path, text: str) -> None:
-    with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
 
 
 @eval_app.command("bias", no_args_is_help=True)

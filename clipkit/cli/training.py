@@ -128,7 +128,7 @@ def _tasks(suite: str | None, data: Path | None) -> "tuple[LiveZeroShot | None, 
 
 
 def _evaluation(tasks: "LiveZeroShot | None") -> "Evaluate | None":
-    """What the training room calls between two steps: it knows no tasks, and the evaluation room no ranks."""
+    """What the training room calls between two steps: it knows no tasks, and the evaluation room does not know how ranks train."""
     if tasks is None:
         return None
     from clipkit.evaluation.shares import Share

@@ -112,8 +112,7 @@ def with_templates(suite: Suite, sets: Sequence[str]) -> Suite:
     for task in suite.tasks:
         for one in sets:
             templates = _templates(one, task)
-            names = (*task.classes, *(task.sub_task.classes if task.sub_task else ()))
-            if (texts := sum(map(len, names)) * len(templates)) > MAX_TEXTS:
+            if (texts := task.text_count(templates)) > MAX_TEXTS:
                 raise UserError(
                     f"`--templates {one}` makes {texts:,} texts of task `{task.name}`, at most {MAX_TEXTS:,} are encoded: give fewer"
                 )

@@ -147,11 +147,11 @@ def _known_blocks(
         return {}
     found: dict[tuple[int, int], Embeddings] = {}
 
-    def is_other(pictures_hash: str) -> bool:
+    def blocks_of(pictures_hash: str) -> int:
         other = _folder(cache, encoder, pictures_hash)
-        return other != folder and other.is_dir()
+        return 0 if other == folder else sum(1 for _ in other.glob("*.safetensors"))
 
-    others = OtherSplits(cache, is_encoded=is_other)
+    others = OtherSplits(cache, blocks_of=blocks_of)
     for span in missing:
         places = others.places(digests[slice(*span)])
         block = None if places is None else _gathered([(_folder(cache, encoder, name), row) for name, row in places], encoder)
@@ -215,7 +215,7 @@ def _encode(
     parts: list[list[Encoded]] = [[] for _ in encoders]
     eyes, eye_of = _eyes(encoders)
     starts = range(span[0], span[1], batch_size)
-    batches = _decoded_batches(eyes, pictures, starts, stop=span[1], workers=workers, digests=digests)
+    batches = decoded_batches(eyes, pictures, starts, stop=span[1], workers=workers, digests=digests)
     with torch.no_grad():  # not inference mode: a model in training may keep what it made here
         for start, pixels in batches:
             for i, encoder in enumerate(encoders):
@@ -292,7 +292,7 @@ class _Turns:
         return decoded
 
 
-def _decoded_batches(
+def decoded_batches(
     eyes: Sequence[Encoder], pictures: Pictures, starts: range, *, stop: int, workers: int, digests: Digests | None
 ) -> Iterator[tuple[int, list[Tensor]]]:
     """Batches of decoded pictures, once for each of `eyes`, with the index they start at."""

@@ -19,11 +19,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from scipy.stats import t as student
 
 from clipkit import UserError
 from clipkit.evaluation.embeddings import Embeddings, embed
-from clipkit.evaluation.intervals import Interval, level
+from clipkit.evaluation.intervals import Interval, half_width
 from clipkit.evaluation.linear_probe import WITHOUT_GROUPS, Labelled, all_splits, choose_strength, fit_all, search_parts
 from clipkit.evaluation.measures import MAIN_METRIC, Outcome, Value, classified, label_value, main_value
 from clipkit.evaluation.metrics import top_k_hits
@@ -106,18 +105,16 @@ def score_few_shot(
     return found
 
 
-def mean_over_draws(accuracies: Sequence[float], confidence: float) -> tuple[float, Interval]:
+def mean_over_draws(accuracies: Sequence[float], pictures: int, confidence: float) -> tuple[float, Interval]:
     """Mean and Student's t interval over draws, within 0 and 1. One draw says nothing of the others: from 0 to 1.
 
-    Of draws that are all equal there is no t: what share of draws may be others is bounded instead (`intervals.level`).
+    A share of N test pictures tells no finer differences than 1 / N: draws stray by half of that at least, so that the interval of draws
+    that happen to be equal has a width, too.
     """
     mean = float(np.mean(accuracies))
     if len(accuracies) < 2:
         return mean, Interval(0.0, 1.0)
-    if min(accuracies) == max(accuracies):
-        return mean, level(mean, len(accuracies), lowest=0.0, highest=1.0, confidence=confidence)
-    error = float(np.std(accuracies, ddof=1)) / len(accuracies) ** 0.5
-    half = float(student.ppf((1 + confidence) / 2, len(accuracies) - 1)) * error
+    half = half_width(float(np.std(accuracies, ddof=1)), len(accuracies), pictures, confidence)
     return mean, Interval(max(mean - half, 0.0), min(mean + half, 1.0))
 
 
@@ -146,7 +143,7 @@ def _few_shots(encoder: Encoder, task: Task, splits: Mapping[SplitName, Split], 
     labelled: dict[str, Labelled] = {name: Labelled(embedded[name].features_NF.numpy(), splits[name].labels_N) for name in splits}
     score_of = partial(main_value, task=task, split=splits["test"])
     scored, full = _all_classifiers(labelled, splits["test"], task, score_of, recipe=recipe, run=run)
-    curves = {name: _curve(draws, recipe.confidence) for name, draws in scored.items()}
+    curves = {name: _curve(draws, len(labelled["test"].labels_N), recipe.confidence) for name, draws in scored.items()}
     metric = MAIN_METRIC[task.metric]
     facts: dict[str, Any] = {"metric": metric, "draws": knobs.draws, "seed": recipe.seed, "interval": "t over draws", "curves": curves}
     facts["fully_supervised"] = full
@@ -183,11 +180,11 @@ def _values(metric: str, curves: Mapping[str, Sequence[Mapping[str, Any]]], full
     return [Value(f"{metric}_{name}", point["score"], Interval(point["low"], point["high"])) for name, point in points]
 
 
-def _curve(draws: Sequence[Scored], confidence: float) -> list[dict[str, Any]]:
+def _curve(draws: Sequence[Scored], pictures: int, confidence: float) -> list[dict[str, Any]]:
     curve = []
     for k, group in itertools.groupby(draws, key=lambda draw: draw.shots):
         here = list(group)
-        mean, interval = mean_over_draws([draw.score for draw in here], confidence)
+        mean, interval = mean_over_draws([draw.score for draw in here], pictures, confidence)
         of_draws = {name: [getattr(draw, name) for draw in here] for name in ("seed", "strength", "score")}
         curve.append({"shots": k, "score": mean, "low": interval.low, "high": interval.high, "draws": of_draws})
     return curve

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import betaincinv
+from scipy.special import betaincinv, stdtrit
 
 
 class Interval(NamedTuple):
@@ -27,6 +27,11 @@ def clopper_pearson(successes: int, count: int, confidence: float) -> Interval:
     low = betaincinv(successes, count - successes + 1, tail) if successes > 0 else 0.0
     high = betaincinv(successes + 1, count - successes, 1 - tail) if successes < count else 1.0
     return Interval(float(low), float(high))
+
+
+def half_width(deviation: float, draws: int, pictures: int, confidence: float) -> float:
+    """Half of Student's t interval of a mean over draws that stray by `deviation`, and by half a picture's share at least."""
+    return float(stdtrit(draws - 1, (1 + confidence) / 2)) * max(deviation, 0.5 / pictures) / math.sqrt(draws)
 
 
 def level(value: float, count: int, *, lowest: float, highest: float, confidence: float) -> Interval:

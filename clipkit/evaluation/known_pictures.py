@@ -30,18 +30,21 @@ def digests_of(pictures: Any) -> Digests | None:
 
 def remember(cache: Path, pictures_hash: str, digests_N32: Digests) -> None:
     """Keep what the pictures of a split are."""
-    path = _path(cache, pictures_hash)
-    if not path.exists():
-        save_tensors(path, {"digests": torch.from_numpy(digests_N32.copy())})
+    if _load(cache, pictures_hash) is None:
+        save_tensors(_path(cache, pictures_hash), {"digests": torch.from_numpy(digests_N32.copy())})
 
 
 class OtherSplits:
     """The splits that a cache remembers, to look for pictures in."""
 
-    def __init__(self, cache: Path, *, is_encoded: Callable[[str], bool]) -> None:
-        """`is_encoded`: whether a split, by its `pictures_hash`, is another and has embeddings."""
-        hashes = sorted(path.stem for path in (cache / "pictures").glob("*.safetensors"))
-        known = [(name, digests) for name in hashes if is_encoded(name) and (digests := _load(cache, name)) is not None]
+    def __init__(self, cache: Path, *, blocks_of: Callable[[str], int]) -> None:
+        """`blocks_of`: how many blocks of embeddings a split has, by its `pictures_hash`; 0 for the one that looks.
+
+        Where several have a picture it is taken from the one with most blocks: others may be half encoded.
+        """
+        blocks = {path.stem: blocks_of(path.stem) for path in (cache / "pictures").glob("*.safetensors")}
+        names = sorted((name for name in blocks if blocks[name]), key=lambda name: (-blocks[name], name))
+        known = [(name, digests) for name in names if (digests := _load(cache, name)) is not None]
         self._splits = [(name, order := np.argsort(_sortable(digests)), _sortable(digests)[order]) for name, digests in known]
 
     def places(self, digests_B32: Digests) -> list[tuple[str, int]] | None:

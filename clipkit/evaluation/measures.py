@@ -203,7 +203,7 @@ def _precision_interval(
     )
     if interval.low < interval.high:
         return interval
-    more, classes = further(len(scores_NC), confidence), scores_NC.shape[1]
+    more, classes, scores_NC = further(len(scores_NC), confidence), scores_NC.shape[1], scores_NC.astype(np.float64)
     counts_C = is_class_NC.sum(axis=0)
     rarest = int(np.where(counts_C > 0, counts_C, len(scores_NC) + 1).argmin())
     ends = []

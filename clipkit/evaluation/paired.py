@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from clipkit import UserError
-from clipkit.evaluation.intervals import Interval, bootstrap, clopper_pearson
+from clipkit.evaluation.intervals import Interval, bootstrap, clopper_pearson, half_width
 from clipkit.evaluation.measures import LEFT_OUT
 from clipkit.evaluation.metrics import macro_f1, roc_auc
 from clipkit.evaluation.resampling import mean_interval, unanimous
@@ -147,10 +147,13 @@ def compare_metric(metric: str, a: pa.Table, b: pa.Table, *, confidence: float, 
     if FEW_SHOT.fullmatch(metric):
         is_class_mean = metric.startswith("mean_per_class")
         right_ND, strata_N = (first["right_by_draw"], second["right_by_draw"]), first["label"] if is_class_mean else _free(first)
-        return _widened(_over_draws(*right_ND, strata_N, confidence=confidence, seed=seed), metric, strata_N, confidence)
+        differing = _over_draws(*right_ND, strata_N, confidence=confidence, seed=seed)
+        by_draws = half_width(0.0, right_ND[0].shape[1], len(strata_N), confidence)  # draws that are equal may be so by chance, too
+        return _widened(differing, metric, strata_N, confidence, further=by_draws)
     statistic, strata = STATISTICS[metric]
     differing = _bootstrapped(statistic(first), statistic(second), strata(first), confidence=confidence, seed=seed)
-    return _widened(differing, metric, first["label"] if metric == "f1_macro" else strata(first), confidence)
+    weighed = first["label"] if metric in ("f1_macro", "mean_per_class_recall") else strata(first)
+    return _widened(differing, metric, weighed, confidence)
 
 
 def compare_hits(right_a_N: NDArray[np.bool_], right_b_N: NDArray[np.bool_], *, confidence: float, seed: int) -> Differing:
@@ -245,6 +248,12 @@ def _places(*columns_N: NDArray[Any]) -> list[NDArray[np.int64]]:
     return np.split(places, len(columns_N))
 
 
+def _collapsed(columns: Columns) -> NDArray[np.int64]:
+    """Classes; those of one picture are drawn from together, as in `resampling.recall_interval`."""
+    labels_N = _places(columns["label"])[0]
+    return np.where(np.bincount(labels_N)[labels_N] == 1, -1, labels_N)
+
+
 def _per_class(columns: Columns) -> Statistic:
     """Stretched where classes are small, as in its own interval (`resampling.recall_interval`)."""
     hits_N, [labels_N] = columns["is_right"], _places(columns["label"])
@@ -302,7 +311,7 @@ def _mean_recall(columns: Columns) -> Statistic:
 
 
 STATISTICS: Mapping[str, tuple[Callable[[Columns], Statistic], Callable[[Columns], NDArray[np.int64]]]] = {
-    "mean_per_class_recall": (_per_class, lambda columns: columns["label"]),
+    "mean_per_class_recall": (_per_class, _collapsed),
     "mean_acc1_acc5": (_both_means, _free),
     "f1_macro": (_f1, _free),
     "roc_auc": (_roc_auc, lambda columns: columns["label"]),
@@ -357,13 +366,13 @@ def _bootstrapped(a: Statistic, b: Statistic, strata_N: NDArray[np.int64], *, co
     return Differing(b(all_N) - a(all_N), interval, _two_sided(draws), "paired bootstrap")
 
 
-def _widened(found: Differing, metric: str, strata_N: NDArray[np.int64], confidence: float) -> Differing:
+def _widened(found: Differing, metric: str, strata_N: NDArray[np.int64], confidence: float, *, further: float = 0.0) -> Differing:
     """A difference that no draw of pictures changes, as that of equal predictions, with an interval that has a width; others as they are.
 
     Further pictures could change it, each by as much as lies between it and -1 or 1 (`intervals.level`). Their shares of the strata are
     those at which seeing none of them is not too unlikely (`resampling.unanimous`). A mean over strata moves by their mean, the worst group
     by the share of the smallest, ROC AUC by both classes' sum, F1 by three times the mean at most: a picture that changes sides costs its
-    class 2 / n, and the class that it is now taken for 1 / n.
+    class 2 / n, and the class that it is now taken for 1 / n. `further` is added on both sides.
     """
     if found.interval.high - found.interval.low > ROUNDING:
         return found
@@ -374,7 +383,8 @@ def _widened(found: Differing, metric: str, strata_N: NDArray[np.int64], confide
         moved = 1 - unanimous(counts_S, np.ones(len(counts_S), bool), confidence).low
         moved *= {"roc_auc": 2, "f1_macro": 3}.get(metric, 1)
     seen = found.difference
-    return found._replace(interval=Interval(max(seen - moved * (1 + seen), -1.0), min(seen + moved * (1 - seen), 1.0)))
+    low, high = seen - moved * (1 + seen) - further, seen + moved * (1 - seen) + further
+    return found._replace(interval=Interval(max(low, -1.0), min(high, 1.0)))
 
 
 def _two_sided(draws_R: Floats) -> float:

@@ -30,17 +30,20 @@ def recall_interval(hits_N: NDArray[np.bool_], labels_N: Counts, *, confidence: 
     """Of the mean per-class recall. Each class keeps its size, as the metric weighs classes and not pictures.
 
     A draw of n pictures of n strays too little, by (n - 1) / n in variance, which matters where classes are small: deviations from the
-    share that was seen are stretched by its root (Rao and Wu 1988). One picture of a class says nothing of how far others would stray.
+    share that was seen are stretched by its root (Rao and Wu 1988). One picture of a class says nothing of how far others would stray:
+    such classes are drawn by the share that all of them have together, as collapsed strata are (Cochran 1977, section 5A.12).
     Where every class is right throughout or wrong throughout no draw strays at all: the interval is then exact, as `unanimous` says.
     """
     counts_C = np.bincount(labels_N)
     right_C = np.bincount(labels_N, weights=hits_N)[counts_C > 0]
     counts_C = counts_C[counts_C > 0]
-    if ((right_C == 0) | (right_C == counts_C)).all():
+    share_C, is_alone_C = right_C / counts_C, counts_C == 1
+    drawn_by_C = np.where(is_alone_C, share_C[is_alone_C].mean() if is_alone_C.sum() > 1 else share_C.mean(), share_C)
+    if ((drawn_by_C == 0) | (drawn_by_C == 1)).all():
         return unanimous(counts_C, right_C > 0, confidence)
-    drawn_RC = np.random.default_rng(seed).binomial(counts_C, right_C / counts_C, (RESAMPLES, len(counts_C)))
-    share_C, stretch_C = right_C / counts_C, np.sqrt(counts_C / np.maximum(counts_C - 1, 1))
-    return percentiles(np.clip((share_C + stretch_C * (drawn_RC / counts_C - share_C)).mean(axis=1), 0, 1), confidence)
+    drawn_RC = np.random.default_rng(seed).binomial(counts_C, drawn_by_C, (RESAMPLES, len(counts_C)))
+    stretch_C = np.sqrt(counts_C / np.maximum(counts_C - 1, 1))
+    return percentiles(np.clip((share_C + stretch_C * (drawn_RC / counts_C - drawn_by_C)).mean(axis=1), 0, 1), confidence)
 
 
 def unanimous(counts_C: Counts, is_right_C: NDArray[np.bool_], confidence: float) -> Interval:
@@ -80,7 +83,8 @@ def f1_interval(predictions_N: Counts, labels_N: Counts, *, classes: int, confid
     """Of the macro F1. Pictures are drawn freely: precision depends on how many pictures the classes have.
 
     Where all pictures are right, or none, no draw strays: the other end is then the F1 with as many further pictures as there may be that
-    are wrong, or right, all of the class with the fewest (`intervals.further`).
+    are wrong, or right, all of the class with the fewest (`intervals.further`), or, where that is further off, the end of the mean recall
+    (`unanimous`), which counts mistakes that are spread over many classes.
     """
     if (predictions_N == labels_N).all() or (predictions_N != labels_N).all():
         return _unanimous_f1(predictions_N, labels_N, classes, confidence)
@@ -108,7 +112,8 @@ def _unanimous_f1(predictions_N: Counts, labels_N: Counts, classes: int, confide
     wrong = by_size[1] if len(by_size) > 1 else (rarest + 1) % max(classes, 2)
     said_N = np.append(predictions_N, np.full(more, wrong if is_right else rarest))
     value = macro_f1(said_N, np.append(labels_N, np.full(more, rarest)))
-    return Interval(value, 1.0) if is_right else Interval(0.0, value)
+    recall = unanimous(counts, np.full(len(counts), is_right), confidence)
+    return Interval(min(value, recall.low), 1.0) if is_right else Interval(0.0, max(value, recall.high))
 
 
 def roc_auc_interval(scores_N: Floats, is_positive_N: NDArray[np.bool_], *, confidence: float, seed: int) -> Interval:

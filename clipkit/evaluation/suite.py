@@ -7,7 +7,7 @@ import difflib
 import hashlib
 import json
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -20,6 +20,10 @@ from clipkit.resources import find
 MAX_TOML_BYTES = 5_000_000
 MAX_TEXTS = 5_000_000
 """Class names x templates of a task, all of which are encoded."""
+
+POOLING = ("super_classes", "sub_task")
+"""Entries that a task's fingerprint leaves out where they are unset: results of earlier clipkits go on."""
+
 SplitName = Literal["train", "validation", "test"]
 Metric = Literal[
     "accuracy",
@@ -116,7 +120,7 @@ class Task(_Entry):
     def _agrees_with_itself(self) -> "Task":
         self._check_kind()
         self._check_pools()
-        if (texts := sum(map(len, self.classes)) * len(self.templates)) > MAX_TEXTS:
+        if (texts := self.text_count(self.templates)) > MAX_TEXTS:
             raise ValueError(f"class names x templates are {texts:,} texts, at most {MAX_TEXTS:,} are encoded: give fewer templates")
         folders = self.folders
         if len(folders) != len(self.classes):
@@ -171,7 +175,13 @@ class Task(_Entry):
     @property
     def fingerprint(self) -> str:
         """A hash of every word of the task: its classes, templates, metric, splits."""
-        return hashlib.sha256(json.dumps(self.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
+        told = self.model_dump(mode="json")
+        words = {name: told[name] for name in told if told[name] is not None or name not in POOLING}
+        return hashlib.sha256(json.dumps(words, sort_keys=True).encode()).hexdigest()
+
+    def text_count(self, templates: Sequence[str]) -> int:
+        """How many texts zero-shot encodes by these templates: of all names of the classes, and of a sub_task's."""
+        return sum(map(len, (*self.classes, *(self.sub_task.classes if self.sub_task else ())))) * len(templates)
 
     def texts(self, label: int) -> list[str]:
         """Every name of a class in every template, names first."""

@@ -13,12 +13,19 @@ class ProbeKnobs(Section):
     """Linear probe (CLIP appendix A.3)."""
 
     solver: Literal["batched", "sklearn"] = Field(
-        "sklearn",
-        description="sklearn: scikit-learn, one by one; batched: many strengths at once as one L-BFGS in torch, each to its optimum",
+        "batched",
+        description="batched: many strengths at once as one L-BFGS in torch, each to its optimum; sklearn: scikit-learn, one by one",
     )
     max_iterations: int = Field(1_000, ge=1, le=10**9, description="most L-BFGS iterations of one fit")
     memory_mb: int = Field(
         1_024, ge=1, le=2**30, json_schema_extra=FREE, description="megabytes that the strengths fitted at once may hold (batched)"
+    )
+    tolerance: float = Field(1e-6, gt=0, le=1, description="share of its loss that a fit may have left to fall (batched)")
+    sklearn_tolerance: float = Field(
+        1e-4,
+        gt=0,
+        le=1,
+        description="scikit-learn's tol, on the gradient of the mean loss; for the paper it was on that of the sum (sklearn)",
     )
     min_strength: float = Field(1e-6, gt=0, le=1e18, description="least regularisation strength (lambda)")
     max_strength: float = Field(1e6, gt=0, le=1e18, description="greatest regularisation strength (lambda)")

@@ -19,10 +19,10 @@ def write_few_shot(out: Path) -> list[Table]:
         raise UserError(f"`{out}` holds few-shot results of an earlier clipkit (task `{old}`): give a new directory")
     tables = few_shot_tables(results)
     with replacing(out / "few-shot.md") as temporary:
-        temporary.write_text("\n".join(f"{table.to_markdown()}\n{table.note}\n" for table in tables))
+        temporary.write_text("\n".join(f"{table.to_markdown()}\n{table.note}\n" for table in tables), encoding="utf-8")
     for result in results:
         with replacing(out / "figures" / f"{result['dataset']}.svg") as temporary:
-            temporary.write_text(few_shot_figure(result))
+            temporary.write_text(few_shot_figure(result), encoding="utf-8")
     return tables
 
 

@@ -2,19 +2,44 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from clipkit.report.figures import BLUE, FAINT, INK, ORANGE, house_style, svg
-from clipkit.report.pages import one_line
+from clipkit.report.pages import one_line, write_page
 
-__all__ = ["gap_points", "gap_sphere", "gap_umap", "shift_curves"]
+__all__ = ["gap_points", "gap_sphere", "gap_umap", "shift_curves", "write_gap_figures"]
 
 MOST_POINTS = 2_000
 LINES = 40
 COLOURS = (BLUE, ORANGE, INK, FAINT)
+
+
+def write_gap_figures(folder: Path, report: Mapping[str, Any]) -> None:
+    """`modality-gap.svg`, `modality-sphere.svg`, `gap-shift.svg` and, where its points were laid out, `modality-umap.svg`.
+
+    `folder`: of the run, with `points.parquet`.
+    """
+    table = pq.read_table(folder / "points.parquet")
+    points: dict[str, dict[str, Any]] = {"": {}, "sphere_": {}, "umap_": {}}
+    for name in (model["model"] for model in report["models"]):
+        own = table.filter(pc.equal(table["model"], name))
+        sides = [own.filter(pc.equal(own["modality"], side)) for side in ("image", "text")]
+        for kind, found in points.items():
+            columns = [kind + axis for axis in ("xyz" if kind == "sphere_" else "xy")]
+            found[name] = tuple(list(zip(*(side[column].to_pylist() for column in columns), strict=True)) for side in sides)
+    axes = {model["model"]: model["axes"] for model in report["models"]}
+    write_page(folder / "modality-gap.svg", gap_points(points[""], axes))
+    shown = {model["model"]: model["shown_on_sphere"] for model in report["models"]}
+    write_page(folder / "modality-sphere.svg", gap_sphere(points["sphere_"], shown))
+    if not table["umap_x"].null_count:
+        write_page(folder / "modality-umap.svg", gap_umap(points["umap_"]))
+    write_page(folder / "gap-shift.svg", shift_curves(report["models"], confidence=report["confidence"]))
 
 
 Plane = tuple[Sequence[Sequence[float]], Sequence[Sequence[float]]]

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from clipkit import UserError
 from clipkit.evaluation import embeddings
-from clipkit.evaluation.embeddings import Embeddings, embed
+from clipkit.evaluation.embeddings import Embeddings, embed, fill_cache
 from clipkit.evaluation.splits import Split
 from clipkit.evaluation.suite import Suite, Task
 from clipkit.evaluation.zero_shot import run_zero_shot
@@ -270,6 +270,20 @@ def test_only_blocks_with_a_new_picture_are_encoded(
     found = run_embed(color_encoder, split_of(longer), tmp_path)
     assert color_encoder.pictures_seen == 35 + 1 + 10
     assert same(found, run_embed(color_encoder, Drawn(longer), tmp_path / "fresh", batch_size=1))
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_filling_the_cache_takes_pictures_of_other_splits_and_keeps_their_blocks(
+    colours: list[bytes], color_encoder: Any, scratch_run: Run, tmp_path: Path
+) -> None:
+    knobs: dict[str, Any] = {"cache": tmp_path / "cache", "run": scratch_run, "batch_size": 4, "workers": 0}
+    fill_cache([color_encoder], split_of(colours), **knobs)
+    part = split_of(colours[4:9])
+    assert fill_cache([color_encoder], part, **knobs) == 0
+    assert color_encoder.pictures_seen == 35
+    (tmp_path / "cache/pictures" / f"{split_of(colours).pictures_hash}.safetensors").unlink()
+    assert len(embed(color_encoder, part, **knobs).features_NF) == 5
+    assert color_encoder.pictures_seen == 35  # the blocks were kept, and need nobody any more
 
 
 @pytest.mark.usefixtures("small_blocks")

@@ -151,13 +151,24 @@ def test_a_curve_that_dips_is_matched_where_it_first_reaches_the_score() -> None
 
 def test_the_interval_over_draws_is_students() -> None:
     accuracies = [0.5, 0.6, 0.55, 0.7]
-    mean, interval = mean_over_draws(accuracies, 0.95)
+    mean, interval = mean_over_draws(accuracies, 1_000, 0.95)
     theirs = ttest_1samp(accuracies, 0.0).confidence_interval(0.95)
     assert (mean, interval.low, interval.high) == pytest.approx((0.5875, theirs.low, theirs.high))
-    assert mean_over_draws([0.4], 0.95) == (0.4, (0.0, 1.0))
-    # Five draws alike have no t: others may be a share q with (1 - q) ** 5 = 0.025, and score 0 or 1.
-    other = 1 - 0.025 ** (1 / 5)
-    assert mean_over_draws([0.4] * 5, 0.95) == (pytest.approx(0.4), pytest.approx((0.4 - 0.4 * other, 0.4 + 0.6 * other)))
+    assert mean_over_draws([0.4], 1_000, 0.95) == (0.4, (0.0, 1.0))
+    # Five draws alike on 50 pictures may stray by half of 1 / 50; t of 4 degrees of freedom is 2.776.
+    half = 2.7764 * 0.01 / 5**0.5
+    assert mean_over_draws([0.4] * 5, 50, 0.95) == (pytest.approx(0.4), pytest.approx((0.4 - half, 0.4 + half), abs=1e-6))
+
+
+def test_the_interval_of_few_draws_on_few_pictures_covers_as_often_as_it_says_though_many_are_equal() -> None:
+    random, covered, equal = np.random.default_rng(0), 0, 0
+    for _ in range(2_000):
+        draws = np.round((0.9 + 0.01 * random.standard_normal(3)) * 50) / 50
+        low, high = mean_over_draws(draws.tolist(), 50, 0.95)[1]
+        covered += low <= 0.9 <= high
+        equal += len(set(draws)) == 1
+    assert equal > 200
+    assert covered / 2_000 >= 0.95
 
 
 @pytest.mark.parametrize("strength", [1e-2, 1.0, 100.0])

@@ -193,11 +193,22 @@ def test_of_pictures_that_are_all_right_or_all_wrong_f1_is_not_sure() -> None:
     labels_N = np.repeat([0, 1], [40, 20])
     knobs: dict[str, Any] = {"classes": 3, "confidence": 0.95, "seed": 0}
     assert further(60, 0.95) == 4
-    assert f1_interval(labels_N, labels_N, **knobs) == (pytest.approx((40 / 44 + 80 / 84) / 2), 1.0)
+    recall = [recall_interval(labels_N == right, labels_N, confidence=0.95, seed=0) for right in (labels_N, -1)]
+    assert f1_interval(labels_N, labels_N, **knobs) == (pytest.approx(min((40 / 44 + 80 / 84) / 2, recall[0].low)), 1.0)
     # None was right: four more of the class of 20 that are, beside 40 others taken for it: 2 x 4 / (24 + 44); class 0 stays at 0.
-    assert f1_interval(1 - labels_N, labels_N, **knobs) == (0.0, pytest.approx(8 / 68 / 2))
+    assert f1_interval(1 - labels_N, labels_N, **knobs) == (0.0, pytest.approx(max(8 / 68 / 2, recall[1].high)))
     # One class alone.
-    assert f1_interval(FREE_N, FREE_N, **knobs)[0] == pytest.approx(2 * len(FREE_N) / (2 * len(FREE_N) + further(len(FREE_N), 0.95)))
+    of_further = 2 * len(FREE_N) / (2 * len(FREE_N) + further(len(FREE_N), 0.95))
+    assert f1_interval(FREE_N, FREE_N, **knobs)[0] == pytest.approx(min(of_further, clopper_pearson(300, 300, 0.95).low))
+
+
+@pytest.mark.parametrize(("pictures", "classes", "truth"), [(1, 50, 0.968), (2, 50, 0.977), (2, 100, 0.9886)])
+def test_f1_of_many_small_classes_that_are_all_right_may_still_be_what_mistakes_among_all_of_them_make(
+    pictures: int, classes: int, truth: float
+) -> None:
+    # With mistakes spread over all classes all pictures are right with a chance of 10 or 20% at such an F1: an interval of 95% holds it.
+    labels_N = np.repeat(np.arange(classes), pictures)
+    assert f1_interval(labels_N, labels_N, classes=classes, confidence=0.95, seed=0).low < truth
 
 
 @pytest.mark.parametrize("lowest", [0.0, -1.0])
@@ -226,7 +237,7 @@ def test_a_ranking_without_a_mistake_is_not_sure() -> None:
     assert values["map_11_point"].interval == (pytest.approx(eleven), 1.0)
 
 
-@pytest.mark.parametrize(("pictures", "classes", "share"), [(2, 50, 0.7), (10, 100, 0.9)])
+@pytest.mark.parametrize(("pictures", "classes", "share"), [(1, 500, 0.048), (1, 60, 0.7), (2, 50, 0.7), (10, 100, 0.9)])
 def test_the_interval_of_a_mean_over_small_classes_covers_as_often_as_it_says(pictures: int, classes: int, share: float) -> None:
     labels_N, random, covered = np.repeat(np.arange(classes), pictures), np.random.default_rng(0), 0
     for trial in range(300):

@@ -76,6 +76,8 @@ def test_pictures_labelled_with_sub_classes_are_scored_by_their_super_classes():
     assert values[2].interval == clopper_pearson(3, 4, 0.95)
     assert facts["acc1"] == {"own_names": 0.5, "max": 0.5, "mean": 0.5, "sum": 0.75}
     assert facts["gain_from_own_names"]["p"] == 1  # one picture won, one lost
+    later = score_pools(lambda worded: logits[tuple(names[0] for names in worded.classes)], pools, np.array([0, 2, 2, 2]), **KNOBS)[1]
+    assert later["gain_from_own_names"]["gain"] == 0.5  # the greatest is right on the third alone, own names on the first three
     assert (facts["super_classes"], facts["sub_classes"], facts["without_sub_classes"]) == (2, 3, [])
 
 
@@ -173,3 +175,15 @@ def test_the_shipped_maps_pool_every_class_of_imagenet_that_the_shift_has():
         "bicycle",
         "stuffed animal",
     )
+
+
+def test_the_bound_on_texts_counts_those_of_the_sub_task():
+    fine = task_of(tuple(f"c{i}" for i in range(2_000)), super_classes=("warm", "cold") * 1_000)
+    with pytest.raises(ValueError, match="are 6,006,000 texts, at most 5,000,000"):
+        task_of(("warm", "cold"), sub_task=fine, templates=tuple(f"{i} {{}}" for i in range(3_000)))
+
+
+def test_a_task_without_super_classes_keeps_the_fingerprint_that_results_have():
+    assert load_task("cifar10").fingerprint == "5b0b0a9c923537ed177025bad2e3764a883504aa31fc7cd8b7ba0db1a54702e8"
+    task = task_of(("a", "b"))
+    assert len({task.fingerprint, task_of(("a", "b"), super_classes=("c", "d")).fingerprint}) == 2

@@ -364,6 +364,20 @@ def test_the_slider_moves_the_threshold_between_the_pairs(opened: Any, tmp_path:
     assert (tab.number("overlap"), tab.run("State.isSaved()")) == (2, True)
 
 
+@pytest.mark.parametrize("similarities", [[0.9, 0.6, -0.4, -0.2], [1.000001, 0.6, 0.32, 0.21]])
+def test_the_slider_stands_where_the_plot_has_its_threshold(similarities: list[float], opened: Any, tmp_path: Path) -> None:
+    """Similarities below 0 and above 1 are in the outermost bars: where no threshold can be, there is no room for one."""
+    tab = opened(written(tmp_path, task(similarities, [True] * 4, threshold=0.5)))
+    low, high = (float(tab.run(f"document.getElementById('slider').{end}")) for end in ("min", "max"))
+    x = "Number(document.querySelector('#histogram .{}').getAttribute('{}'))"
+    left, right, line = (tab.run(x.format(*of)) for of in (("axis", "x1"), ("axis", "x2"), ("threshold-line", "x1")))
+    assert (line - left) / (right - left) == pytest.approx((0.5 - low) / (high - low))
+    bars = tab.run("[...document.querySelectorAll('#histogram rect')].map((bar) => Number(bar.getAttribute('x')))")
+    assert left <= min(bars)
+    assert max(bars) < right
+    assert (len(bars), high) == (3 if min(similarities) < 0 else 4, 1)
+
+
 def test_what_is_not_saved_survives_the_page_and_leaving_it_is_warned_of(opened: Any, tmp_path: Path) -> None:
     page = written(tmp_path, task([0.9, 0.8, 0.3], [True] * 3))
     tab = opened(page)
