@@ -76,6 +76,7 @@ class Run:
             raise UserError(f"`--out {out}` cannot be made ({error.strerror}): give another directory") from None
         lock = _take_lock(out)
         known = _check(out, wanted, recipe)  # another process may have started its run between the first look and the lock
+        _forget_temporaries(out)
         if known is None:
             shutil.rmtree(out / "stages", ignore_errors=True)  # what a run was given that stopped at a mistake
         made_by = _provenance()
@@ -205,6 +206,10 @@ UMASK = os.umask(0o022)
 os.umask(UMASK)
 
 
+TEMPORARY = re.compile(r"\..+\.[0-9]{1,15}\.tmp")
+"""Names that `replacing` gives."""
+
+
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary name beside `path`; on success flush it to disk and rename it to `path`, on failure remove it."""
@@ -283,6 +288,18 @@ def _check(out: Path, wanted: Mapping[str, Any], recipe: Section) -> dict[str, A
             raise
         return None
     return known
+
+
+def _forget_temporaries(out: Path) -> None:
+    """Remove what a killed process of this run was writing in its directory. The lock is held: no other process of the run lives.
+
+    Subfolders are left alone: a run, a cache or shards of their own may lie there, which others write to.
+    """
+    started = (out / ".lock").stat().st_mtime  # a file that has changed since is written by a command that takes no lock
+    for path in out.glob(".*.tmp"):
+        with contextlib.suppress(FileNotFoundError):
+            if TEMPORARY.fullmatch(path.name) and path.is_file() and path.stat().st_mtime < started:
+                path.unlink()
 
 
 def _has_results(out: Path) -> bool:

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import re
 import resource
 import subprocess
@@ -101,6 +102,31 @@ def test_a_killed_process_leaves_no_lock(tmp_path):
     process.wait()
     process.stdout.close()
     open_run(tmp_path / "out").close()
+
+
+def test_a_run_removes_what_a_killed_process_of_it_was_writing(tmp_path):
+    """And nothing else: no file of another name, none in a folder, none that a command without the lock writes now."""
+    out = tmp_path / "out"
+    program = """if True:
+        import os, signal, sys
+        from pathlib import Path
+        from clipkit.run import replacing
+        with replacing(Path(sys.argv[1])) as temporary:
+            temporary.write_text("half")
+            os.kill(os.getpid(), signal.SIGKILL)
+    """
+    open_run(out).close()
+    subprocess.run([sys.executable, "-c", program, str(out / "overlap.parquet")], check=False, timeout=60)
+    assert [path.name for path in out.glob(".overlap.parquet.*.tmp")]
+    names = (".mine.tmp", "a.7.tmp", ".a.12x.tmp", "sub/.b.7.tmp", ".lively.parquet.7.tmp")
+    (out / "sub").mkdir()
+    for name in names:
+        (out / name).write_text("")
+    later = time.time() + 60
+    os.utime(out / ".lively.parquet.7.tmp", (later, later))
+    open_run(out).close()
+    assert not list(out.glob(".overlap.parquet.*.tmp"))
+    assert all((out / name).exists() for name in names)
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_rubbish(tmp_path):

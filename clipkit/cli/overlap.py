@@ -91,7 +91,7 @@ def overlap_report(
                 if not report["failed"]:
                     run.finish(report)
     more = further_tables(report) if details else []
-    show(report, [*more, *overlap_tables(report)], as_json=as_json, where=out)
+    show(report, [*more, *overlap_tables(report)], as_json=as_json, where=out if report["tasks"] else None)
     exit_for_failures(report["failed"], has_results=bool(report["tasks"]))
 
 

@@ -58,6 +58,7 @@ def report_overlap(
 
     Called on rank 0 of `share`, which is `leading`; other ranks `help_search` meanwhile.
 
+    Where every task fails nothing is written, and `page` is None.
     Leaves `overlap.parquet` (a row per test picture), `overlap-pairs.parquet` (a row per pair that counts), `overlap.html`, `summary.md`
     and the tables of the stages that the recipe asks for in the run; with `review_page` also `review.html`, to judge pairs on.
     Raises UserError for what concerns all tasks: an image-only model, a detector that cannot be loaded, a threshold or a review of a
@@ -68,20 +69,12 @@ def report_overlap(
     search = _search(recipe, shards, run=run, cache=cache, share=share)
     search = replace(search, detector=with_background(recipe, search.detector, shards, search.describe))
     tests, digests, failed = _read_tests(search, encoder, suite, data_root, cache=cache)
-    pairs = [_pairs_of(search, test, shards, review) for test in tests]
-    equal = find_equal(digests, shards, search.training, run=run)
-    known = [Known(test, equal[test.task.name], review.of(test.task.name), one) for test, one in zip(tests, pairs, strict=True)]
-    findings = []
-    for one, candidates in zip(known, ask(search, [Asked.all_of(test.split) for test in tests]), strict=True):
-        try:
-            findings.append(find(search, one, candidates))
-        except UserError as error:
-            failed[one.test.task.name] = _told(run, one.test.task, error)
-    findings = every_match(search, findings)
-    findings = with_rows(findings)
+    findings = _found(search, tests, digests, failed, shards, review)
     report = _report(recipe, encoder, search.detector, suite, findings, run=run)
     report |= {"failed": failed, "training_pictures": shards.count, "training": shards.fingerprint, "review": review.fingerprint}
     report |= {"search": search_cost(search.effort, shards.count), "search_recall": recall_report(search.recall, recipe.confidence)}
+    if not findings:
+        return report | {"page": None, "plain": tell(report), "review_page": None}
     run.reopen()  # from here on older results are replaced
     report |= _stages(search, findings, shards)
     report["plain"] = tell(report)
@@ -90,6 +83,24 @@ def report_overlap(
     write_overlap_figure(run.path, report["tasks"], confidence=recipe.confidence)
     write_pages(search, report, findings, shards)
     return report
+
+
+def _found(
+    search: Search, tests: Sequence[TestSet], digests: dict[str, list[str]], failed: dict[str, str], shards: Shards, review: Review
+) -> list[Finding]:
+    """What the search finds of the tasks, with every pair and their rows. Those that fail now, too, are added to `failed`."""
+    if not tests:
+        return []
+    pairs = [_pairs_of(search, test, shards, review) for test in tests]
+    equal = find_equal(digests, shards, search.training, run=search.run)
+    known = [Known(test, equal[test.task.name], review.of(test.task.name), one) for test, one in zip(tests, pairs, strict=True)]
+    findings = []
+    for one, candidates in zip(known, ask(search, [Asked.all_of(test.split) for test in tests]), strict=True):
+        try:
+            findings.append(find(search, one, candidates))
+        except UserError as error:
+            failed[one.test.task.name] = _told(search.run, one.test.task, error)
+    return with_rows(every_match(search, findings))
 
 
 def _stages(search: Search, findings: Sequence[Finding], shards: Shards) -> dict[str, Any]:

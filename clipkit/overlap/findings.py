@@ -16,7 +16,7 @@ from clipkit.overlap.review import TaskReview, Verdict, note_on_threshold
 from clipkit.overlap.search.asking import ask_first
 from clipkit.overlap.search.neighbours import Neighbours
 from clipkit.overlap.search.passes import Asked, Nearest, Search, nearest_of
-from clipkit.overlap.search.scale import normalised, threshold_of
+from clipkit.overlap.search.scale import normalised, threshold_of, threshold_reason
 from clipkit.overlap.statistics.comparison import Comparison, Parts, compare, judged
 from clipkit.overlap.statistics.together import rows_together, summary_of
 
@@ -40,6 +40,7 @@ class Finding:
     known: Known
     candidates: Neighbours  # of each test picture, equal ones among them, on the scale that decides
     threshold: float
+    threshold_from: str
     parts: Parts
     comparisons: tuple[Comparison, ...]
     matched: Deepened
@@ -76,12 +77,14 @@ def find(search: Search, known: Known, candidates: Neighbours) -> Finding:
     recipe, name, review = search.recipe, known.test.task.name, known.review
     described = Encoded(*search.describe(known.test.split))
     candidates = with_equal(normalised(candidates, search.detector, described), known.equal)
-    threshold = review.threshold if review.threshold is not None else threshold_of(recipe, search.detector, name)
+    threshold, source = review.threshold, "the file of verdicts"
+    if threshold is None:
+        threshold, source = threshold_of(recipe, search.detector, name), threshold_reason(recipe, search.detector, name)
     parts = Parts(judged(nearest_of(candidates).similarity_N, review.verdicts), threshold, known.test.is_blank_N)
     if note := note_on_threshold(name, int(parts.is_overlap_N.sum()), len(parts.is_overlap_N), threshold):
         search.run.say(note)
     compared = tuple(compare(answers, parts, confidence=recipe.confidence, seed=recipe.seed) for answers in known.test.answers)
-    return Finding(known, candidates, threshold, parts, compared, Deepened(Listed.none(), 0))
+    return Finding(known, candidates, threshold, source, parts, compared, Deepened(Listed.none(), 0))
 
 
 # ------------------------------------------------------------ all tasks together
@@ -144,4 +147,10 @@ def _families(findings: Sequence[Finding]) -> dict[str, dict[int, Comparison]]:
 
 
 def _named(finding: Finding) -> dict[str, Any]:
-    return {"task": finding.name, "title": finding.test.task.title, "threshold": finding.threshold, "verdicts": len(finding.verdicts)}
+    return {
+        "task": finding.name,
+        "title": finding.test.task.title,
+        "threshold": finding.threshold,
+        "threshold_from": finding.threshold_from,
+        "verdicts": len(finding.verdicts),
+    }

@@ -45,6 +45,7 @@ GROUPS: tuple[tuple[str, str, tuple[_Named, ...]], ...] = (
         (
             _Named("score", "Asked", "text", "what the model was asked: zero-shot, a linear probe, or retrieval in one direction"),
             _Named("metric", "Metric", "text", "what All, Overlap and Clean are; acc1 is the share of right first answers"),
+            _Named("threshold_from", "Threshold from", "text", "what has set it, or on what it was measured; the paper's are set by hand"),
             _Named("published", "Score of the whole test set", "percent", "as the evaluation alone gives it"),
             _Named("overlap_minus_clean", "Overlap − Clean", "points", "how much better the model is on pictures with a near-duplicate"),
             _Named("is_shifted", "All − Clean beyond 0.1 points", "yes", "whether the overlap moved the score at all; 7 in the paper"),

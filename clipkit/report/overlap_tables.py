@@ -1,5 +1,6 @@
 """The overlap report for the terminal: scores, counts, words and files; and in more tables, where asked, all that stands beside them."""
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,17 +11,27 @@ from clipkit.report.tables import Cell, Paragraphs, Share, Shown, Table
 
 __all__ = ["further_tables", "overlap_tables"]
 
+MOST_NAMED = 5
+"""Tasks that a note names."""
+
 Row = Mapping[str, Any]
 Report = Mapping[str, Any]
 
 
 def overlap_tables(report: Report) -> list[Shown]:
-    """What a person wants at the end: Overlap, Clean and All per task, the four counts, the report in words, and where the rest is."""
+    """What a person wants at the end: Overlap, Clean and All per task, the four counts, the report in words, and where the rest is.
+
+    Nothing of a report whose every task failed.
+    """
+    if not report["tasks"]:
+        return []
     return [_scores(report, _rows(report)), _counts(report), Paragraphs(report.get("plain", ())), _files(report)]
 
 
 def further_tables(report: Report) -> list[Shown]:
     """What stands beside the paper's test, where there is an overlap; then texts, hosts and repeats, where the report has them."""
+    if not report["tasks"]:
+        return []
     tested = [(name, row) for name, row in _rows(report) if row["p_value"] is not None]
     beyond = [_sureness(tested, report["confidence"]), _other_reasons(tested)] if tested else []
     return [*beyond, *text_tables(report), *host_tables(report), *within_tables(report)]
@@ -54,12 +65,25 @@ def _scores(report: Mapping[str, Any], rows: Sequence[tuple[str, Row]]) -> Table
 
 
 def _where(report: Report) -> str:
-    """What the columns are, and why the threshold stands where it does."""
+    """What the columns are, and why the thresholds stand where they do."""
     other = sorted({row["metric"] for row in report["tasks"] if row.get("metric", "acc1") != "acc1"})
     metrics = f"; scores other than accuracy: {', '.join(other)}" if other else ""
-    why = report.get("threshold_measured_on")
-    measured = f"threshold {report['default_threshold']:g}, from {why}" if why else ""
-    return "\n".join(filter(None, ["All - Clean in points" + metrics, measured]))
+    return "\n".join(["All - Clean in points" + metrics, *_thresholds(report)])
+
+
+def _thresholds(report: Report) -> list[str]:
+    """Each threshold with what has set it; whose it is where tasks have several. Nothing of a report that does not know."""
+    tasks_of: defaultdict[tuple[float, str], list[str]] = defaultdict(list)
+    for row in report["tasks"]:
+        if why := row.get("threshold_from"):
+            tasks_of[row["threshold"], why].append(row["task"])
+    told = {f"threshold {threshold:g}, from {why}": names for (threshold, why), names in tasks_of.items()}
+    return list(told) if len(told) < 2 else [f"{one}: {_named(names)}" for one, names in told.items()]
+
+
+def _named(names: Sequence[str]) -> str:
+    more = len(names) - MOST_NAMED
+    return ", ".join(names[:MOST_NAMED]) + (f" and {more:,} more" if more > 0 else "")
 
 
 def _files(report: Report) -> Table:
@@ -193,7 +217,8 @@ def _counts(report: Report) -> Table:
         )
     ]
     notes = [f"{name}: {_worth(found)}" if len(families) > 1 else _worth(found) for name, found in families.items()]
-    return Table("over tasks", (f"of {report['summary']['tasks']} tasks", *families), rows, "\n".join(notes))
+    count = report["summary"]["tasks"]
+    return Table("over tasks", (f"of {count:,} task{'' if count == 1 else 's'}", *families), rows, "\n".join(notes))
 
 
 def _worth(found: Row) -> str:

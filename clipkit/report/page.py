@@ -146,9 +146,10 @@ def sentences(row: Row, *, confidence: float) -> list[str]:
     """A task's result in plain language."""
     share = f"{row['overlap']:,} of {row['count']:,} test pictures ({percent(row['contamination'])})"
     told = [f"{share} have a near-duplicate in the training data, at similarity {row['threshold']:g} or more."]
-    if row["verdicts"]:
-        told.append(f"{row['verdicts']:,} of the pictures were judged by a person; a verdict stands above the threshold.")
     told += score_sentences(row, confidence=confidence)
+    if row["verdicts"]:
+        were = "was" if row["verdicts"] == 1 else "were"
+        told.append(f"{row['verdicts']:,} of all test pictures {were} judged by a person; a verdict stands above the threshold.")
     return [*told, row["note"]] if row["note"] else told
 
 

@@ -96,7 +96,9 @@ def test_the_second_report_searches_for_nothing_and_has_the_same_bytes(
         again = analyse(tmp_path, color_encoder, shards, suite, out="again", within=True)
     assert (second.compared, second.verified, second.hashed, second.asked) == (0, 0, 0, [])
     assert contents(tmp_path, "again") == contents(tmp_path, "out")
-    timed = ("operations_per_second", "seconds", "large")
+    timed = ("operations_per_second", "compared", "seconds", "note", "large")
+    assert told["search"]["note"] is None
+    assert "earlier searches" in again["search"]["note"]
     assert {**again["search"], **{name: told["search"][name] for name in timed}} == told["search"]
     assert {**again, "page": told["page"], "search": told["search"]} == told
 
@@ -293,6 +295,31 @@ def test_an_unfinished_search_that_nobody_goes_on_with_is_removed(tmp_path: Path
         os.utime(path, (path.stat().st_atime, path.stat().st_mtime - 86_400 * days))
     analyse(tmp_path, color_encoder, shards, suite)
     assert [path.exists() for path in (old, new, other)] == [False, True, True]
+
+
+def test_a_note_that_was_changed_makes_a_saved_search_none(tmp_path: Path) -> None:
+    """The note names the finished shards: with another one a shard would be left out of the search."""
+    saved = state.SearchState(tmp_path, ["x"])
+    saved.save(found(b"b", b"a"), {"a" * 64}, at_last=True)
+    loaded = saved.load(2, 1)
+    assert loaded is not None
+    assert loaded[1] == {"a" * 64}
+    data = saved.path.read_bytes()
+    assert data.count(b"a" * 64) == 1
+    saved.path.write_bytes(data.replace(b"a" * 64, b"b" * 64))
+    assert saved.load(2, 1) is None
+
+
+@pytest.mark.parametrize("rows", [[3, 1], [1, 1], [-1, 2], [1, 5]])
+def test_a_whole_file_of_rows_that_cannot_be_is_none(tmp_path: Path, rows: list[int]) -> None:
+    """Out of order, twice, before the first and behind the last: as another program may have written them, hash and all."""
+    store, five = KeptNeighbours(tmp_path, ["x"], 1), cast("Pictures", Five())
+    store.add(five, np.array([1, 3]), found(b"b", b"a"))
+    (path,) = tmp_path.iterdir()
+    assert store.load(five, ALL).rows_R.tolist() == [1, 3]
+    state.save_neighbours(path, found(b"b", b"a"), np.array(rows))
+    asked = np.arange(-1, 6)
+    assert store.load(five, asked).rows_R.tolist() == []
 
 
 def test_no_flipped_bit_goes_unnoticed(tmp_path: Path) -> None:

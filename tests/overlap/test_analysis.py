@@ -18,6 +18,7 @@ from clipkit.model.detector import PixelDescriptor
 from clipkit.model.encoder import Encoded
 from clipkit.overlap.analysis import report_overlap
 from clipkit.recipe import OverlapRecipe
+from clipkit.report.overlap_tables import further_tables, overlap_tables
 from clipkit.run import Run
 from tests.overlap.cloths import cloth, encoded
 
@@ -148,7 +149,29 @@ def test_verdicts_and_thresholds_of_a_person_stand_above_the_recipe(
     (tmp_path / "out" / "verdicts.json").write_text('{"cloth": {"threshold": 0.999, "verdicts": {"7": "duplicate"}}}')
     report = analyse(tmp_path, color_encoder, shards, suite, thresholds={"cloth": 0.5})
     assert (report["tasks"][0]["overlap"], report["tasks"][0]["threshold"], report["tasks"][0]["verdicts"]) == (1, 0.999, 1)
+    assert report["tasks"][0]["threshold_from"] == "the file of verdicts"
     assert report["review"]
+
+
+def test_a_report_says_which_knob_has_set_a_threshold(tmp_path: Path, data: Path, suite: Suite, shards: Shards, color_encoder: Any) -> None:
+    ways: dict[str, dict[str, Any]] = {
+        "the knob `thresholds`": {"threshold": 0.8, "thresholds": {"cloth": 0.5}},
+        "the knob `threshold`": {"threshold": 0.8},
+    }
+    for number, (why, knobs) in enumerate(ways.items()):
+        report = analyse(tmp_path, color_encoder, shards, suite, out=str(number), **knobs)
+        assert report["tasks"][0]["threshold_from"] == why
+        assert report["threshold_measured_on"] == "the knob `threshold`"
+    own = analyse(tmp_path, color_encoder, shards, suite, out="own")
+    assert own["tasks"][0]["threshold_from"] == own["threshold_measured_on"] != "the knob `threshold`"
+
+
+def test_where_no_task_can_be_analysed_nothing_is_written(tmp_path: Path, suite: Suite, shards: Shards, color_encoder: Any) -> None:
+    report = analyse(tmp_path, color_encoder, shards, suite)
+    assert (report["tasks"], sorted(report["failed"])) == ([], ["cloth", "gone"])
+    assert {path.name for path in (tmp_path / "out").iterdir()} <= {"log.txt"}
+    assert overlap_tables(report) == further_tables(report) == []
+    json.dumps(report, allow_nan=False)
 
 
 def test_without_training_pictures_the_report_says_so(tmp_path: Path, data: Path, suite: Suite, color_encoder: Any) -> None:

@@ -211,6 +211,30 @@ def test_what_cannot_be_compared_is_said(opened: Any, tmp_path: Path, given: Rev
     assert tab.text("#status") == "A threshold is a similarity above 0, up to 1: from 0 down every picture counts."
 
 
+@pytest.mark.parametrize("refused", ["5", "0", ""])
+@pytest.mark.parametrize("how", ["box", "slider", "button"])
+def test_a_refused_threshold_is_spoken_of_until_another_holds(opened: Any, tmp_path: Path, refused: str, how: str) -> None:
+    tab = opened(written(tmp_path, task([0.9, 0.7, 0.3], [True, False, True])))
+    tab.type("#exact", refused)
+    assert tab.text("#status").startswith("A threshold is a similarity")
+    if how == "box":
+        tab.type("#exact", "0.8")
+        tab.look()
+        assert tab.number("overlap") == 1
+    elif how == "slider":
+        tab.drag("#slider", 0.3)
+    else:
+        tab.click("#reset-threshold")
+    tab.look()
+    assert tab.text("#status") == ""
+    assert tab.run("document.getElementById('exact').getAttribute('aria-invalid')") == "false"
+    tab.run("document.activeElement.blur()")
+    tab.press("d")
+    said = tab.text("#status")
+    tab.type("#exact", "0.6")
+    assert tab.text("#status") == said != ""  # nothing else is wiped away
+
+
 def test_a_score_that_the_page_cannot_compute_is_said(opened: Any, tmp_path: Path) -> None:
     first, five = np.array([True, False, False]), np.array([True, True, False])
     classes = first.astype(np.int64)
@@ -577,6 +601,23 @@ def test_verdicts_beside_other_training_pictures_are_refused(tmp_path: Path, sui
     with pytest.raises(UserError, match="verdict on picture 99999: its indices go from 0 to"):
         analyse(tmp_path, color_encoder, shards, suite, review_page=False)
     assert (tmp_path / "out" / "overlap.parquet").read_bytes() == table  # the results before the mistake stand
+
+
+def test_a_command_whose_every_task_fails_prints_and_leaves_no_empty_report(
+    tmp_path: Path, suite: Suite, shards: Shards, color_encoder: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("clipkit.model.encoder.load_encoder", lambda *_, **__: color_encoder)
+    for picture in (tmp_path / "data").rglob("*.png"):
+        picture.write_bytes(picture.read_bytes()[:60])
+    places = {"train": shards.root, "suite": tmp_path / "suite.toml", "data": tmp_path / "data", "cache": tmp_path / "cache"}
+    command = ["overlap-report", "--out", str(tmp_path / "out"), "--quiet", "--set", "workers=0", "--model", "timm:x", "--review"]
+    command += [word for name, value in places.items() for word in (f"--{name}", str(value))]
+    found = CliRunner().invoke(app, command)
+    assert (found.exit_code, found.stdout) == (2, "")
+    assert "error: cloth: " in found.stderr
+    assert not (tmp_path / "out").exists()
+    as_json = json.loads(CliRunner().invoke(app, [*command, "--json"]).stdout)
+    assert (as_json["tasks"], set(as_json["failed"]) >= {"cloth"}, as_json["page"]) == ([], True, None)
 
 
 def test_the_page_is_small_and_the_same_for_the_same_findings() -> None:

@@ -57,6 +57,26 @@ def test_the_four_counts_are_lines_of_their_own(text: str) -> None:
     assert "with overlap: 26; p < 0.05: 1.04 by chance, 3 after Holm" in " ".join(text.split())
 
 
+def test_each_threshold_says_what_has_set_it_and_several_whose_they_are() -> None:
+    def notes(*thresholds: tuple[float, str]) -> str:
+        rows = [{**NO_OVERLAP, "task": f"t{i}", "threshold": value, "threshold_from": why} for i, (value, why) in enumerate(thresholds)]
+        return " ".join(shown({**REPORT, "default_threshold": 0.89, "tasks": rows}, width=200, details=False).split())
+
+    common, own, judged = (0.89, "the knob `threshold`"), (0.95, "the knob `thresholds`"), (0.888, "the file of verdicts")
+    assert "threshold 0.89, from the knob `threshold` over tasks" in notes(common, common)
+    assert "threshold 0.95, from the knob `thresholds` over tasks" in notes(own)
+    assert "0.89, from" not in notes(own)
+    told = notes(common, own, common, judged)
+    assert "threshold 0.89, from the knob `threshold`: t0, t2 threshold 0.95, from the knob `thresholds`: t1" in told
+    assert "threshold 0.888, from the file of verdicts: t3 over tasks" in told
+    assert "from the knob `threshold`: t1, t2, t3, t4, t5 and 2 more over tasks" in notes(own, *[common] * 7)
+    assert "from the knob" not in shown(REPORT, details=False)  # which an earlier version has made
+
+
+def test_one_task_is_counted_in_the_singular() -> None:
+    assert "┃ of 1 task " in shown({**REPORT, "summary": {**SUMMARY, "tasks": 1}}, details=False)
+
+
 def test_unasked_it_is_three_short_tables_and_the_words() -> None:
     """All that stands beside the paper's test is a line with its file: nothing is printed that scrolls the scores away."""
     hosts = {"image_url": {"hosts": 3, "named": 2, "first": {"host": "a.example", "share": 0.75}}}

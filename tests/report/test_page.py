@@ -80,8 +80,22 @@ def test_the_result_is_told_in_plain_language() -> None:
     )
 
 
+@pytest.mark.parametrize(("judged", "told"), [(2, "2 of all test pictures were judged"), (1, "1 of all test pictures was judged")])
+def test_them_are_the_near_duplicates_and_not_the_judged(judged: int, told: str) -> None:
+    found = sentences({**ROW, "verdicts": judged}, confidence=0.995)
+    assert "near-duplicate" in found[0]
+    assert found[1].startswith("The model is right on 90.0% of them")
+    assert found[-1] == f"{told} by a person; a verdict stands above the threshold."
+
+
 def test_the_example_of_a_review_is_one_that_is_read_as_is() -> None:
     assert json.loads(verdict_example(SECTION)) == {"birds": {"threshold": 0.9, "verdicts": {"3": "duplicate", "7": "different"}}}
+
+
+def test_the_page_says_what_has_set_the_threshold() -> None:
+    found = facts({**ROW, "threshold_from": "the knob `thresholds`"})
+    assert found["The paper's own"]["Threshold from"] == "the knob `thresholds`"
+    assert "Other figures" not in found
 
 
 def facts(row: dict[str, Any]) -> dict[str, dict[str, str]]:

@@ -228,16 +228,7 @@ def _within_training(near: Report | None) -> list[str]:
 
 
 def _caveats(report: Report) -> list[str]:
-    judged = sum(row["verdicts"] for row in report["tasks"])
-    told = [
-        "What the detector misses is not counted: its recall over a whole training set cannot be known.",
-        "What it takes for a near-duplicate wrongly is counted: "
-        + (
-            f"{counted(judged, 'picture')} {'was' if judged == 1 else 'were'} judged by a person."
-            if judged
-            else "no pair was judged by a person."
-        ),
-    ]
+    told = ["What the detector misses is not counted: its recall over a whole training set cannot be known.", *_mistaken(report["tasks"])]
     if any(row["overlap"] and row["all_minus_clean"] is not None for row in report["tasks"]):
         told.append(
             "The pictures with and without a near-duplicate may differ in more than having been trained on: a difference of scores is no "
@@ -248,6 +239,17 @@ def _caveats(report: Report) -> list[str]:
         shown = ", ".join(names[:MOST_NAMED]) + (f" and {len(names) - MOST_NAMED:,} more" if len(names) > MOST_NAMED else "")
         told.append(f"{counted(len(names), 'task')} could not be analysed ({shown}).")
     return told
+
+
+def _mistaken(tasks: Sequence[Report]) -> list[str]:
+    """What holds of pictures that the detector takes for near-duplicates wrongly; nothing where it found none and nobody judged."""
+    judged = sum(row["verdicts"] for row in tasks)
+    were = f"{counted(judged, 'picture')} {'was' if judged == 1 else 'were'} judged"
+    if not any(row["overlap"] for row in tasks):
+        return [f"{were[0].upper()}{were[1:]} by a person."] if judged else []
+    if not judged:
+        return ["False near-duplicates are counted too; no pair was judged by a person."]
+    return [f"False near-duplicates are counted too, except where a person has judged: {were}."]
 
 
 def _method(report: Report) -> list[str]:

@@ -11,6 +11,8 @@ LARGE = 400_000_000
 
 TERAFLOPS = 1e12
 
+ALL_KEPT = "Nothing was compared here: the neighbours were read from what earlier searches kept, so that no time was measured."
+
 
 @dataclass
 class Effort:
@@ -43,7 +45,9 @@ def operations(rows: int, pictures: int, width: int) -> int:
 def search_cost(effort: Effort, pictures: int) -> dict[str, Any]:
     """The report's `search`: the cost of `pictures` training pictures, the rate that was measured, and what 400 million would take.
 
-    Bytes are those of the vectors read (float32, once for each pass). Seconds: null where nothing was compared, everything being saved.
+    Bytes are those of the vectors read (float32, once for each pass). `operations` are those of the whole search, `compared` those
+    that this start of the report (under torchrun: this rank) has made; the rate and the seconds are of the latter, null where there are
+    none, all neighbours having been kept by earlier searches, as `note` then says.
     Encoding the pictures comes on top, and verifying grows with the test pictures alone.
     """
     rate = effort.operations / effort.seconds if effort.seconds and effort.operations else None
@@ -55,7 +59,9 @@ def search_cost(effort: Effort, pictures: int) -> dict[str, Any]:
         "operations": operations(effort.rows, pictures, effort.width),
         "bytes": 4 * effort.passes * pictures * effort.width,
         "operations_per_second": None if rate is None else round(rate),
+        "compared": effort.operations,
         "seconds": None if rate is None else round(effort.seconds, 3),
+        "note": _note(effort.operations, operations(effort.rows, pictures, effort.width)),
         "large": {
             "pictures": LARGE,
             "operations": large,
@@ -64,3 +70,15 @@ def search_cost(effort: Effort, pictures: int) -> dict[str, Any]:
             "seconds_at_a_teraflop_per_second": round(large / TERAFLOPS, 1),
         },
     }
+
+
+def _note(compared: int, whole: int) -> str | None:
+    """What the rate is not of: the rate of a few vectors says little of a search."""
+    if not whole or 2 * compared >= whole:
+        return None
+    if not compared:
+        return ALL_KEPT
+    return (
+        f"Compared here was {compared / whole:.1%} of the search, the rest by other ranks, or read from what earlier searches kept: "
+        "the rate is that of this part."
+    )

@@ -60,15 +60,21 @@ def threshold_of(recipe: OverlapRecipe, detector: Detector, task: str) -> float:
     return recipe.thresholds.get(task, common)
 
 
+def threshold_reason(recipe: OverlapRecipe, detector: Detector, task: str) -> str:
+    """Where `threshold_of` the task comes from; on what it was measured where that is the detector."""
+    if task in recipe.thresholds:
+        return "the knob `thresholds`"
+    return "the knob `threshold`" if recipe.threshold is not None else detector.threshold.measured_on
+
+
 def detector_facts(recipe: OverlapRecipe, detector: Detector) -> dict[str, Any]:
     """For the report: what similarities were, and why the threshold stands where it does."""
     norm = detector.score_norm
     digest = hashlib.sha256(f"{detector.encoder.fingerprint} {norm.fingerprint if norm else ''}".encode()).hexdigest()
-    note = "the knob `threshold`" if recipe.threshold is not None else detector.threshold.measured_on
     return {
         "detector": detector.encoder.name,
         "detector_fingerprint": digest,
         "default_threshold": threshold_of(recipe, detector, ""),
-        "threshold_measured_on": note,
+        "threshold_measured_on": threshold_reason(recipe, detector, ""),
         "score_norm": norm.facts() if norm else None,
     }

@@ -282,10 +282,19 @@
   function setThreshold(text) {
     const threshold = Number(text);
     const isSimilarity = text.trim() !== "" && State.isThreshold(threshold);
-    at("exact").setAttribute("aria-invalid", String(!isSimilarity));
-    if (!isSimilarity) return say("A threshold is a similarity above 0, up to 1: from 0 down every picture counts.");
+    if (!isSimilarity) {
+      at("exact").setAttribute("aria-invalid", "true");
+      return say("A threshold is a similarity above 0, up to 1: from 0 down every picture counts.");
+    }
+    forgetRefused();
     State.setThreshold(current, threshold);
     drawSoon();
+  }
+
+  /* What the box refused is there no more, and nothing is left to be said of it. */
+  function forgetRefused() {
+    if (at("exact").getAttribute("aria-invalid") === "true") say("");
+    at("exact").setAttribute("aria-invalid", "false");
   }
 
   /* Once for all the moves of a slider between two pictures on the screen. */
@@ -404,6 +413,7 @@
       setThreshold(event.target.value);
     });
     at("reset-threshold").addEventListener("click", () => {
+      forgetRefused();
       State.setThreshold(current, current.first.threshold);
       drawAll();
     });

@@ -11,8 +11,8 @@ import torch
 from PIL import Image, ImageDraw
 from sklearn.datasets import load_digits, load_sample_images
 
-from clipkit.overlap.answers.information import BLACK, LEAST_CONTRAST, blackness, contrast, low_information_flags, shows_nothing
-from clipkit.run import Run
+from clipkit.overlap.answers.information import LEAST_CONTRAST, blackness, contrast, low_information_flags, shows_nothing
+from clipkit.run import Run, save_tensors
 
 
 def pixels(image: Image.Image) -> torch.Tensor:
@@ -80,14 +80,43 @@ def framed(ground: int, side: int, size: int = 48) -> torch.Tensor:
 
 def test_a_black_frame_with_a_small_logo_shows_nothing() -> None:
     """The same on white is a drawing, and a digit on black has more of it."""
-    for ground in (0, BLACK):
+    for ground in (0, 16, 24):
         assert contrast(framed(ground, 8)) > LEAST_CONTRAST
         assert low_information(framed(ground, 8))  # 64 of 2,304 pixels: 2.8%
         assert not low_information(framed(ground, 9))  # 3.5%
-    for ground in (BLACK + 1, 255):
+    for ground in (25, 255):
         assert not low_information(framed(ground, 8))
     assert low_information(pixels(jpeg(noisy(Image.fromarray(framed(4, 20, 224).permute(1, 2, 0).numpy()), 2), 75)))
     assert blackness(framed(0, 8)) == 1 - 64 / 2304
+
+
+@pytest.mark.parametrize("quality", [None, 75, 85, 95])
+@pytest.mark.parametrize("spread", [1, 2])
+def test_a_frame_in_the_black_of_video_is_black_under_noise_and_compression(spread: float, quality: int | None) -> None:
+    """Level 16, with a logo of 0.8% in its corner, so that contrast alone takes it for a picture."""
+    image = noisy(Image.fromarray(framed(16, 20, 224).permute(1, 2, 0).numpy()), spread)
+    seen = pixels(image if quality is None else jpeg(image, quality))
+    assert contrast(seen) > 4
+    assert low_information(seen)
+
+
+def test_dark_colours_that_are_no_black_show_something() -> None:
+    """A saturated dark blue, a logo on it: the mean of its colours is 20, the deepest is 60."""
+    image = plain((0, 0, 60), (48, 48))
+    image.paste((255, 210, 0), (38, 2, 46, 10))
+    assert blackness(pixels(image)) == 0
+    assert not low_information(pixels(image))
+
+
+def test_what_was_looked_at_by_another_black_is_looked_at_again(tmp_path: Path, scratch_run: Run) -> None:
+    grounds = [Image.fromarray(framed(20, side).permute(1, 2, 0).numpy()) for side in (8, 12)]
+    encoded = [io.BytesIO() for _ in grounds]
+    for image, out in zip(grounds, encoded, strict=True):
+        image.save(out, "png")
+    stale = {"contrast": torch.full((2,), 50.0, dtype=torch.float64), "black": torch.zeros(2, dtype=torch.float64)}
+    save_tensors(tmp_path / "contrast" / "0.safetensors", stale)
+    found = low_information_flags(Files([out.getvalue() for out in encoded]), cache=tmp_path, run=scratch_run, workers=0)
+    assert found.tolist() == [True, False]
 
 
 def test_contrast_is_the_greatest_deviation_of_a_colour_by_numpy() -> None:

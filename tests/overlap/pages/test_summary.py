@@ -60,7 +60,7 @@ def test_one_task_in_words() -> None:
         "A one-sided binomial test of the overlap against the rest gives p = 0.024, below 0.05."
     )
     assert "recall over a whole training set cannot be known" in told[2]
-    assert "no pair was judged by a person" in told[2]
+    assert "False near-duplicates are counted too; no pair was judged by a person." in told[2]
     assert told[3].startswith("Method: train-test overlap as in section 5 of Radford et al. 2021")
     assert "training shards 0123456789ab)" in told[3]
 
@@ -70,6 +70,8 @@ def test_no_overlap_at_all_claims_nothing_about_scores() -> None:
     assert "No test picture was found to have a near-duplicate" in told
     assert "points" not in told
     assert "memorised" not in told
+    assert "judged" not in told
+    assert "False near-duplicates" not in told
 
 
 def test_everything_overlapping_has_no_clean_part() -> None:
@@ -136,8 +138,16 @@ def test_failed_tasks_verdicts_and_what_may_be_left_are_told() -> None:
     found["matches"]["cut_short"] = 1
     told = words(found)
     assert "1 task could not be analysed (cars)." in told
-    assert "1 picture was judged by a person" in told
+    assert "False near-duplicates are counted too, except where a person has judged: 1 picture was judged." in told
     assert "Of 1 test picture there may be more in the training data" in told
+
+
+def test_where_a_person_has_judged_all_overlap_away_that_is_told() -> None:
+    found = report(("birds", 0, 0, 80, 60), ("cars", 0, 0, 10, 5))
+    found["tasks"][0]["verdicts"] = 2
+    told = words(found)
+    assert "2 pictures were judged by a person." in told
+    assert "False near-duplicates" not in told
 
 
 def test_no_task_at_all_is_one_sentence() -> None:
