@@ -31,16 +31,17 @@ def recall_interval(hits_N: NDArray[np.bool_], labels_N: Counts, *, confidence: 
 
     A draw of n pictures of n strays too little, by (n - 1) / n in variance, which matters where classes are small: deviations from the
     share that was seen are stretched by its root (Rao and Wu 1988). One picture of a class says nothing of how far others would stray:
-    such classes are drawn by the share that all of them have together, as collapsed strata are (Cochran 1977, section 5A.12).
+    several such classes are drawn by the share that they have together, as collapsed strata are (Cochran 1977, section 5A.12).
     Where every class is right throughout or wrong throughout no draw strays at all: the interval is then exact, as `unanimous` says.
     """
     counts_C = np.bincount(labels_N)
     right_C = np.bincount(labels_N, weights=hits_N)[counts_C > 0]
     counts_C = counts_C[counts_C > 0]
     share_C, is_alone_C = right_C / counts_C, counts_C == 1
-    drawn_by_C = np.where(is_alone_C, share_C[is_alone_C].mean() if is_alone_C.sum() > 1 else share_C.mean(), share_C)
-    if ((drawn_by_C == 0) | (drawn_by_C == 1)).all():
+    are_alike = len(set(share_C[is_alone_C])) < 2  # the classes of one picture, if there are any
+    if are_alike and ((share_C == 0) | (share_C == 1)).all():
         return unanimous(counts_C, right_C > 0, confidence)
+    drawn_by_C = share_C if are_alike else np.where(is_alone_C, share_C[is_alone_C].mean(), share_C)
     drawn_RC = np.random.default_rng(seed).binomial(counts_C, drawn_by_C, (RESAMPLES, len(counts_C)))
     stretch_C = np.sqrt(counts_C / np.maximum(counts_C - 1, 1))
     return percentiles(np.clip((share_C + stretch_C * (drawn_RC / counts_C - drawn_by_C)).mean(axis=1), 0, 1), confidence)
