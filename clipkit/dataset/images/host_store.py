@@ -15,6 +15,10 @@ KEPT_SECONDS = 24 * 3600.0
 """How long a robots.txt is good for (RFC 9309, 2.4)."""
 
 
+PATIENCE = 60.0
+"""Seconds to wait for other processes."""
+
+
 class Text(NamedTuple):
     """A file as it was fetched: its text ("" where there is none), or how the attempt ended."""
 
@@ -39,11 +43,23 @@ class HostStore:
             self._open()
 
     def _open(self) -> None:
-        self._database = sqlite3.connect(self._path or ":memory:", timeout=60, isolation_level=None, check_same_thread=False)
-        self._run("PRAGMA journal_mode=WAL")
+        self._database = sqlite3.connect(self._path or ":memory:", timeout=PATIENCE, isolation_level=None, check_same_thread=False)
+        self._write_ahead()
         self._run("PRAGMA synchronous=OFF")  # what a power cut takes is asked for again
         self._run("CREATE TABLE IF NOT EXISTS files (url TEXT PRIMARY KEY, at REAL, text BLOB, failure TEXT) WITHOUT ROWID")
         self._run("CREATE TABLE IF NOT EXISTS closed (host TEXT PRIMARY KEY, until REAL) WITHOUT ROWID")
+
+    def _write_ahead(self) -> None:
+        """Others may be making the same file: for them, unlike for writers, SQLite does not wait."""
+        end = time.monotonic() + PATIENCE
+        while True:
+            try:
+                self._run("PRAGMA journal_mode=WAL")
+                return
+            except sqlite3.OperationalError as error:
+                if "locked" not in str(error) or time.monotonic() > end:
+                    raise
+            time.sleep(0.01)
 
     def close(self) -> None:
         """Let go of the file."""

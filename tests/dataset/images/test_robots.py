@@ -1,6 +1,7 @@
 """robots.txt and ai.txt against a real server: what RFC 9309 says of each way in which a file can be there or not."""
 
 import asyncio
+import sqlite3
 import threading
 import time
 from pathlib import Path
@@ -132,6 +133,26 @@ def test_each_file_is_fetched_once_for_all_images_of_an_origin(web: Any) -> None
 
     assert {fetched.outcome for fetched in asyncio.run(run())} == {"ok"}
     assert web.asked_rules == {"robots.txt": 1, "ai.txt": 1}
+
+
+def test_a_store_that_another_process_is_making_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two that switch one new file to a write-ahead log: SQLite tells one of them at once that it is locked, whatever its timeout."""
+    run, asked = HostStore._run, []
+
+    def locked_twice(store: HostStore, statement: str, *values: object) -> Any:
+        asked.append(statement)
+        if asked.count("PRAGMA journal_mode=WAL") in (1, 2) and "journal_mode" in statement:
+            raise sqlite3.OperationalError("database is locked")
+        return run(store, statement, *values)
+
+    monkeypatch.setattr(HostStore, "_run", locked_twice)
+    store = HostStore(tmp_path / "hosts.sqlite")
+    assert store.claim("https://a.example/robots.txt")
+    store.close()
+    monkeypatch.setattr("clipkit.dataset.images.host_store.PATIENCE", -1.0)
+    asked.clear()
+    with pytest.raises(sqlite3.OperationalError, match="locked"):
+        HostStore(tmp_path / "others.sqlite")
 
 
 def test_fetchers_of_several_processes_share_what_one_has_fetched(web: Any, tmp_path: Path) -> None:
