@@ -72,7 +72,8 @@ def report_overlap(
     findings = _found(search, tests, digests, failed, shards, review)
     report = _report(recipe, encoder, search.detector, suite, findings, run=run)
     report |= {"failed": failed, "training_pictures": shards.count, "training": shards.fingerprint, "review": review.fingerprint}
-    report |= {"search": search_cost(search.effort, shards.count), "search_recall": recall_report(search.recall, recipe.confidence)}
+    report["search"] = search_cost(search.effort, shards.count, ranks=share.ranks)
+    report["search_recall"] = recall_report(search.recall, recipe.confidence)
     if not findings:
         return report | {"page": None, "plain": tell(report), "review_page": None}
     run.reopen()  # from here on older results are replaced

@@ -11,6 +11,9 @@ LARGE = 400_000_000
 
 TERAFLOPS = 1e12
 
+LEAST_SHARE = 0.1
+"""Of the comparisons of a rank. Of fewer, what goes on around them takes most of the time."""
+
 ALL_KEPT = "Nothing was compared here: the neighbours were read from what earlier searches kept, so that no time was measured."
 
 
@@ -42,26 +45,28 @@ def operations(rows: int, pictures: int, width: int) -> int:
     return 2 * rows * pictures * width
 
 
-def search_cost(effort: Effort, pictures: int) -> dict[str, Any]:
+def search_cost(effort: Effort, pictures: int, *, ranks: int = 1) -> dict[str, Any]:
     """The report's `search`: the cost of `pictures` training pictures, the rate that was measured, and what 400 million would take.
 
     Bytes are those of the vectors read (float32, once for each pass). `operations` are those of the whole search, `compared` those
-    that this start of the report (under torchrun: this rank) has made; the rate and the seconds are of the latter, null where there are
-    none, all neighbours having been kept by earlier searches, as `note` then says.
+    that this start of the report (under torchrun: this of so many `ranks`) has made. The rate and the seconds are of the latter, and null
+    where they are less than LEAST_SHARE of a rank's part, the other neighbours having been kept by earlier searches, as `note` then says.
     Encoding the pictures comes on top, and verifying grows with the test pictures alone.
     """
-    rate = effort.operations / effort.seconds if effort.seconds and effort.operations else None
+    whole = operations(effort.rows, pictures, effort.width)
+    is_enough = effort.operations and ranks * effort.operations >= LEAST_SHARE * whole
+    rate = effort.operations / effort.seconds if effort.seconds and is_enough else None
     large = operations(effort.rows, LARGE, effort.width)
     return {
         "test_vectors": effort.rows,
         "width": effort.width,
         "passes": effort.passes,
-        "operations": operations(effort.rows, pictures, effort.width),
+        "operations": whole,
         "bytes": 4 * effort.passes * pictures * effort.width,
         "operations_per_second": None if rate is None else round(rate),
         "compared": effort.operations,
         "seconds": None if rate is None else round(effort.seconds, 3),
-        "note": _note(effort.operations, operations(effort.rows, pictures, effort.width)),
+        "note": _note(effort.operations, whole, has_rate=rate is not None),
         "large": {
             "pictures": LARGE,
             "operations": large,
@@ -72,13 +77,12 @@ def search_cost(effort: Effort, pictures: int) -> dict[str, Any]:
     }
 
 
-def _note(compared: int, whole: int) -> str | None:
+def _note(compared: int, whole: int, *, has_rate: bool) -> str | None:
     """What the rate is not of: the rate of a few vectors says little of a search."""
     if not whole or 2 * compared >= whole:
         return None
     if not compared:
         return ALL_KEPT
-    return (
-        f"Compared here was {compared / whole:.1%} of the search, the rest by other ranks, or read from what earlier searches kept: "
-        "the rate is that of this part."
+    return f"Compared here was {compared / whole:.1%} of the search, the rest by other ranks, or read from what earlier searches kept: " + (
+        "the rate is that of this part." if has_rate else "too little to tell a rate by."
     )

@@ -30,6 +30,16 @@ def test_without_a_comparison_no_rate_is_made_up() -> None:
     assert search_cost(Effort(), 3)["note"] is None  # and here nothing to compare
 
 
+def test_the_rate_of_a_few_comparisons_is_not_told_as_that_of_the_search() -> None:
+    few = Effort(rows=10_000, width=512, passes=1, operations=10**10, seconds=8)  # of 5.12e12: 0.2%
+    cost = search_cost(few, 500_000)
+    assert cost["operations_per_second"] is cost["seconds"] is cost["large"]["seconds_here"] is None
+    assert cost["compared"] == 10**10
+    assert cost["note"].startswith("Compared here was 0.2% of the search")
+    assert cost["note"].endswith("too little to tell a rate by.")
+    assert search_cost(few, 500_000, ranks=512)["operations_per_second"] == 1_250_000_000  # all that one rank of so many has to do
+
+
 def test_a_search_counts_what_it_compares_and_a_resumed_one_what_is_left(tmp_path: Path) -> None:
     tests = test_sets(tmp_path)
     first, second = a_search(tmp_path), a_search(tmp_path)
