@@ -96,6 +96,9 @@ def test_the_page_says_what_has_set_the_threshold() -> None:
     found = facts({**ROW, "threshold_from": "the knob `thresholds`"})
     assert found["The paper's own"]["Threshold from"] == "the knob `thresholds`"
     assert "Other figures" not in found
+    html = render_overlap_page(OverlapPage(REPORT, [replace(SECTION, row={**ROW, "threshold_from": f"the knob `thresholds` `{EVIL}`"})]))
+    assert "<dd>the knob <code>thresholds</code> <code>&lt;/p&gt;&lt;img" in html
+    assert EVIL not in html
 
 
 def facts(row: dict[str, Any]) -> dict[str, dict[str, str]]:
