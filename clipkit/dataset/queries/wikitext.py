@@ -30,7 +30,8 @@ _ELEMENT = re.compile(rf"<(/?)({NOT_PROSE})(?![a-z])([^<>]*+)>", re.IGNORECASE)
 _GALLERY_FILE = re.compile(r"^[ \t]*+(?:file|image):[^|\n]*+\|?", re.IGNORECASE | re.MULTILINE)
 _BRACES = re.compile(r"\{\{|\}\}|\{\||\|\}(?!\})")
 _PLAIN_LINK = re.compile(r"\[\[(?:[^\[\]|:]*+\|([^\[\]|]*+)|([^\[\]|:]*+))\]\]")
-_LINK = re.compile(r"\[\[([^\[\]|]*+)(?:\|([^\[\]]*+(?:(?:\[(?!\[)|\](?!\]))[^\[\]]*+)*+))?\]\]")
+# Not a possessive group: before 3.11.5, Python's go on from where their last, failed turn had come to.
+_LINK = re.compile(r"\[\[([^\[\]|]*+)(?:\|([^\[\]]*+(?:(?:\[(?!\[)|\](?!\]))[^\[\]]*+)*))?\]\]")
 _WEB_LINK = re.compile(r"\[(?:[a-z]{3,6}:)?//[^\s\[\]]*+([^\[\]]*+)\]", re.IGNORECASE)
 _WEB_ADDRESS = re.compile(r"(?:https?|ftp)://[^\s\[\]<>]*+", re.IGNORECASE)
 _BLOCK_TAG = re.compile(

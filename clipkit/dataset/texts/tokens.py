@@ -212,7 +212,7 @@ def _patterns() -> _Patterns:
         apart=re.compile(f"[{_ranges(kinds, 's', *_BASIC)}]"),
         ignored=re.compile(f"[{_IGNORED}]"),
         orphans=re.compile(f"(?=[\u0300-\U0010ffff])(?={mark})(?<![{before}]){mark}+"),
-        token=_token_pattern(f"{letter}{word}*+|{alone}{mark}*+", before=before, after=word),
+        token=_token_pattern(f"{letter}{_run(kinds, 'wm')}|{alone}{_run(kinds, 'm')}", before=before, after=word),
     )
 
 
@@ -233,6 +233,12 @@ def _kind(character: str) -> str:
 def _class(kinds: Bytes, wanted: str) -> str:
     """A class for one character. Those above U+FFFF stand apart: Python goes through a class that holds some of them range by range."""
     return f"(?:[{_ranges(kinds, wanted, *_BASIC)}]|(?=[\U00010000-\U0010ffff])[{_ranges(kinds, wanted, *_ASTRAL)}])"
+
+
+def _run(kinds: Bytes, wanted: str) -> str:
+    """None, one or more characters of a class. No possessive group: before 3.11.5, Python's go on from where their last turn failed."""
+    basic, astral = (_ranges(kinds, wanted, *bounds) for bounds in (_BASIC, _ASTRAL))
+    return f"[{basic}]*+(?:(?=[\U00010000-\U0010ffff])[{astral}][{basic}]*+)*"
 
 
 def _ranges(kinds: Bytes, wanted: str, first: int, end: int) -> str:
