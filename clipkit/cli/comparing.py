@@ -119,10 +119,9 @@ def _known_gmacs(models: Iterable[str]) -> dict[str, float]:
 
 @functools.cache  # torch counts for seconds
 def _gmacs(name: str) -> float:
-    from clipkit.model.clip import architecture, facts
+    from clipkit.model.clip import architecture, image_gmacs
 
-    told = facts(architecture(name))
-    return float(told.get("multiply-adds, image, as published", told["multiply-adds, image"])) / 1e9
+    return image_gmacs(architecture(name))
 
 
 def _task_list(name: str) -> tuple[str, list[str]]:

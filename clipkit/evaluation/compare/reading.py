@@ -51,7 +51,10 @@ def read_results(paths: list[Path], *, kind: str | None, percent: bool) -> Input
             _read_predictions(path, inputs)
         else:
             for file in _json_files(path):
-                inputs.figures.extend(figures_of_json(_load(file), str(file)))
+                data = _load(file)
+                inputs.figures.extend(figures_of_json(data, str(file)))
+                if data.get("gmacs") is not None:  # of a csv count for more
+                    inputs.gmacs.setdefault(data["model"], positive(str(data["gmacs"]), f"gmacs of `{data['model']}` in `{file}`"))
     return inputs
 
 
