@@ -60,10 +60,10 @@ class Scored(NamedTuple):
     is_right_N: NDArray[np.bool_]
 
 
-def draw_shots(labels_N: NDArray[np.int64], shots: int, *, seed: int) -> Draw:
+def draw_shots(labels_N: NDArray[np.int64], shots: int, *, seed: int, named: Callable[[int], object] = int) -> Draw:
     """`shots` pictures of each class and, apart from them, min(shots, 4) to validate on.
 
-    With one seed, fewer shots are the first of more shots. Raises UserError where a class has too few pictures.
+    With one seed, fewer shots are the first of more shots. Raises UserError where a class has too few pictures, and says which by `named`.
     """
     random = np.random.default_rng(seed)
     validation_shots = min(shots, MOST_VALIDATION_SHOTS)
@@ -73,7 +73,8 @@ def draw_shots(labels_N: NDArray[np.int64], shots: int, *, seed: int) -> Draw:
         needed = shots + validation_shots
         if len(pictures) < needed:
             raise UserError(
-                f"class {label} has {len(pictures)} pictures: {shots} shots need {needed}, of which {validation_shots} to validate on"
+                f"class {named(label)} has {len(pictures)} of the {needed} pictures that {shots}-shot needs, "
+                f"{validation_shots} of them to validate on: lower `few_shot.shots`, or leave the class out of the task"
             )
         train.append(pictures[:shots])
         validation.append(pictures[len(pictures) - validation_shots :])
@@ -135,7 +136,8 @@ def run_few_shot(recipe: EvalRecipe, encoder: Encoder, suite: Suite, data_root: 
 
 def _few_shots(encoder: Encoder, task: Task, splits: Mapping[SplitName, Split], *, recipe: EvalRecipe, run: Run, cache: Path) -> Outcome:
     knobs = recipe.few_shot
-    draw_shots(splits["train"].labels_N, max(knobs.shots), seed=recipe.seed)  # too few pictures are told before any work
+    most = max(knobs.shots)  # too few pictures are told before any work
+    draw_shots(splits["train"].labels_N, most, seed=recipe.seed, named=lambda label: f"`{task.classes[label][0]}`")
     embedded = {
         name: embed(encoder, split, cache=cache, run=run, batch_size=recipe.batch_size, workers=recipe.workers)
         for name, split in splits.items()

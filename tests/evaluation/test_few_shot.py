@@ -56,7 +56,7 @@ def test_more_shots_contain_fewer_shots_of_the_same_seed(seed: int) -> None:
 
 
 def test_a_class_with_too_few_pictures_is_told() -> None:
-    with pytest.raises(UserError, match="class 1 has 2 pictures: 2 shots need 4, of which 2 to validate on"):
+    with pytest.raises(UserError, match="class 1 has 2 of the 4 pictures that 2-shot needs, 2 of them to validate on"):
         draw_shots(np.array([0, 0, 0, 0, 1, 1]), 2, seed=0)
 
 
@@ -221,7 +221,7 @@ def test_a_task_with_too_few_pictures_for_the_shots_fails_alone(
 ) -> None:
     report = run_few_shot(EvalRecipe(), image_only_encoder, color_suite, color_data, run=scratch_run, cache=scratch_run.path / "cache")
     assert report["scores"] == []
-    assert "has 8 pictures: 16 shots need 20" in report["failed"]["colors"]
+    assert "class `red` has 8 of the 20 pictures that 16-shot needs" in report["failed"]["colors"]
     assert image_only_encoder.pictures_seen == 0
 
 

@@ -69,6 +69,11 @@ def test_the_worst_group_by_hand_leaves_out_other_and_its_interval_is_of_all_gro
     value = worst_group("acc1_worst_group", hits_N, groups, 0.95)
     assert value.value == 0.5
     assert value.interval == clopper_pearson(2, 4, 0.975)
+    # A group of three is right more often than one of a hundred, and may yet be the worst.
+    few_and_many = np.array([True, True, False] + [True, False] * 50)
+    value = worst_group("acc1_worst_group", few_and_many, ["few"] * 3 + ["many"] * 100, 0.95)
+    assert value.value == 0.5
+    assert value.interval == (clopper_pearson(2, 3, 0.975).low, clopper_pearson(50, 100, 0.975).high)
     logits_NC = np.where(hits_N[:, None], [1.0, 0.0], [0.0, 1.0])
     outcome = of(color_task, "worst-group", logits_NC, np.zeros(11, np.int64), groups={"region": groups})
     assert value_of(outcome, "acc1_worst_group") == 0.5
@@ -197,6 +202,10 @@ def test_of_pictures_that_are_all_right_or_all_wrong_f1_is_not_sure() -> None:
     assert f1_interval(labels_N, labels_N, **knobs) == (pytest.approx(min((40 / 44 + 80 / 84) / 2, recall[0].low)), 1.0)
     # None was right: four more of the class of 20 that are, beside 40 others taken for it: 2 x 4 / (24 + 44); class 0 stays at 0.
     assert f1_interval(1 - labels_N, labels_N, **knobs) == (0.0, pytest.approx(max(8 / 68 / 2, recall[1].high)))
+    # Of classes of 30, 30 and 300 the four are of one of the small and taken for the other.
+    labels_N = np.repeat([0, 1, 2], [300, 30, 30])
+    assert further(360, 0.95) == 4
+    assert f1_interval(labels_N, labels_N, **knobs) == (pytest.approx((1 + 60 / 64 + 60 / 64) / 3), 1.0)
     # One class alone.
     of_further = 2 * len(FREE_N) / (2 * len(FREE_N) + further(len(FREE_N), 0.95))
     assert f1_interval(FREE_N, FREE_N, **knobs)[0] == pytest.approx(min(of_further, clopper_pearson(300, 300, 0.95).low))
@@ -235,6 +244,11 @@ def test_a_ranking_without_a_mistake_is_not_sure() -> None:
     # Eleven points: the best precision from a recall on is that of all, 40 of 44 and 20 of 24; behind, recalls over 20 / 24 have 24 of 64.
     eleven = min((40 / 44 + 20 / 24) / 2, (1 + (9 + 2 * 24 / 64) / 11) / 2)
     assert values["map_11_point"].interval == (pytest.approx(eleven), 1.0)
+    # Of 300 and 100, those behind cost more: recall 1 of the small class is found among all 404 pictures.
+    assert further(400, 0.95) == 4
+    many_NC = np.eye(2, dtype=bool)[np.repeat([0, 1], [300, 100])]
+    value = measure_multilabel(many_NC * 9.0, many_NC, is_softmax=False, confidence=0.95, seed=0)[0]
+    assert value.interval == (pytest.approx((1 + (10 + 104 / 404) / 11) / 2), 1.0)
 
 
 @pytest.mark.parametrize(("pictures", "classes", "share"), [(1, 500, 0.048), (1, 60, 0.7), (2, 50, 0.7), (10, 100, 0.9)])
