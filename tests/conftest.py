@@ -88,7 +88,6 @@ class ColorEncoder:
         self.logit_scale = 100.0
         self.feature_width = 12
         self.width = 4
-        self.gmacs: float | None = None
         self.pictures_seen = 0
         self.texts_seen = 0
 

@@ -14,6 +14,7 @@ from clipkit.run import replacing, write_json
 
 if TYPE_CHECKING:
     from clipkit.evaluation.compare.figure import Figure, Runner
+    from clipkit.model.architectures import Architecture
 
 RESULT_HELP = (
     "A run of `clipkit eval`, a result file of it or of CLIP_benchmark, a folder of them; a csv of figures (model,task,kind,value and "
@@ -106,22 +107,33 @@ def _refuse_foreign(out: Path | None) -> None:
 
 
 def _known_gmacs(models: Iterable[str]) -> dict[str, float]:
-    """Multiply-adds of models whose name is, or begins with, one of clipkit's architectures."""
+    """Multiply-adds of models whose name is, or begins with, one of clipkit's architectures, or where a model of its own lies."""
     from clipkit.model.architectures import architectures
 
     known, found = architectures(), {}
     for model in models:
         name = model.split(" ")[0].split("@")[0].removeprefix("openai:").removeprefix("open_clip:").replace("/", "-")
-        if name in known:
-            found[model] = _gmacs(name)
+        made = known.get(name) or _own_architecture(model)
+        if made is not None:
+            found[model] = _gmacs(made)
     return found
 
 
-@functools.cache  # torch counts for seconds
-def _gmacs(name: str) -> float:
-    from clipkit.model.clip import architecture, image_gmacs
+def _own_architecture(model: str) -> "Architecture | None":
+    from clipkit.model.checkpoint import described_architecture
 
-    return image_gmacs(architecture(name))
+    try:
+        return described_architecture(Path(model))
+    except (UserError, OSError):  # a name is no promise
+        return None
+
+
+@functools.cache  # torch counts for seconds
+def _gmacs(made: "Architecture") -> float:
+    from clipkit.model.clip import facts
+
+    told = facts(made)
+    return float(told.get("multiply-adds, image, as published", told["multiply-adds, image"])) / 1e9
 
 
 def _task_list(name: str) -> tuple[str, list[str]]:

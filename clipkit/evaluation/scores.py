@@ -73,7 +73,6 @@ def score_suite(method: Method, suite: Suite, *, recipe: EvalRecipe, encoder: En
         "command": f"eval {method.kind}",
         "model": encoder.name,
         "precision": encoder.precision,
-        "gmacs": encoder.gmacs,
         "suite": suite.name,
         "confidence": recipe.confidence,
         "scores": scores,
@@ -138,7 +137,6 @@ def _score_task(
         "dataset": task.name,
         "model": encoder.name,
         "precision": encoder.precision,
-        "gmacs": encoder.gmacs,
         "pretrained": encoder.fingerprint[:16],
         "task": BENCHMARK_TASK[kind],
         "metrics": {PREFIX[kind] + metric: found.get(metric) for metric in ALWAYS.get(kind, ()) if metric not in found}

@@ -84,6 +84,18 @@ def load_model(path: Path, *, image_size: int | None = None, context: int | None
     return _resized(_load_folder(path) if _exists(path) and path.is_dir() else _load_file(path), image_size=image_size, context=context)
 
 
+def described_architecture(path: Path) -> Architecture | None:
+    """The sizes of a training run or of a checkpoint file of clipkit's own, from its head alone; None of anything else.
+
+    Raises UserError where the head is damaged.
+    """
+    file = path / "model.safetensors" if path.is_dir() else path
+    if file.suffix != ".safetensors" or not file.is_file():
+        return None
+    head = read_head(file)
+    return None if head is None else _parse_head(file, head)[0]
+
+
 def load_spec(spec: str, *, image_size: int | None = None, context: int | None = None) -> Loaded:
     """Read a path as `load_model` does, or a bare state dict (.pt, .bin, .safetensors) with what it does not say.
 

@@ -20,7 +20,6 @@ from clipkit.model.adapters import packages
 from clipkit.model.adapters.described import load_described
 from clipkit.model.architectures import ResNetSizes
 from clipkit.model.checkpoint import Loaded, is_package_spec, load_spec
-from clipkit.model.clip import image_gmacs
 from clipkit.model.inference import arrange_for_encoding
 from clipkit.model.preprocess import Preprocess
 from clipkit.model.tokenizer import Tokenizer
@@ -69,10 +68,6 @@ class Encoder(Protocol):
     def width(self) -> int:
         """D of `projected_BD` and of texts."""
 
-    @property
-    def gmacs(self) -> float | None:
-        """Multiply-adds of one picture, in 1e9; None where they are not known."""
-
     def preprocess(self, image: bytes | Image.Image) -> Tensor:
         """An encoded or opened picture -> (3, H, W). Raises `clipkit.model.preprocess.UndecodableImage`."""
 
@@ -112,11 +107,6 @@ class ClipEncoder:
         """Hash over weights, sizes, preprocessing and precision; the name does not matter."""
         sizes = {key: value for key, value in self._model.architecture.as_dict().items() if key != "name"}
         return fingerprint(self._model.state_dict(), {"sizes": sizes, "preprocess": self._preprocess.identity, "as": self.precision})
-
-    @functools.cached_property
-    def gmacs(self) -> float:
-        """Multiply-adds of one picture, in 1e9."""
-        return image_gmacs(self._model.architecture)
 
     @property
     def preprocessing(self) -> Preprocess:

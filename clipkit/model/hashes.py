@@ -39,7 +39,6 @@ class PerceptualHash:
     precision: ClassVar[str] = "fp32"
     has_text: ClassVar[bool] = False
     logit_scale: ClassVar[float] = 1.0
-    gmacs: ClassVar[None] = None
     feature_width: ClassVar[int] = BITS
     width: ClassVar[int] = BITS
 

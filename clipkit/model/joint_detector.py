@@ -33,7 +33,6 @@ class JointEncoder:
 
     has_text: ClassVar[bool] = False
     logit_scale: ClassVar[float] = 1.0
-    gmacs: ClassVar[None] = None
 
     def __init__(self, network: ClipEncoder, *, name: str) -> None:
         """`network`: one that squashes pictures to its square."""

@@ -98,7 +98,6 @@ class PixelDescriptor:
     precision: ClassVar[str] = "fp32"
     has_text: ClassVar[bool] = False
     logit_scale: ClassVar[float] = 1.0
-    gmacs: ClassVar[None] = None
     feature_width: ClassVar[int] = 3 * SIDE * SIDE
     width: ClassVar[int] = SEARCHED[0] ** 2 + 2 * SEARCHED[1] ** 2 + 1
 

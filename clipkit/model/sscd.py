@@ -108,7 +108,6 @@ class SscdEncoder:
 
     has_text = False
     logit_scale = 1.0
-    gmacs = None
 
     def __init__(self, network: Network, *, name: str, precision: str = "auto", device: str | None = None) -> None:
         """`precision` and `device` as `ClipEncoder` takes them."""

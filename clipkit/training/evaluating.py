@@ -73,10 +73,6 @@ class LiveEncoder:
         """D of `projected_BD` and of texts."""
         return self._state.model.architecture.embed_width
 
-    @property
-    def gmacs(self) -> None:
-        """Not counted while training."""
-
     def preprocess(self, image: bytes | Image.Image) -> Tensor:
         """uint8 (3, size, size). Raises UndecodableImage."""
         return self._state.preprocess(image)

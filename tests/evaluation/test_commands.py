@@ -13,6 +13,8 @@ from typer.testing import CliRunner
 
 from clipkit.cli import app
 from clipkit.dataset.shards import Pair, pair_key, write_shards
+from clipkit.model.checkpoint import save_model
+from clipkit.model.clip import architecture, build
 
 Command = Callable[..., Result]
 Draw = Callable[..., bytes]
@@ -205,6 +207,27 @@ def test_compare_averages_runs_and_csv_files(command: Command, runs: tuple[str, 
     Path("points.csv").write_text("model,task,kind,value\nother,colors,zero-shot,91\n")
     assert_mistake(command("eval", "compare", "points.csv"), "say so by `--percent`")
     assert_mistake(command("eval", "compare", "c.csv", "--percent"), "leave out `--percent`")
+
+
+def test_compare_finds_multiply_adds_where_a_model_still_lies(command: Command) -> None:
+    made = {"small.safetensors": "ViT-tiny-32", "run": "RN-tiny-32"}
+    Path("run").mkdir()
+    for name, architecture_name in made.items():
+        place = Path(name, "model.safetensors") if name == "run" else Path(name)
+        save_model(place, build(architecture(architecture_name), seed=0))
+    Path("broken.safetensors").write_bytes(b"\xff" * 100)
+    models = [*made, "broken.safetensors", "nowhere", "RN50", "é" * 200]
+    Path("m.csv").write_text("model,task,kind,value\n" + "".join(f"{model},t,zero-shot,0.5\n" for model in models))
+    rows = json.loads(command("eval", "compare", "m.csv", "--analysis", "averages", "--json").stdout)["analyses"]["averages"]["rows"]
+    found = {row["model"]: row["gmacs"] for row in rows}
+    # A ViT of 32 x 32 pixels by hand: its patches, and of each layer 12 products of T x W x W and two of T x T x W; the projection.
+    sizes = architecture("ViT-tiny-32")
+    P, W, T = sizes.image.patch_size, sizes.image.width, (32 // sizes.image.patch_size) ** 2 + 1
+    by_hand = (T - 1) * 3 * P * P * W + sizes.image.layers * (12 * T * W * W + 2 * T * T * W) + W * sizes.embed_width
+    assert found["small.safetensors"] * 1e9 == pytest.approx(by_hand)
+    assert found["run"] == pytest.approx(0.014557696)
+    assert found["RN50"] == pytest.approx(6.111469568)
+    assert [found[model] for model in ("broken.safetensors", "nowhere", "é" * 200)] == [None] * 3
 
 
 def test_doctor_counts_the_splits_and_layouts_are_told(command: Command) -> None:

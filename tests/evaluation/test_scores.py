@@ -44,14 +44,12 @@ def score(two_tasks: Suite, encoder: Any, run: Run, classify: Any = None, *, spl
 
 
 def test_result_files_have_the_fields_of_clip_benchmark(two_tasks: Suite, color_encoder: Any, scratch_run: Run) -> None:
-    color_encoder.gmacs = 1.5
-    report = score(two_tasks, color_encoder, scratch_run)
+    score(two_tasks, color_encoder, scratch_run)
     result = json.loads((scratch_run.path / "results" / "first.json").read_text())
     assert (result["dataset"], result["model"], result["pretrained"]) == ("first", "color", "color-encoder")
     assert (result["task"], result["language"]) == ("zeroshot_classification", "en")
     assert set(result["metrics"]) == {"acc1", "acc5", "mean_per_class_recall"}
     assert result["metrics"]["acc1"] == pytest.approx((LOGITS_NC.argmax(axis=1) == LABELS_N).mean())
-    assert result["gmacs"] == report["gmacs"] == 1.5
     assert (result["protocol"], result["count"], result["note"]) == ("own", 60, "kept")
 
 

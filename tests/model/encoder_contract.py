@@ -106,9 +106,6 @@ class EncoderContract:
         assert encoder.width == (subject.width or encoder.width)
         assert encoder.logit_scale > 0
 
-    def test_its_multiply_adds_are_at_least_those_of_its_last_layer_or_not_known(self, encoder: Encoder) -> None:
-        assert encoder.gmacs is None or encoder.gmacs * 1e9 >= encoder.feature_width
-
     def test_different_pictures_and_texts_have_different_vectors(self, encoder: Encoder) -> None:
         features_BF, projected_BD = encoder.encode_images(pixels(encoder))
         assert len(features_BF.unique(dim=0)) == len(projected_BD.unique(dim=0)) == 5

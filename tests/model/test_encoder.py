@@ -7,7 +7,7 @@ import torch
 
 from clipkit import UserError
 from clipkit.model.checkpoint import save_model
-from clipkit.model.clip import architecture, build, facts
+from clipkit.model.clip import architecture, build
 from clipkit.model.encoder import load_encoder
 from tests.model.encoder_contract import TEXTS, EncoderContract, Subject
 from tests.model.encoders import efficientnet_lite0, hugging_face, onnx, open_clip, ours, timm, torchscript
@@ -46,7 +46,6 @@ def test_published_weights_are_named_with_their_architecture(tmp_path: Path) -> 
     gelu = load_encoder(f"open_clip:RN-tiny-32@{tmp_path / 'weights.pt'}")
     quick = load_encoder(f"open_clip:RN-tiny-32-quickgelu@{tmp_path / 'weights.pt'}")
     assert openai.logit_scale == pytest.approx(1 / 0.07)
-    assert openai.gmacs == facts(architecture("RN-tiny-32"))["multiply-adds, image, as published"] / 1e9
     assert torch.equal(openai.encode_texts(TEXTS), quick.encode_texts(TEXTS))
     assert openai.fingerprint == quick.fingerprint != gelu.fingerprint
 

@@ -51,10 +51,7 @@ def read_results(paths: list[Path], *, kind: str | None, percent: bool) -> Input
             _read_predictions(path, inputs)
         else:
             for file in _json_files(path):
-                data = _load(file)
-                inputs.figures.extend(figures_of_json(data, str(file)))
-                if data.get("gmacs") is not None:  # of a csv count for more
-                    inputs.gmacs.setdefault(data["model"], positive(str(data["gmacs"]), f"gmacs of `{data['model']}` in `{file}`"))
+                inputs.figures.extend(figures_of_json(_load(file), str(file)))
     return inputs
 
 

@@ -36,7 +36,6 @@ class DescribedEncoder:
         self.precision = "exported"
         self.has_text = recipe.text is not None
         self.logit_scale = recipe.logit_scale or 1.0
-        self.gmacs = None  # a program does not tell
         self._recipe = recipe
         size, tokens = recipe.preprocess.size, recipe.context
         sides = (3, size, size) if recipe.preprocess.layout == "BCHW" else (size, size, 3)

@@ -20,7 +20,6 @@ from torch import Tensor, nn
 
 from clipkit import UserError
 from clipkit.model.adapters.extras import extra
-from clipkit.model.clip import multiply_adds
 from clipkit.model.preprocess import middle, rgb_pixels
 from clipkit.model.towers import ImageFeatures
 from clipkit.model.vectors import Encoded, arithmetic, chosen_precision, default_device, encode_in_batches, fingerprint, unit
@@ -68,12 +67,6 @@ class PeerEncoder:
         model = {"structure": self._structure, "described": peer.described}
         facts = {"model": model, "transform": peer.transform_facts, "pillow": PIL.__version__, "as": self.precision}
         return fingerprint(peer.model.state_dict(), facts)
-
-    @functools.cached_property
-    def gmacs(self) -> float:
-        """Multiply-adds of one picture, in 1e9."""
-        pixels_1CHW = self.preprocess(Image.new("RGB", (self._peer.image_size,) * 2, "grey"))[None]
-        return multiply_adds(lambda: self.encode_images(pixels_1CHW)) / 1e9
 
     def preprocess(self, image: bytes | Image.Image) -> Tensor:
         """The package's own transform: float (3, H, W); of a picture over MAX_ASPECT_RATIO it sees the middle. Raises UndecodableImage."""

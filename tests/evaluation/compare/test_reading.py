@@ -87,20 +87,6 @@ def test_a_score_is_the_main_one_where_the_run_says_so_alone(tmp_path):
     assert table.get(Runner("m", "zero-shot"), "birds").value == 0.6
 
 
-def test_multiply_adds_of_results_are_read_and_those_of_a_csv_count_for_more(tmp_path):
-    scores = [{"task": "birds", "metric": "acc1", "value": 0.5, "count": 9, "is_main": True}]
-    for model, gmacs in (("a", 4.4), ("b", 1.5), ("c", None)):
-        report = {"command": "eval zero-shot", "model": model, "gmacs": gmacs, "scores": scores}
-        (tmp_path / f"{model}.json").write_text(json.dumps(report))
-    (tmp_path / "t.csv").write_text("model,birds,gmacs\nb,0.5,2\n")
-    paths = [tmp_path / name for name in ("a.json", "t.csv", "b.json", "c.json")]
-    for order in (paths, paths[::-1]):
-        assert read_results(order, kind="zero-shot", percent=False).gmacs == {"a": 4.4, "b": 2.0}
-    (tmp_path / "a.json").write_text(json.dumps({"command": "eval zero-shot", "model": "a", "gmacs": -1, "scores": scores}))
-    with pytest.raises(UserError, match=r"gmacs of `a` in `.*a.json` is '-1': a number above 0 was expected"):
-        read_results([tmp_path / "a.json"], kind=None, percent=False)
-
-
 def test_columns_about_models_are_read_beside_their_figures(tmp_path):
     (tmp_path / "t.csv").write_text("model,birds,gmacs,is_reference\na,0.5,4.1,yes\nb,0.6,,no\nc,0.7,8,\nd,0.8,16,1\n")
     found = read_results([tmp_path / "t.csv"], kind="zero-shot", percent=False)
