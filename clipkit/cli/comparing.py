@@ -107,7 +107,7 @@ def _refuse_foreign(out: Path | None) -> None:
 
 
 def _known_gmacs(models: Iterable[str]) -> dict[str, float]:
-    """Multiply-adds of models whose name is, or begins with, one of clipkit's architectures, or where a model of its own lies."""
+    """Multiply-adds of models whose name is, or begins with, one of clipkit's architectures, or the path of a model of its own."""
     from clipkit.model.architectures import architectures
 
     known, found = architectures(), {}

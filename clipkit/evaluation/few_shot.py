@@ -136,8 +136,8 @@ def run_few_shot(recipe: EvalRecipe, encoder: Encoder, suite: Suite, data_root: 
 
 def _few_shots(encoder: Encoder, task: Task, splits: Mapping[SplitName, Split], *, recipe: EvalRecipe, run: Run, cache: Path) -> Outcome:
     knobs = recipe.few_shot
-    most = max(knobs.shots)  # too few pictures are told before any work
-    draw_shots(splits["train"].labels_N, most, seed=recipe.seed, named=lambda label: f"`{task.classes[label][0]}`")
+    # Too few pictures are told before any work.
+    draw_shots(splits["train"].labels_N, max(knobs.shots), seed=recipe.seed, named=lambda label: f"`{task.classes[label][0]}`")
     embedded = {
         name: embed(encoder, split, cache=cache, run=run, batch_size=recipe.batch_size, workers=recipe.workers)
         for name, split in splits.items()
